@@ -1,0 +1,95 @@
+"""Every setting of Dovecote: name, default, help, unit. Read once, in `main`, from `DOVECOTE_*`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from dovecote.errors import Invalid
+
+
+def setting(default: Any, help: str, unit: str = "") -> Any:
+    return field(default=default, metadata={"help": help, "unit": unit})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One line a setting. `DOVECOTE_PORT=9000` sets `port`."""
+
+    data_dir: Path = setting(Path("/var/lib/dovecote"), "Records, objects and the disk pool. Back this up.")
+    run_dir: Path = setting(Path("/run/dovecote"), "Sockets, process records and mount points; empty after a reboot.")
+    cache_dir: Path = setting(Path("/var/cache/dovecote"), "Built templates and tools; may be deleted at any time.")
+    config_dir: Path = setting(Path("~/.config/dovecote"), "Where the first run puts the API key of its operator.")
+    bind: str = setting("127.0.0.1", "Address that the gateway listens on.")
+    port: int = setting(8080, "The one port: console, API, sandboxes' ports, functions and apps.")
+    domain: str = setting(
+        "localhost", "Addresses end in it: `*.box`, `*.fn` and `*.app` below it must resolve to the gateway."
+    )
+    database_url: str = setting("", "`postgresql://user:password@host/name`; empty means SQLite in the data directory.")
+    objects_url: str = setting(
+        "", "`file:///path` or `s3://bucket/prefix`; empty means a folder in the data directory."
+    )
+    level: str = setting("crun", "Isolation level of instances where a function names none: crun or runc.")
+    network: str = setting("10.201.0.0/16", "Private range for instances; every host may use the same one.")
+    dns: str = setting("", "Resolver for instances, an address; empty means the host's own.")
+    pool_size: int = setting(4, "Instances kept prepared for the next claim.", "instances")
+    pool_bytes: int = setting(64 << 30, "Size of the sparse file that holds the disks of instances.", "bytes")
+    memory_reserve_bytes: int = setting(
+        1 << 30, "Memory left to the machine: a claim that would eat into it is refused.", "bytes"
+    )
+    quiet_after: float = setting(
+        10.0, "An instance without requests or running commands for so long is frozen.", "seconds"
+    )
+    start_timeout: float = setting(60.0, "How long a request is held while its instance starts.", "seconds")
+    route_ttl: int = setting(
+        10,
+        "How long the gateway may use an address without asking; an address rests for three times as long.",
+        "seconds",
+    )
+    tick: float = setting(0.5, "How often idle sessions and the scale of apps are looked at.", "seconds")
+    model_base_url: str = setting("", "Read by `dovecote demo`: an OpenAI-compatible endpoint for its agent.")
+    model_name: str = setting(
+        "", "Read by `dovecote demo`: name of the model at that endpoint; empty means the scripted model."
+    )
+    model_api_key: str = setting("", "Read by `dovecote demo`: the key for that endpoint.")
+    log_level: str = setting("info", "debug, info, warning or error.")
+
+    def __post_init__(self) -> None:
+        for name in ("data_dir", "run_dir", "cache_dir", "config_dir"):
+            object.__setattr__(self, name, Path(getattr(self, name)).expanduser().absolute())
+        if not 0 < self.port < 65536:
+            raise Invalid(f"not a port: {self.port}", hint="set DOVECOTE_PORT to 1-65535")
+        for name in ("pool_size", "pool_bytes", "quiet_after", "start_timeout", "route_ttl", "tick"):
+            if getattr(self, name) < 0:
+                raise Invalid(f"{name} cannot be negative", hint=f"set DOVECOTE_{name.upper()} to 0 or more")
+
+    @property
+    def installation(self) -> str:
+        """Six letters that name this installation's namespaces, cgroups and interfaces on the host."""
+        return blake2b(str(self.data_dir).encode(), digest_size=3).hexdigest()
+
+
+def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from `DOVECOTE_*`. Raises Invalid for a value that cannot be read or a name that does not exist."""
+    known = {f"DOVECOTE_{f.name.upper()}": f for f in fields(Settings)}
+    values: dict[str, Any] = {}
+    for name, text in environ.items():
+        if not name.startswith("DOVECOTE_") or name in CLIENT_VARIABLES:
+            continue
+        if name not in known:
+            raise Invalid(f"no such setting: {name}", hint="docs/reference/settings.md lists them all")
+        default = known[name].default
+        kind: Any = Path if isinstance(default, Path) else type(default)
+        try:
+            values[known[name].name] = kind(text)
+        except ValueError as error:
+            raise Invalid(f"{name} must be {kind.__name__}, not {text!r}") from error
+    return Settings(**values)
+
+
+# Read by the client (sdk, cli), not by the server.
+CLIENT_VARIABLES = frozenset({"DOVECOTE_API_KEY", "DOVECOTE_URL"})

@@ -1,0 +1,1 @@
+"""The nouns of Dovecote and their legal states: frozen, without I/O."""

@@ -1,0 +1,28 @@
+"""Names under which a sandbox's port, a function and an app are reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Builds the URLs of one installation. Browsers resolve `*.localhost` themselves."""
+
+    domain: str
+    port: int
+
+    def _url(self, host: str) -> str:
+        return f"http://{host}:{self.port}" if self.port != 80 else f"http://{host}"
+
+    def console(self) -> str:
+        return self._url(self.domain)
+
+    def box(self, slug: str, port: int) -> str:
+        return self._url(f"{port}-{slug}.box.{self.domain}")
+
+    def function(self, name: str) -> str:
+        return self._url(f"{name}.fn.{self.domain}")
+
+    def app(self, name: str) -> str:
+        return self._url(f"{name}.app.{self.domain}")

@@ -1,0 +1,83 @@
+"""Ids that carry their kind and cannot be guessed."""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+from dovecote.errors import Invalid
+
+ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"  # 32 letters, none that is read as another
+LENGTH = 26  # 130 random bits
+
+KINDS = {
+    "ten": "tenant",
+    "usr": "user",
+    "key": "API key",
+    "fun": "function",
+    "rev": "revision",
+    "ses": "session",
+    "ins": "instance",
+    "app": "app",
+    "cha": "chat",
+    "trn": "turn",
+    "cmd": "command",
+    "out": "outbox row",
+    "req": "request",
+    "hst": "host",
+}
+
+_ID = re.compile(rf"({'|'.join(KINDS)})_[{ALPHABET}]{{{LENGTH}}}")
+_SESSION_KEY = re.compile(r"[A-Za-z0-9_.:@-]{1,200}")
+_HEADER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{4,39}")
+_NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
+
+
+def random_text(length: int = LENGTH) -> str:
+    return "".join(secrets.choice(ALPHABET) for _ in range(length))
+
+
+def new_id(kind: str) -> str:
+    """`new_id("ses")` -> `ses_k3...`; `kind` is one of KINDS."""
+    assert kind in KINDS
+    return f"{kind}_{random_text()}"
+
+
+def parse_id(text: str, kind: str) -> str:
+    """The id itself, or Invalid with code `malformed_id`."""
+    if not _ID.fullmatch(text) or not text.startswith(kind + "_"):
+        raise Invalid(
+            f"not a {KINDS[kind]} id: {text[:60]!r}",
+            code="malformed_id",
+            hint=f"it looks like {kind}_ and {LENGTH} letters and digits",
+        )
+    return text
+
+
+def parse_session_key(text: str) -> str:
+    """A session's key as the client chose it. 1-200 characters of `[A-Za-z0-9_.:@-]`."""
+    if not _SESSION_KEY.fullmatch(text):
+        raise Invalid(
+            f"not a session key: {text[:60]!r}",
+            code="malformed_id",
+            hint="use 1 to 200 of the characters A-Z a-z 0-9 _ . : @ -",
+        )
+    return text
+
+
+def parse_header_name(text: str) -> str:
+    """Name of an affinity header: 5-40 characters, starts with a letter (as Function Compute has it)."""
+    if not _HEADER_NAME.fullmatch(text):
+        raise Invalid(f"not a header name: {text[:60]!r}", hint="5 to 40 letters, digits and dashes, a letter first")
+    return text
+
+
+def parse_name(text: str, what: str) -> str:
+    """A name that can stand in a host name: 1-40 of a-z, 0-9 and dashes, a letter first."""
+    if not _NAME.fullmatch(text):
+        raise Invalid(
+            f"not a name for {what}: {text[:60]!r}",
+            code="malformed_name",
+            hint="1 to 40 of a-z, 0-9 and -, starting with a letter and not ending with a dash",
+        )
+    return text

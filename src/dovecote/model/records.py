@@ -1,0 +1,183 @@
+"""The records that Dovecote keeps. Each has its tenant; what changes has a generation for compare-and-swap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from dovecote.model.sizes import NetworkPolicy
+from dovecote.model.states import Desired, SessionState
+
+
+@dataclass(frozen=True)
+class Start:
+    """How the server of a session or an app is started: a shell command, and the port that it opens."""
+
+    command: str
+    port: int
+    cwd: str = "/home/user"
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Tenant:
+    id: str
+    name: str
+    created_at: datetime
+    generation: int = 0
+
+
+@dataclass(frozen=True)
+class User:
+    """An end user of a tenant's product. `name` is the tenant's own id for that person."""
+
+    id: str
+    tenant_id: str
+    name: str
+    tier: str
+    created_at: datetime
+    generation: int = 0
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """`digest` is blake3 of the secret in hex: the secret itself is shown once and not kept."""
+
+    id: str
+    tenant_id: str
+    digest: str
+    name: str
+    created_at: datetime
+    revoked_at: datetime | None = None
+    generation: int = 0
+
+
+@dataclass(frozen=True)
+class Function:
+    """A named workload. What it runs is its current revision."""
+
+    id: str
+    tenant_id: str
+    name: str
+    revision_id: str
+    affinity_header: str
+    created_at: datetime
+    generation: int = 0
+
+
+@dataclass(frozen=True)
+class Revision:
+    """What a function runs; immutable, hence without a generation that moves."""
+
+    id: str
+    tenant_id: str
+    function_id: str
+    number: int
+    template: str  # digest of the template's tree
+    template_name: str
+    tree: str | None  # digest of a delta over the template, for apps
+    spec: str
+    level: str  # isolation level: crun, runc, ...
+    network: NetworkPolicy
+    start: Start | None
+    env: dict[str, str]
+    created_at: datetime
+    generation: int = 0
+
+
+@dataclass(frozen=True)
+class Session:
+    """The tie between a caller and one instance, and the name of its workspace.
+
+    `(tenant_id, user_id, function_id, key)` is unique among sessions that have not ended. `slug` is its unguessable
+    name in addresses. `tree` is the last tree that was saved; `epoch` grows with each new owner of the workspace.
+    """
+
+    id: str
+    tenant_id: str
+    user_id: str
+    function_id: str
+    revision_id: str
+    key: str
+    slug: str
+    state: SessionState
+    desired: Desired
+    created_at: datetime
+    last_active_at: datetime
+    tier: str
+    idle_after: timedelta | None = None  # overrides the tier's
+    quiet_after: timedelta | None = None  # overrides the setting
+    expires_at: datetime | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    start: Start | None = None
+    host_id: str | None = None
+    instance_id: str | None = None
+    tree: str | None = None
+    saved_generation: int = 0
+    saved_at: datetime | None = None
+    epoch: int = 0
+    reason: str = ""  # why it is in this state, for a person: "idle for 5 min"
+    ended_at: datetime | None = None
+    live_marker: str = "live"  # the session's own id once ended, so that the key becomes free again
+    generation: int = 0
+
+
+@dataclass(frozen=True)
+class App:
+    """A published project: a function reached through a domain, on as many instances as its visitors need."""
+
+    id: str
+    tenant_id: str
+    name: str  # unique in the installation: it is a host name
+    function_id: str
+    revision_id: str
+    source_session_id: str
+    minimum: int
+    maximum: int
+    target_concurrency: int
+    idle_after: timedelta
+    created_at: datetime
+    removed_at: datetime | None = None
+    generation: int = 0
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation with an agent; its session holds the files."""
+
+    id: str
+    tenant_id: str
+    user_id: str
+    session_id: str
+    title: str
+    created_at: datetime
+    generation: int = 0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One exchange of a chat. `messages` are the provider-neutral messages, as the agent wrote them."""
+
+    id: str
+    tenant_id: str
+    chat_id: str
+    number: int
+    messages: list[dict[str, Any]]
+    created_at: datetime
+    generation: int = 0
+
+
+@dataclass(frozen=True)
+class OutboxRow:
+    """Work that must survive a crash: a row first, then the act, then `done_at`."""
+
+    id: str
+    tenant_id: str
+    kind: str
+    payload: dict[str, Any]
+    due_at: datetime
+    attempts: int = 0
+    last_error: str = ""
+    done_at: datetime | None = None
+    generation: int = 0

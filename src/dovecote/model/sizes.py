@@ -1,0 +1,66 @@
+"""Sizes, tiers and network policies, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one instance may use. Enforced by cgroup, disk quota and rlimit."""
+
+    cpus: float = 1.0
+    memory_bytes: int = 1 * GIB
+    disk_bytes: int = 2 * GIB
+    pids: int = 1024
+    open_files: int = 65536
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A named size. `limits` is what it means."""
+
+    name: str
+    limits: Limits
+
+
+SPECS: dict[str, Spec] = {
+    spec.name: spec
+    for spec in (
+        Spec("nano", Limits(cpus=0.25, memory_bytes=256 * MIB, disk_bytes=512 * MIB, pids=256)),
+        Spec("small", Limits(cpus=1.0, memory_bytes=1 * GIB, disk_bytes=2 * GIB)),
+        Spec("medium", Limits(cpus=2.0, memory_bytes=2 * GIB, disk_bytes=5 * GIB, pids=2048)),
+        Spec("large", Limits(cpus=4.0, memory_bytes=8 * GIB, disk_bytes=10 * GIB, pids=4096)),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Tier:
+    """How long a session of such a user is kept when nobody uses it."""
+
+    name: str
+    idle_after: timedelta
+
+
+TIERS: dict[str, Tier] = {
+    tier.name: tier
+    for tier in (
+        Tier("default", timedelta(minutes=5)),
+        Tier("regular", timedelta(hours=1)),
+        Tier("vip", timedelta(hours=10)),
+        Tier("svip", timedelta(hours=24)),
+    )
+}
+
+
+@dataclass(frozen=True)
+class NetworkPolicy:
+    """What an instance may reach. Other instances, the host and metadata addresses are never reachable."""
+
+    internet: bool = True
+    allow_cidrs: tuple[str, ...] = field(default=())  # private networks granted by name, "10.1.0.0/16"
