@@ -1,0 +1,144 @@
+"""One connection to a guest: frames out, frames in, everything bounded in size and time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+
+from dovecote.errors import Failed
+from dovecote.host.guest.protocol import HEAD, MAX_FRAME, Kind, garbage, render_frame
+
+CONNECT_WITHIN = 5.0  # seconds; only a full backlog makes it wait at all
+SEND_WITHIN = 60.0  # seconds for a peer that takes nothing
+RECEIVED_AT_ONCE = 64 << 10
+SOCKET_PATH_BYTES = 107
+
+
+def unreachable(why: str) -> Failed:
+    return Failed(f"the sandbox's guest cannot be reached: {why}", code="guest_unreachable", hint="it may have ended")
+
+
+class Connection:
+    """Raises Failed: `guest_unreachable`, `guest_protocol`. Raw sockets: half the time of asyncio's streams."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._loop = asyncio.get_running_loop()
+        self._buffer = bytearray()
+
+    @classmethod
+    async def open(cls, path: Path, *, timeout: float = CONNECT_WITHIN) -> Connection:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            deadline = asyncio.get_running_loop().time() + timeout
+            while not _connect(sock, path):
+                if asyncio.get_running_loop().time() > deadline:
+                    raise unreachable("it takes no connections")
+                await asyncio.sleep(0.005)
+            return cls(sock)
+        except OSError as error:
+            sock.close()
+            raise unreachable(os.strerror(error.errno or 0)) from None
+        except BaseException:
+            sock.close()
+            raise
+
+    async def send(self, frame: bytes) -> None:
+        """Raises Failed when the guest has closed; its last answer may still be there to receive."""
+        try:
+            sent = self._socket.send(frame)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            raise unreachable("it closed the connection") from None
+        if sent == len(frame):
+            return
+        try:
+            async with asyncio.timeout(SEND_WITHIN):
+                await self._loop.sock_sendall(self._socket, memoryview(frame)[sent:])
+        except OSError as error:  # TimeoutError is one
+            raise unreachable("it takes no data" if isinstance(error, TimeoutError) else "it closed") from None
+
+    async def send_data(self, data: bytes | memoryview) -> None:
+        """Cut into frames."""
+        view = memoryview(data)
+        for at in range(0, len(view), RECEIVED_AT_ONCE * 4):
+            await self.send(render_frame(Kind.DATA, bytes(view[at : at + RECEIVED_AT_ONCE * 4])))
+
+    async def receive(self, timeout: float | None) -> tuple[int, bytes]:
+        """The next frame, whole, within `timeout` seconds."""
+        frame = self._parse()
+        if frame is not None:
+            return frame
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    data = await self._loop.sock_recv(self._socket, RECEIVED_AT_ONCE)
+                    if not data:
+                        raise unreachable("it closed the connection")
+                    self._buffer += data
+                    frame = self._parse()
+                    if frame is not None:
+                        return frame
+        except TimeoutError:
+            raise unreachable(f"no answer within {timeout:.0f} s") from None
+        except OSError as error:
+            raise unreachable(os.strerror(error.errno or 0)) from None
+
+    def has_answer(self) -> bool:
+        """Whether the guest has said something already, or has gone. Does not wait."""
+        try:
+            self._buffer += self._socket.recv(RECEIVED_AT_ONCE)
+        except BlockingIOError:
+            return bool(self._buffer)
+        except OSError:
+            pass
+        return True
+
+    async def closed(self, timeout: float) -> bool:
+        """Waits until the guest closes. What it still says is not looked at."""
+        try:
+            async with asyncio.timeout(timeout):
+                while await self._loop.sock_recv(self._socket, RECEIVED_AT_ONCE):
+                    pass
+        except TimeoutError:
+            return False
+        except OSError:
+            pass
+        return True
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _parse(self) -> tuple[int, bytes] | None:
+        buffer = self._buffer
+        if len(buffer) < HEAD.size:
+            return None
+        length, kind = HEAD.unpack_from(buffer)
+        if length > MAX_FRAME:
+            raise garbage(f"a frame of {length} bytes")
+        end = HEAD.size + length
+        if len(buffer) < end:
+            return None
+        payload = bytes(memoryview(buffer)[HEAD.size : end])
+        del buffer[:end]
+        return kind, payload
+
+
+def _connect(sock: socket.socket, path: Path) -> bool:
+    """False if its backlog is full."""
+    name = str(path)
+    try:
+        if len(os.fsencode(name)) <= SOCKET_PATH_BYTES:
+            sock.connect(name)
+            return True
+        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            sock.connect(f"/proc/self/fd/{directory}/{path.name}")
+        finally:
+            os.close(directory)
+    except BlockingIOError:
+        return False
+    return True
