@@ -1,0 +1,87 @@
+"""btrfs by ioctl: subvolumes, snapshots and quotas, as plain calls that raise OSError."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from pathlib import Path
+
+_MAGIC = 0x94
+_TOP_OF_SUBVOLUME = 256  # inode of every subvolume's root
+_LIMIT_REFERENCED = 1
+_READ_ONLY = 2
+_NAME_BYTES = 255
+
+
+def _request(direction: int, number: int, size: int) -> int:
+    return (direction << 30) | (size << 16) | (_MAGIC << 8) | number
+
+
+_WRITE, _READ = 1, 2
+_SUBVOL_CREATE = _request(_WRITE, 14, 4096)
+_SNAP_DESTROY = _request(_WRITE, 15, 4096)
+_RESIZE = _request(_WRITE, 3, 4096)
+_INO_LOOKUP = _request(_WRITE | _READ, 18, 4096)
+_SNAP_CREATE_V2 = _request(_WRITE, 23, 4096)
+_FS_INFO = _request(_READ, 31, 1024)
+_QUOTA_CTL = _request(_WRITE | _READ, 40, 16)
+_QGROUP_LIMIT = _request(_READ, 43, 48)
+_QUOTA_RESCAN_WAIT = (_MAGIC << 8) | 46
+
+_QUOTA_ENABLE, _QUOTA_ENABLE_SIMPLE = 1, 4
+
+
+def _named(name: str) -> bytearray:
+    encoded = os.fsencode(name)
+    if not encoded or b"/" in encoded or len(encoded) > _NAME_BYTES:
+        raise ValueError(f"not a subvolume name: {name[:80]!r}")
+    return bytearray(struct.pack("q4088s", 0, encoded))
+
+
+def create_subvolume(parent: int, name: str) -> None:
+    fcntl.ioctl(parent, _SUBVOL_CREATE, _named(name))
+
+
+def delete_subvolume(parent: int, name: str) -> None:
+    """Also of snapshots. The space comes back a little later, when the cleaner has been there."""
+    fcntl.ioctl(parent, _SNAP_DESTROY, _named(name))
+
+
+def create_snapshot(parent: int, name: str, source: int) -> None:
+    """A read-only snapshot of the subvolume `source`. What was written or stored by mmap before is in it."""
+    _named(name)
+    packed = struct.pack("qQQ4Q4040s", source, 0, _READ_ONLY, 0, 0, 0, 0, os.fsencode(name))
+    fcntl.ioctl(parent, _SNAP_CREATE_V2, bytearray(packed))
+
+
+def subvolume_id(directory: int) -> int:
+    answer = bytearray(struct.pack("QQ4080s", 0, _TOP_OF_SUBVOLUME, b""))
+    fcntl.ioctl(directory, _INO_LOOKUP, answer)
+    found: int = struct.unpack_from("Q", answer)[0]
+    return found
+
+
+def set_limit(subvolume: int, max_bytes: int) -> None:
+    """At once, for everything that the subvolume refers to, its metadata included."""
+    fcntl.ioctl(subvolume, _QGROUP_LIMIT, bytearray(struct.pack("6Q", 0, _LIMIT_REFERENCED, max_bytes, 0, 0, 0)))
+
+
+def enable_quota(top: int, *, simple: bool) -> None:
+    """Simple quotas need Linux 6.7; a subvolume has to be made after this to be counted from its first byte."""
+    fcntl.ioctl(top, _QUOTA_CTL, bytearray(struct.pack("QQ", _QUOTA_ENABLE_SIMPLE if simple else _QUOTA_ENABLE, 0)))
+    if not simple:
+        fcntl.ioctl(top, _QUOTA_RESCAN_WAIT)
+
+
+def grow(top: int) -> None:
+    """To the size of its device."""
+    fcntl.ioctl(top, _RESIZE, bytearray(struct.pack("q4088s", 0, b"max")))
+
+
+def sysfs(top: int) -> Path:
+    """The directory in which the kernel shows this file system and its quotas."""
+    answer = bytearray(1024)
+    fcntl.ioctl(top, _FS_INFO, answer)
+    text = bytes(answer[16:32]).hex()
+    return Path("/sys/fs/btrfs") / "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))

@@ -1,0 +1,257 @@
+"""Writes the metadata image of a tree: an EROFS file system whose files point at objects."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from blake3 import blake3
+
+from dovecote.host.storage.manifest import DIRS, Entry, Kind
+from dovecote.host.storage.objects import object_name, write_all
+
+BLOCK = 4096
+_SUPER = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQ")  # 1024 bytes into the first block
+_MAGIC = 0xE0F5E1E2
+_CHUNKED_FILE = 4  # the one incompatible feature that we use
+_INODE = struct.Struct("<HHHHQIIIIqII16x")  # extended: 64 bytes, ids of 32 bits, times in nanoseconds
+_SLOT = 32  # inodes are numbered by their place in units of this
+_DIRENT = struct.Struct("<QHBx")
+_EXTENDED = 1
+_PLAIN, _INLINE, _CHUNKS = 0 << 1, 2 << 1, 4 << 1  # where an inode's content is
+_INLINE_MAX = 2048  # more goes to blocks of its own, so that an inode never has to straddle blocks
+_HOLE = b"\xff\xff\xff\xff"  # the only chunk of a file: its bytes are in the object
+_XATTR_HEADER = bytes(12)
+_XATTR_PREFIXES = ((b"user.", 1), (b"trusted.", 4), (b"security.", 6))
+_TYPES = {
+    Kind.FILE: (stat.S_IFREG, 1),
+    Kind.DIR: (stat.S_IFDIR, 2),
+    Kind.OPAQUE: (stat.S_IFDIR, 2),
+    Kind.WHITEOUT: (stat.S_IFCHR, 3),  # device 0/0
+    Kind.FIFO: (stat.S_IFIFO, 5),
+    Kind.SYMLINK: (stat.S_IFLNK, 7),
+}
+
+
+@dataclass(slots=True)
+class _Node:
+    entry: Entry
+    parent: int
+    links: int = 1
+    names: list[tuple[bytes, int]] = field(default_factory=list)  # of a directory
+    blocks: list[list[tuple[bytes, int]]] = field(default_factory=list)
+    xattrs: bytes = b""
+    layout: int = _PLAIN
+    size: int = 0  # as the inode says it
+    tail: int = 0  # bytes behind the inode and its xattrs
+    at: int = 0  # its place in the image
+    block: int = 0  # first of its own blocks
+
+
+def write_image(entries: Sequence[Entry], path: Path) -> str:
+    """Writes the image of a whole tree (sorted, root first) atomically and durably; returns its blake3 in hex.
+
+    Mount it with `mount -t erofs`, and over it `lowerdir=IMAGE::OBJECTS,metacopy=on,redirect_dir=on`.
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            hasher = blake3()
+            for chunk in _chunks(render_image(entries)):
+                hasher.update(chunk)
+                write_all(fd, chunk)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(part, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(part)
+    return hasher.hexdigest()
+
+
+def _chunks(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    held: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size > 1 << 20:
+            yield b"".join(held)
+            held, size = [], 0
+    yield b"".join(held)
+
+
+def render_image(entries: Sequence[Entry]) -> Iterator[bytes]:
+    """The image in pieces: the first block, all inodes, then the blocks of large directories and links."""
+    nodes, number_of = _nodes(entries)
+    for node in nodes:
+        _measure(node)
+    total, inodes_end = _place(nodes)
+    yield _first_block(nodes, total)
+    at = BLOCK
+    for number, node in enumerate(nodes):
+        if node.at > at:
+            yield bytes(node.at - at)
+        yield _inode(node, number + 1, nodes, number_of)
+        at = node.at + _INODE.size + len(node.xattrs) + node.tail
+    yield bytes(inodes_end - at)
+    for node in nodes:
+        if node.block:
+            yield from _own_blocks(node, nodes, number_of)
+
+
+def _nodes(entries: Sequence[Entry]) -> tuple[list[_Node], dict[bytes, int]]:
+    """One node for each inode, and which node each path is. Names of one file share a node."""
+    nodes: list[_Node] = []
+    number_of: dict[bytes, int] = {}
+    for entry in entries:
+        path = entry.path
+        parent_path, _, name = path.rpartition(b"/")
+        parent = number_of[parent_path] if path else 0
+        if entry.link and entry.link != path:
+            number = number_of[entry.link]
+            nodes[number].links += 1
+        else:
+            number = len(nodes)
+            nodes.append(_Node(entry, parent))
+            if entry.kind in DIRS:
+                nodes[number].links = 2
+                if path:
+                    nodes[parent].links += 1
+        number_of[path] = number
+        if path:
+            nodes[parent].names.append((name, number))
+    return nodes, number_of
+
+
+def _measure(node: _Node) -> None:
+    e = node.entry
+    extra: list[tuple[bytes, bytes]] = []
+    if e.kind in DIRS:
+        _measure_directory(node)
+        if e.kind is Kind.OPAQUE:
+            extra = [(b"trusted.overlay.opaque", b"y")]
+    elif e.kind is Kind.SYMLINK:
+        node.size = len(e.target)
+        if node.size <= _INLINE_MAX and not e.xattrs:
+            node.layout, node.tail = _INLINE, node.size
+    elif e.kind is Kind.FILE and e.size:
+        node.layout, node.tail, node.size = _CHUNKS, len(_HOLE), e.size
+        node.xattrs = _POINTER + object_name(e.digest).encode() + b"\0\0"
+        extra = []
+    if e.xattrs or extra:
+        body = b"".join(_xattr(name, value) for name, value in (*extra, *e.xattrs))
+        node.xattrs = (node.xattrs or _XATTR_HEADER) + body
+
+
+def _xattr(name: bytes, value: bytes) -> bytes:
+    prefix, index = next((p, i) for p, i in _XATTR_PREFIXES if name.startswith(p))
+    line = struct.pack("<BBH", len(name) - len(prefix), index, len(value)) + name[len(prefix) :] + value
+    return line + bytes(-len(line) % 4)
+
+
+# What every file carries: "only metadata here", and the start of the path of its object.
+_POINTER = (
+    _XATTR_HEADER
+    + _xattr(b"trusted.overlay.metacopy", b"")
+    + struct.pack("<BBH", len(b"overlay.redirect"), 4, 1 + 2 + 1 + 62)
+    + b"overlay.redirect/"
+)
+
+
+def _measure_directory(node: _Node) -> None:
+    names = sorted([(b".", -1), (b"..", -2), *node.names])
+    block: list[tuple[bytes, int]] = []
+    used = 0
+    for name in names:
+        need = _DIRENT.size + len(name[0])
+        if used + need > BLOCK:
+            node.blocks.append(block)
+            block, used = [], 0
+        block.append(name)
+        used += need
+    node.blocks.append(block)
+    node.size = (len(node.blocks) - 1) * BLOCK + used
+    if node.size <= _INLINE_MAX:
+        node.layout, node.tail = _INLINE, node.size
+
+
+def _place(nodes: list[_Node]) -> tuple[int, int]:
+    """Gives each node its place. Returns the image's size and the end of the inodes, both whole blocks."""
+    at = BLOCK
+    for node in nodes:
+        at = -(-at // _SLOT) * _SLOT
+        need = _INODE.size + len(node.xattrs) + node.tail
+        if node.layout == _INLINE:
+            # The kernel reads an inline tail from one block, and a link's together with its inode.
+            first = at if need <= BLOCK else at + need - node.tail
+            if first // BLOCK != (at + need - 1) // BLOCK:
+                at += BLOCK - first % BLOCK
+                at = -(-at // _SLOT) * _SLOT
+        node.at = at
+        at += need
+    inodes_end = at = -(-at // BLOCK) * BLOCK
+    for node in nodes:
+        if node.layout == _PLAIN and node.size:
+            node.block = at // BLOCK
+            at += -(-node.size // BLOCK) * BLOCK
+    return at, inodes_end
+
+
+def _nid(node: _Node) -> int:
+    return (node.at - BLOCK) // _SLOT
+
+
+def _first_block(nodes: list[_Node], total: int) -> bytes:
+    head = _SUPER.pack(
+        _MAGIC, 0, 0, 12, 0, _nid(nodes[0]), len(nodes), 0, 0, total // BLOCK, 1, 0,
+        bytes(16), b"dovecote", _CHUNKED_FILE, 0, 0, 0, 0, 0, 0, 0,
+    )  # fmt: skip
+    return (bytes(1024) + head).ljust(BLOCK, b"\0")
+
+
+def _inode(node: _Node, number: int, nodes: list[_Node], number_of: dict[bytes, int]) -> bytes:
+    e = node.entry
+    place = node.block
+    if node.layout == _CHUNKS:
+        # One chunk for the whole file, whatever its size: the exponent of the chunk's size over a block's.
+        place = max(0, (node.size - 1).bit_length() - 12)
+    seconds, nanoseconds = divmod(e.mtime_ns, 1_000_000_000)
+    count = (len(node.xattrs) - len(_XATTR_HEADER)) // 4 + 1 if node.xattrs else 0
+    inode = _INODE.pack(
+        _EXTENDED | node.layout, count, _TYPES[e.kind][0] | e.mode, 0, node.size, place, number,
+        e.uid, e.gid, seconds, nanoseconds, node.links,
+    )  # fmt: skip
+    if node.layout == _CHUNKS:
+        return inode + node.xattrs + _HOLE
+    if node.layout == _INLINE:
+        tail = e.target if e.kind is Kind.SYMLINK else _dirents(node.blocks[0], number - 1, node, nodes)
+        return inode + node.xattrs + tail
+    return inode + node.xattrs
+
+
+def _own_blocks(node: _Node, nodes: list[_Node], number_of: dict[bytes, int]) -> Iterator[bytes]:
+    if node.entry.kind is Kind.SYMLINK:
+        yield node.entry.target.ljust(BLOCK, b"\0")
+        return
+    own = number_of[node.entry.path]
+    for block in node.blocks:
+        yield _dirents(block, own, node, nodes).ljust(BLOCK, b"\0")
+
+
+def _dirents(block: list[tuple[bytes, int]], own: int, node: _Node, nodes: list[_Node]) -> bytes:
+    offset = _DIRENT.size * len(block)
+    heads = []
+    for name, number in block:
+        other = nodes[number if number >= 0 else own if number == -1 else node.parent]
+        heads.append(_DIRENT.pack((other.at - BLOCK) // _SLOT, offset, _TYPES[other.entry.kind][1]))
+        offset += len(name)
+    return b"".join(heads) + b"".join(name for name, _ in block)

@@ -1,0 +1,177 @@
+"""The helper behind `Entrance`: one thread, an empty environment, one fork for each namespace that is entered."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dovecote.host.storage import mounts
+
+MAX_MESSAGE = 16384
+MAX_CHILDREN = 64
+KEPT = ("proc", "dev", "sys")  # mounts of the stub root that move on to the new one; nothing else is attached there
+
+
+@dataclass
+class Child:
+    number: int
+    pid: int
+    pidfd: int
+    result: int  # the reading end of its pipe
+    deadline: float
+    timed_out: bool = False
+
+
+def serve(control: socket.socket) -> None:
+    """Until the other side closes. Never blocks on a child."""
+    children: dict[int, Child] = {}
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    while True:
+        if len(children) >= MAX_CHILDREN:
+            with contextlib.suppress(KeyError):
+                poll.unregister(control)
+        else:
+            poll.register(control, select.POLLIN)
+        for descriptor, _ in poll.poll(_milliseconds(children)):
+            if descriptor == control.fileno():
+                child = _receive(control)
+                if child is None:
+                    return
+                children[child.pidfd] = child
+                poll.register(child.pidfd, select.POLLIN)
+            else:
+                poll.unregister(descriptor)
+                _finish(control, children.pop(descriptor))
+        for child in children.values():
+            if time.monotonic() > child.deadline and not child.timed_out:
+                child.timed_out = True
+                os.kill(child.pid, signal.SIGKILL)
+
+
+def _milliseconds(children: dict[int, Child]) -> float | None:
+    if not children:
+        return None
+    return max(1.0, (min(child.deadline for child in children.values()) - time.monotonic()) * 1000 + 1)
+
+
+def _receive(control: socket.socket) -> Child | None:
+    message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE, 2)
+    if not message:
+        return None
+    request = json.loads(message)
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _act(request, descriptors, writing)
+    os.close(writing)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    deadline = time.monotonic() + request["timeout"]
+    return Child(request["number"], pid, os.pidfd_open(pid), reading, deadline)
+
+
+def _finish(control: socket.socket, child: Child) -> None:
+    _, status = os.waitpid(child.pid, 0)
+    text = os.read(child.result, MAX_MESSAGE)
+    os.close(child.result)
+    os.close(child.pidfd)
+    reply: dict[str, Any] = {"number": child.number}
+    if child.timed_out:
+        reply["timeout"] = True
+    elif text:
+        reply |= json.loads(text)
+    elif status:
+        reply |= {"errno": errno.EIO, "step": f"ended with status {status}"}
+    control.sendall(json.dumps(reply).encode())
+
+
+def _act(request: dict[str, Any], descriptors: list[int], writing: int) -> None:
+    """In the child; does not return."""
+    code = 1
+    step = Step()
+    try:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: nobody would end it after the helper's death
+        target, mount = descriptors
+        if request["act"] == "swap_root":
+            swap_root(step, target, mount, request["id_base"], request["run_bytes"])
+        else:
+            attach(step, target, mount, request["path"], request["owner"])
+        code = 0
+    except BaseException as error:
+        number = getattr(error, "errno", None) or errno.EINVAL
+        note = f"{step.name} ({error})" if not isinstance(error, OSError) else step.name
+        os.write(writing, json.dumps({"errno": number, "step": note[:1000]}).encode())
+    finally:
+        os._exit(code)
+
+
+class Step:
+    """Where an act is, for the error that names it."""
+
+    name = "start"
+
+
+def swap_root(step: Step, target: int, root: int, id_base: int, run_bytes: int) -> None:
+    # Made here, where ids are the host's.
+    run = mounts.tmpfs(max_bytes=run_bytes, owner=id_base)
+    step.name = "setns"
+    mounts.enter_mounts(target)
+    step.name = "attach at /new"
+    mounts.move_mount(root, "/new")
+    for name in KEPT:
+        step.name = f"bring /{name}"
+        place = _own_directory(root, name, id_base)
+        mounts.move_mount(mounts.open_tree(f"/{name}", recursive=True), place)
+    step.name = "mount /run"
+    mounts.move_mount(run, _own_directory(root, "run", id_base))
+    step.name = "pivot_root"
+    os.fchdir(root)
+    mounts.pivot_into_current_directory()
+
+
+def attach(step: Step, target: int, mount: int, path: str, owner: int | None) -> None:
+    parts = Path(path).parts[1:]
+    if not path.startswith("/") or not parts or ".." in parts or parts[0] in KEPT:
+        step.name = f"{path[:200]} is not a place for a mount"
+        raise OSError(errno.EINVAL, "")
+    step.name = "setns"
+    mounts.enter_mounts(target)
+    step.name = f"open {path[:200]}"
+    place = os.open("/", os.O_PATH | os.O_DIRECTORY)
+    for part in parts:
+        place = _own_directory(place, part, owner)
+    step.name = f"attach at {path[:200]}"
+    mounts.move_mount(mount, place)
+
+
+def _own_directory(parent: int, name: str, owner: int | None) -> int:
+    """A directory directly below another; made when missing and an owner is named. Files inside may be hostile."""
+    resolve = mounts.BENEATH | mounts.NO_SYMLINKS | mounts.NO_MAGICLINKS
+    try:
+        return mounts.open_beneath(parent, name, resolve=resolve)
+    except FileNotFoundError:
+        if owner is None:
+            raise
+        os.mkdir(name, 0o755, dir_fd=parent)
+        made = mounts.open_beneath(parent, name, resolve=resolve, flags=os.O_RDONLY | os.O_DIRECTORY)
+        os.fchown(made, owner, owner)
+        return made
+
+
+if __name__ == "__main__":
+    gc.freeze()  # the forks share what is there
+    with socket.socket(fileno=int(sys.argv[1])) as control:
+        serve(control)

@@ -1,0 +1,214 @@
+"""The log of one owner's saves: numbered slots, each created once, sealed by whoever takes over."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
+from typing import Literal
+
+from dovecote.errors import Conflict, Invalid, NotFound, StorageFailed
+from dovecote.host.storage.bucket import Bucket
+
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,200}")
+_TRIES = 1000  # slots that others may create while we try to create one
+_FURTHEST = 1 << 40
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One line of the log. A seal repeats what the checkpoint before it says, so that the last slot says everything.
+
+    `generation` counts checkpoints from 1; 0 means that there is none yet. `tree`, `previous` and `template` are
+    digests in hex, `previous` is the tree that this one replaced.
+    """
+
+    n: int
+    kind: Literal["checkpoint", "seal"]
+    epoch: int
+    generation: int
+    template: str
+    tree: str
+    previous: str | None
+    files: int
+    bytes: int
+    at: str  # ISO 8601, UTC
+    nonce: str  # tells our own slot from another's when an answer got lost
+
+
+class SlotLog:
+    """The log of `owner_key`. Blocking calls.
+
+    Whoever is given the ownership calls `seal(epoch)` once, with an epoch greater than all before it, and then
+    `append`. Epochs never go down along the log, because every slot is created right behind the one that was last read:
+    so a checkpoint of an older owner cannot come after a newer one's seal.
+    """
+
+    def __init__(self, bucket: Bucket, owner_key: str) -> None:
+        if not _KEY.fullmatch(owner_key):
+            raise Invalid(f"not a key for a log: {owner_key[:60]!r}", code="malformed_id")
+        self._bucket = bucket
+        self._folder = f"logs/{owner_key}"
+        self._end: Slot | None = None  # the newest that we have seen
+
+    def seal(self, epoch: int) -> Slot | None:
+        """Ends all older owners: their next `append` raises Conflict `sealed`. Returns the newest checkpoint.
+
+        May be repeated. Raises Conflict `sealed` when an owner with a newer epoch was here.
+        """
+        for _ in range(_TRIES):
+            end = self._newest()
+            _check_epoch(end, epoch)
+            if end is not None and end.epoch == epoch:
+                return _checkpoint(end)
+            base = end or _NOTHING
+            if self._create(replace(base, n=base.n + 1, kind="seal", epoch=epoch, at=_now(), nonce=_nonce())):
+                return _checkpoint(base)
+        raise _busy()
+
+    def append(
+        self,
+        *,
+        epoch: int,
+        template: str,
+        tree: str,
+        previous: str | None,
+        files: int,
+        bytes: int,
+        at: datetime | None = None,
+    ) -> Slot:
+        """Records a tree, which must be whole in the store, as the newest. Its generation is one more than the last.
+
+        Raises Conflict `sealed` when a newer owner has taken over.
+        """
+        nonce = _nonce()
+        for tries in range(_TRIES):
+            # What we saw last is the newest as long as nobody has created the slot behind it.
+            end = (self._end if tries == 0 else None) or self._newest() or _NOTHING
+            _check_epoch(end, epoch)
+            generation = end.generation + 1
+            time = (at or datetime.now(UTC)).astimezone(UTC).isoformat()
+            slot = Slot(end.n + 1, "checkpoint", epoch, generation, template, tree, previous, files, bytes, time, nonce)
+            if self._create(slot):
+                return slot
+        raise _busy()
+
+    def last(self) -> Slot | None:
+        """The newest checkpoint, or None. What a seal repeats is returned with that seal's number and epoch."""
+        end = self._newest()
+        return _checkpoint(end) if end else None
+
+    def read(self, n: int) -> Slot:
+        """Raises NotFound, or StorageFailed `corrupt`."""
+        return _parse(self._bucket.get(self._name(n)), n)
+
+    def _create(self, slot: Slot) -> bool:
+        body = json.dumps(asdict(slot), separators=(",", ":")).encode()
+        try:
+            self._bucket.put_new(self._name(slot.n), body)
+        except Conflict:
+            there = self.read(slot.n)
+            self._end = there
+            if there.nonce != slot.nonce:
+                return False
+        self._end = slot
+        with suppress(StorageFailed):  # a hint that is lost costs a few questions
+            self._bucket.put(f"{self._folder}/hint", json.dumps({"n": slot.n}).encode())
+        return True
+
+    def _newest(self) -> Slot | None:
+        """The last slot. Slots have no gaps, so doubling steps and halving find the end: never a listing."""
+        start = self._end.n if self._end else self._hint()
+        if not self._exists(start + 1):
+            if start == 0:
+                return None
+            if self._end is None:
+                self._end = self.read(start)
+            return self._end
+        step = 1
+        there, absent = start + 1, 0
+        while not absent:
+            step *= 2
+            if there + step > _FURTHEST:
+                raise StorageFailed(f"{self._folder} has no end", code="corrupt")
+            if self._exists(there + step):
+                there += step
+            else:
+                absent = there + step
+        while absent - there > 1:
+            middle = (there + absent) // 2
+            if self._exists(middle):
+                there = middle
+            else:
+                absent = middle
+        self._end = self.read(there)
+        return self._end
+
+    def _hint(self) -> int:
+        try:
+            n = json.loads(self._bucket.get(f"{self._folder}/hint"))["n"]
+        except (NotFound, ValueError, KeyError, TypeError):
+            return 0
+        return n if isinstance(n, int) and 0 < n < _FURTHEST and self._exists(n) else 0
+
+    def _exists(self, n: int) -> bool:
+        try:
+            self._bucket.size(self._name(n))
+        except NotFound:
+            return False
+        return True
+
+    def _name(self, n: int) -> str:
+        return f"{self._folder}/{n:012d}"
+
+
+_NOTHING = Slot(0, "seal", 0, 0, "", "", None, 0, 0, "", "")
+
+
+def _checkpoint(slot: Slot) -> Slot | None:
+    return slot if slot.generation else None
+
+
+def _check_epoch(end: Slot | None, epoch: int) -> None:
+    if end is not None and end.epoch > epoch:
+        raise Conflict(
+            f"another owner with epoch {end.epoch} has taken over from epoch {epoch}",
+            code="sealed",
+            hint="stop this instance; the session goes on elsewhere",
+        )
+
+
+def _parse(body: bytes, n: int) -> Slot:
+    try:
+        values = json.loads(body)
+        slot = Slot(**values)
+        for field in fields(Slot):
+            value = values[field.name]
+            if field.name == "previous":
+                good = value is None or isinstance(value, str)
+            elif field.type == "int":
+                good = type(value) is int and value >= 0
+            else:
+                good = isinstance(value, str)
+            if not good:
+                raise ValueError(f"bad {field.name}")
+        if slot.n != n or slot.kind not in ("checkpoint", "seal"):
+            raise ValueError("bad slot")
+    except (ValueError, TypeError, KeyError) as error:
+        raise StorageFailed(f"slot {n} of a log cannot be read: {error}", code="corrupt") from error
+    return slot
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
+
+
+def _nonce() -> str:
+    return secrets.token_hex(12)
+
+
+def _busy() -> Conflict:
+    return Conflict("others keep writing to this log", code="stale")

@@ -1,0 +1,382 @@
+"""Packs: many compressed objects in one stored object; writing them, finding them, fetching from them."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from io import FileIO
+from typing import TypeVar
+
+import zstandard
+from blake3 import blake3
+
+from dovecote.errors import Conflict, NotFound, StorageFailed
+from dovecote.host.storage.bucket import Bucket
+from dovecote.host.storage.objects import CHUNK, Index, ObjectCache, Piece
+
+PACK_BYTES = 32 << 20  # a pack is closed when it holds so much, so it ends below this plus one piece
+PIECE_BYTES = 16 << 20  # raw bytes in one frame; bounds memory for files of any size
+SMALL = 4 << 20  # files up to here are held in memory whole
+WORKERS = 2
+_BATCH_FILES = 64
+_BATCH_BYTES = 8 << 20
+_GAP = 256 << 10  # unwanted bytes between two wanted ones that are cheaper to read than to ask twice
+_LEVEL = 3
+
+_PACK_NAME = re.compile(r"packs/[0-9a-f]{2}/[0-9a-f]{62}")
+_TRAILER_ROW = struct.Struct("<32sIIII")  # digest, piece number, offset, stored, raw
+_TRAILER_END = struct.Struct("<I4s")
+_TRAILER_MAGIC = b"DVP1"
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to read. `key` is the caller's name for it."""
+
+    key: bytes
+    path: bytes
+    size: int
+
+
+@dataclass(frozen=True)
+class Content:
+    digest: bytes
+    size: int
+
+
+class Packs:
+    """Where the content of trees lies in one store. Lives as long as the host; safe from many threads."""
+
+    def __init__(self, bucket: Bucket, index: Index, cache: ObjectCache) -> None:
+        self.bucket, self.index, self.cache = bucket, index, cache
+        self._confirmed: set[str] = set()
+
+    def locate(self, digests: Iterable[bytes]) -> dict[bytes, tuple[Piece, ...]]:
+        """Where the index says they are. Each pack is looked at once a process, as a store can be rolled back."""
+        located = self.index.locate(digests)
+        gone = {p for p in {piece.pack for pieces in located.values() for piece in pieces} if not self._is_there(p)}
+        return {d: pieces for d, pieces in located.items() if not any(p.pack in gone for p in pieces)}
+
+    def _is_there(self, pack: str) -> bool:
+        if pack not in self._confirmed:
+            try:
+                self.bucket.size(pack)
+            except NotFound:
+                self.index.forget_pack(pack)
+                return False
+            self._confirmed.add(pack)
+        return True
+
+    def confirm(self, pack: str) -> None:
+        self._confirmed.add(pack)
+
+    def fetch(self, located: dict[bytes, tuple[Piece, ...]]) -> None:
+        """Brings objects into the cache, each checked by its hash. Raises StorageFailed `corrupt`."""
+        single: dict[str, list[tuple[Piece, bytes]]] = {}
+        large: list[tuple[bytes, tuple[Piece, ...]]] = []
+        for digest, pieces in located.items():
+            if len(pieces) == 1:
+                single.setdefault(pieces[0].pack, []).append((pieces[0], digest))
+            else:
+                large.append((digest, pieces))
+        runs = [run for wanted in single.values() for run in _runs(wanted)]
+        in_threads(self._fetch_run, runs)
+        in_threads(self._fetch_large, large)
+        self.cache.note_checked(located)
+
+    def _fetch_run(self, run: list[tuple[Piece, bytes]]) -> None:
+        start = run[0][0].offset
+        end = max(piece.offset + piece.stored for piece, _ in run)
+        data = self._read(run[0][0].pack, start, end - start)
+        for piece, digest in run:
+            raw = unpack(data[piece.offset - start : piece.offset - start + piece.stored], piece.raw)
+            if blake3(raw).digest() != digest:
+                raise _corrupt(f"object {digest.hex()} in {piece.pack} has other content")
+            self.cache.put(digest, raw)
+
+    def _fetch_large(self, wanted: tuple[bytes, tuple[Piece, ...]]) -> None:
+        digest, pieces = wanted
+        hasher = blake3()
+        with self.cache.writer() as part:
+            for piece in pieces:
+                raw = unpack(self._read(piece.pack, piece.offset, piece.stored), piece.raw)
+                hasher.update(raw)
+                part.write(raw)
+            if hasher.digest() != digest:
+                raise _corrupt(f"object {digest.hex()} in {pieces[0].pack} has other content")
+            part.keep(digest)
+
+    def _read(self, pack: str, start: int, length: int) -> bytes:
+        try:
+            return self.bucket.get_range(pack, start, length)
+        except NotFound as error:
+            raise _corrupt(f"{pack} is missing or too short") from error
+
+
+class PackWriter:
+    """One save: takes files in, packs what the store does not have, and knows in the end where everything lies."""
+
+    def __init__(self, packs: Packs) -> None:
+        self._packs = packs
+        self._lock = threading.Lock()
+        self._claimed: set[bytes] = set()
+        self._open: list[tuple[bytes, int, bytes, int]] = []  # digest, piece number, frame, raw size
+        self._open_bytes = 0
+        self._written: dict[bytes, dict[int, Piece]] = {}
+        self.located: dict[bytes, tuple[Piece, ...]] = {}
+        self.new_bytes = 0
+
+    def absorb(self, sources: Sequence[Source]) -> dict[bytes, Content]:
+        """Reads each file once or twice, keeps it in the cache, and packs it if it is new. Call `flush` in the end."""
+        small: list[list[Source]] = [[]]
+        large: list[Source] = []
+        held = 0
+        for source in sources:
+            if source.size > SMALL:
+                large.append(source)
+                continue
+            if len(small[-1]) >= _BATCH_FILES or held + source.size > _BATCH_BYTES:
+                small.append([])
+                held = 0
+            small[-1].append(source)
+            held += source.size
+        result: dict[bytes, Content] = {}
+        for batch in in_threads(self._absorb_small, small):
+            result.update(batch)
+        for source, content in zip(large, in_threads(self._absorb_large, large), strict=True):
+            result[source.key] = content
+        return result
+
+    def _absorb_small(self, batch: list[Source]) -> dict[bytes, Content]:
+        result: dict[bytes, Content] = {}
+        fresh: dict[bytes, bytes] = {}
+        for source in batch:
+            with open_source(source.path) as file:
+                data = file.read(SMALL + 1)
+            if len(data) > SMALL:  # grew since it was listed
+                result[source.key] = self._absorb_large(source)
+                continue
+            digest = blake3(data).digest() if data else b""
+            result[source.key] = Content(digest, len(data))
+            if data:
+                fresh[digest] = data
+        for digest in self._packs.cache.missing(fresh):
+            self._packs.cache.put(digest, fresh[digest])
+        for digest in self._unstored(fresh):
+            self._add(digest, 0, pack(fresh[digest]), len(fresh[digest]))
+        return result
+
+    def _absorb_large(self, source: Source) -> Content:
+        with open_source(source.path) as file:
+            hasher = blake3()
+            while chunk := file.read(CHUNK):
+                hasher.update(chunk)
+            digest, size = hasher.digest(), file.tell()
+            if not size:
+                return Content(b"", 0)
+            if not self._packs.cache.missing([digest]):
+                self._store_cached(digest)
+                return Content(digest, size)
+            # The second reading is the one that counts, should the file have changed in between.
+            file.seek(0)
+            hasher, size = blake3(), 0
+            with self._packs.cache.writer() as part:
+                while chunk := file.read(CHUNK):
+                    hasher.update(chunk)
+                    part.write(chunk)
+                    size += len(chunk)
+                part.keep(hasher.digest())
+        self._store_cached(hasher.digest())
+        return Content(hasher.digest(), size)
+
+    def absorb_cached(self, digests: Iterable[bytes]) -> None:
+        """Finds or stores what older trees name. Raises StorageFailed `corrupt` when it is nowhere."""
+        unknown = self._unstored(digests)
+        lost = self._packs.cache.missing(unknown)
+        if lost:
+            raise _corrupt(f"object {lost[0].hex()} is neither in the store nor on this host")
+        in_threads(self._store_claimed, unknown)
+
+    def _store_cached(self, digest: bytes) -> None:
+        for unstored in self._unstored([digest]):
+            self._store_claimed(unstored)
+
+    def _store_claimed(self, digest: bytes) -> None:
+        # From the cache, where it cannot change, in pieces.
+        with open(self._packs.cache.path(digest), "rb", buffering=0) as file:
+            number = 0
+            while piece := file.read(PIECE_BYTES):
+                self._add(digest, number, pack(piece), len(piece))
+                number += 1
+
+    def _unstored(self, digests: Iterable[bytes]) -> list[bytes]:
+        """Those that the store does not have and that no other thread of this save is storing."""
+        with self._lock:
+            mine = [d for d in dict.fromkeys(digests) if d not in self._claimed]
+            self._claimed.update(mine)
+        known = self._packs.locate(mine)
+        with self._lock:
+            self.located.update(known)
+        return [d for d in mine if d not in known]
+
+    def _add(self, digest: bytes, number: int, frame: bytes, raw: int) -> None:
+        with self._lock:
+            self._open.append((digest, number, frame, raw))
+            self._open_bytes += len(frame)
+            if self._open_bytes < PACK_BYTES:
+                return
+            full, self._open, self._open_bytes = self._open, [], 0
+        self._upload(full)
+
+    def _upload(self, rows: list[tuple[bytes, int, bytes, int]]) -> None:
+        offset = 0
+        trailer = []
+        for digest, number, frame, raw in rows:
+            trailer.append((digest, number, offset, len(frame), raw))
+            offset += len(frame)
+        # The trailer lets the whole index be learned again from packs alone.
+        data = b"".join(
+            [row[2] for row in rows]
+            + [_TRAILER_ROW.pack(*row) for row in trailer]
+            + [_TRAILER_END.pack(len(trailer), _TRAILER_MAGIC)]
+        )
+        digest_text = blake3(data).hexdigest()
+        name = f"packs/{digest_text[:2]}/{digest_text[2:]}"
+        with suppress(Conflict):
+            self._packs.bucket.put_new(name, data)
+        self._packs.confirm(name)
+        with self._lock:
+            self.new_bytes += len(data)
+            for digest, number, at, stored, raw in trailer:
+                self._written.setdefault(digest, {})[number] = Piece(name, at, stored, raw)
+
+    def flush(self) -> None:
+        """Everything absorbed is durable in the store when it returns, and the index knows it."""
+        with self._lock:
+            rest, self._open, self._open_bytes = self._open, [], 0
+        if rest:
+            self._upload(rest)
+        written = {d: tuple(pieces[n] for n in sorted(pieces)) for d, pieces in self._written.items()}
+        self._packs.index.add(written)
+        self._packs.cache.note_checked(written)
+        self.located.update(written)
+        self._written.clear()
+
+
+_compressors = threading.local()
+
+
+def pack(raw: bytes) -> bytes:
+    if not hasattr(_compressors, "zstd"):
+        _compressors.zstd = zstandard.ZstdCompressor(level=_LEVEL)
+    frame: bytes = _compressors.zstd.compress(raw)
+    return frame
+
+
+def unpack(frame: bytes, raw: int) -> bytes:
+    """Exactly `raw` bytes, or StorageFailed `corrupt`: a frame cannot make us use more memory than that."""
+    try:
+        if zstandard.frame_content_size(frame) != raw:
+            raise _corrupt("a compressed frame has another size than was recorded")
+        return zstandard.ZstdDecompressor().decompress(frame, max_output_size=raw)
+    except zstandard.ZstdError as error:
+        raise _corrupt(f"a compressed frame cannot be read: {error}") from error
+
+
+@contextmanager
+def open_source(path: bytes) -> Iterator[FileIO]:
+    # Nothing that was a regular file when it was listed may make us wait or lead us elsewhere.
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with FileIO(fd, "rb") as file:
+            yield file
+    except OSError as error:
+        raise StorageFailed(f"{path[-200:]!r} cannot be read: {error.strerror}", code="read_failed") from error
+
+
+def in_threads(call: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    """Results in order. The first error stops what has not begun."""
+    if len(items) < 2:
+        return [call(item) for item in items]
+    with ThreadPoolExecutor(WORKERS, thread_name_prefix="storage") as pool:
+        futures = [pool.submit(call, item) for item in items]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _runs(wanted: list[tuple[Piece, bytes]]) -> list[list[tuple[Piece, bytes]]]:
+    """Neighbours that are worth one request, each of bounded length."""
+    wanted.sort(key=lambda w: w[0].offset)
+    runs: list[list[tuple[Piece, bytes]]] = []
+    end = start = 0
+    for piece, digest in wanted:
+        if not runs or piece.offset - end > _GAP or piece.offset + piece.stored - start > PIECE_BYTES:
+            runs.append([])
+            start = piece.offset
+        runs[-1].append((piece, digest))
+        end = piece.offset + piece.stored
+    return runs
+
+
+_LOCATIONS = struct.Struct("<4sII")
+_LOCATIONS_MAGIC = b"DVL1"
+_WHERE = struct.Struct("<IIII")  # pack number, offset, stored, raw
+
+
+def render_locations(digests: Sequence[bytes], located: dict[bytes, tuple[Piece, ...]]) -> bytes:
+    """Where the objects of one manifest lie, in the order in which it names them first."""
+    names: dict[str, int] = {}
+    rows = []
+    for digest in digests:
+        pieces = located[digest]
+        rows.append(struct.pack("<I", len(pieces)))
+        rows += [_WHERE.pack(names.setdefault(p.pack, len(names)), p.offset, p.stored, p.raw) for p in pieces]
+    head = _LOCATIONS.pack(_LOCATIONS_MAGIC, len(names), len(digests))
+    return head + b"".join(struct.pack("<H", len(n)) + n.encode() for n in names) + b"".join(rows)
+
+
+def parse_locations(raw: bytes, digests: Sequence[bytes]) -> dict[bytes, tuple[Piece, ...]]:
+    """Raises StorageFailed `corrupt`."""
+    try:
+        magic, name_count, count = _LOCATIONS.unpack_from(raw)
+        if magic != _LOCATIONS_MAGIC or count != len(digests):
+            raise ValueError("bad header")
+        at = _LOCATIONS.size
+        names = []
+        for _ in range(name_count):
+            (length,) = struct.unpack_from("<H", raw, at)
+            name = raw[at + 2 : at + 2 + length].decode("ascii")
+            if not _PACK_NAME.fullmatch(name):
+                raise ValueError("bad name of a pack")
+            names.append(name)
+            at += 2 + length
+        located = {}
+        for digest in digests:
+            (pieces,) = struct.unpack_from("<I", raw, at)
+            end = at + 4 + pieces * _WHERE.size
+            if not pieces or end > len(raw):
+                raise ValueError("bad number of pieces")
+            located[digest] = tuple(Piece(names[n], o, s, r) for n, o, s, r in _WHERE.iter_unpack(raw[at + 4 : end]))
+            if any(p.raw > PIECE_BYTES for p in located[digest]):
+                raise ValueError("a piece that is too large")
+            at = end
+        if at != len(raw):
+            raise ValueError("bytes left over")
+        return located
+    except (struct.error, ValueError, IndexError) as error:
+        raise _corrupt(f"a record of locations that cannot be read: {error}") from error
+
+
+def _corrupt(message: str) -> StorageFailed:
+    return StorageFailed(message, code="corrupt", hint="restore the object store from its backup, or go back a save")

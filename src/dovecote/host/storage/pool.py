@@ -1,0 +1,339 @@
+"""Disks of instances: directories with a hard size, on one sparse btrfs file of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from dovecote.errors import Conflict, Invalid, NotFound, StorageFailed, Unsupported
+from dovecote.host.storage import btrfs, loops, mounts
+
+T = TypeVar("T")
+
+MIN_POOL_BYTES = 256 << 20
+FORMAT_TIMEOUT = 120.0  # seconds
+DETACH_TIMEOUT = 10.0
+# Space that was deleted goes back to the host's file, and to the limits, with each commit.
+MOUNT_OPTIONS = {"discard": "async", "commit": "5"}
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,119}")
+_RECORDS = ".records"
+_NEW = ".new-"
+_MAX_RECORD_BYTES = 64 << 10
+
+
+@dataclass(frozen=True)
+class Usage:
+    bytes: int
+    max_bytes: int
+
+
+class Disks(Protocol):
+    """Directories that hold at most so many bytes: writes beyond fail at once with EDQUOT or ENOSPC.
+
+    Drivers: btrfs. tests/contract/test_quota.py says the rest. Names are 1-120 of `[A-Za-z0-9_.-]`.
+    """
+
+    async def ensure(self) -> None:
+        """Before anything else; finds what an earlier process left, however that ended. May be repeated."""
+
+    async def create(self, name: str, *, max_bytes: int, owner: int) -> Path:
+        """A directory with `upper` and `work`, which belong to the host id `owner`. Raises Conflict if it exists."""
+
+    def path(self, name: str) -> Path:
+        """Where a disk of that name is; says nothing about whether there is one."""
+
+    async def limit(self, name: str, *, max_bytes: int) -> None:
+        """Takes effect at once; below what is there now, all writes fail until files are deleted. Raises NotFound."""
+
+    async def usage(self, name: str) -> Usage:
+        """What it holds now, without walking it. Raises NotFound."""
+
+    async def snapshot(self, name: str, to: str) -> Path:
+        """A read-only copy of this moment, with what was stored by mmap. Raises NotFound, Conflict."""
+
+    async def delete(self, name: str) -> None:
+        """A disk or a snapshot, and its record. May be repeated."""
+
+    async def list(self) -> list[str]:
+        """Disks and snapshots."""
+
+    async def write_record(self, name: str, record: Mapping[str, Any]) -> None:
+        """Keeps a small JSON object with a disk, all or nothing; whoever is inside can neither see nor fill it."""
+
+    async def read_record(self, name: str) -> dict[str, Any] | None:
+        """None when there is none: such a disk is nobody's. Raises StorageFailed (corrupt)."""
+
+    async def remove(self) -> None:
+        """Leaves no mount and no device; the bytes stay for the next `ensure`. May be repeated."""
+
+
+class BtrfsDisks:
+    """`Disks` as subvolumes of a btrfs in a file, with simple quotas or, before Linux 6.7, ordinary ones."""
+
+    def __init__(self, file: Path, at: Path, *, max_bytes: int, simple: bool = True) -> None:
+        """`file` is made at most `max_bytes` big, and sparse; it is mounted at `at`."""
+        self._file = file
+        self._at = at
+        self._max_bytes = max_bytes
+        self._simple = simple
+
+    async def ensure(self) -> None:
+        await asyncio.to_thread(self._ensure)
+
+    async def create(self, name: str, *, max_bytes: int, owner: int) -> Path:
+        return await self._in_thread(self._create, name, max_bytes, owner)
+
+    def path(self, name: str) -> Path:
+        _check_name(name)
+        return self._at / name
+
+    async def limit(self, name: str, *, max_bytes: int) -> None:
+        await self._in_thread(self._with_disk, name, lambda disk: btrfs.set_limit(disk, max_bytes))
+
+    async def usage(self, name: str) -> Usage:
+        return await self._in_thread(self._with_disk, name, self._usage)
+
+    async def snapshot(self, name: str, to: str) -> Path:
+        return await self._in_thread(self._snapshot, name, to)
+
+    async def delete(self, name: str) -> None:
+        await self._in_thread(self._delete, name)
+
+    async def list(self) -> list[str]:
+        return sorted(name for name in await asyncio.to_thread(os.listdir, self._at) if not name.startswith("."))
+
+    async def write_record(self, name: str, record: Mapping[str, Any]) -> None:
+        await self._in_thread(self._write_record, name, record)
+
+    async def read_record(self, name: str) -> dict[str, Any] | None:
+        return await self._in_thread(self._read_record, name)
+
+    async def remove(self) -> None:
+        await asyncio.to_thread(self._remove)
+
+    async def _in_thread(self, act: Callable[..., T], name: str, *arguments: Any) -> T:
+        _check_name(name)
+
+        def run() -> T:
+            with _as_errors(name):
+                return act(name, *arguments)
+
+        return await asyncio.to_thread(run)
+
+    # ---- the pool
+
+    def _ensure(self) -> None:
+        self._at.mkdir(parents=True, exist_ok=True)
+        source = mounts.source_of(self._at)
+        if source and loops.backing_file(source) != self._file.resolve():
+            raise Conflict(
+                f"{source} is mounted at {self._at}, not {self._file}", code="pool_mismatch", hint=f"umount {self._at}"
+            )
+        if not source:
+            self._format()
+            with mounts.reported(f"attaching {self._file}"):
+                device, descriptor = loops.attach(self._file)
+            try:
+                mounts.mount_at(mounts.filesystem("btrfs", device, MOUNT_OPTIONS), self._at)
+            finally:
+                os.close(descriptor)
+        with self._top() as top, mounts.reported("preparing the disk pool"):
+            os.chmod(top, 0o700)
+            btrfs.grow(top)
+            self._enable_quota(top)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(_RECORDS, 0o700, dir_fd=top)
+            for name in os.listdir(top):
+                if name.startswith(_NEW):  # a create that was cut off
+                    btrfs.delete_subvolume(top, name)
+
+    def _format(self) -> None:
+        if self._file.exists():
+            if self._file.stat().st_size < self._max_bytes:
+                room = _room(self._file.parent) + self._file.stat().st_blocks * 512
+                os.truncate(self._file, max(self._file.stat().st_size, min(self._max_bytes, room)))
+            return
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        size = pool_bytes(self._max_bytes, _room(self._file.parent))
+        partial = self._file.with_name(f"{self._file.name}.new")
+        with mounts.reported(f"making {partial}"), open(partial, "wb", opener=_private) as file:
+            file.truncate(size)
+        _run(format_command(partial))
+        partial.rename(self._file)
+
+    def _enable_quota(self, top: int) -> None:
+        if (btrfs.sysfs(top) / "qgroups" / "enabled").exists():
+            return
+        try:
+            btrfs.enable_quota(top, simple=self._simple)
+        except OSError as error:
+            if not self._simple or error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY):
+                raise
+            btrfs.enable_quota(top, simple=False)
+
+    def _remove(self) -> None:
+        if mounts.source_of(self._at) is None:
+            return
+        file = self._file.resolve()
+        with self._top() as top, mounts.reported("writing the disk pool out"):
+            os.fsync(top)
+        mounts.unmount(self._at)
+        deadline = time.monotonic() + DETACH_TIMEOUT
+        while loops.devices_of(file):  # the kernel detaches it a moment after the last user
+            if time.monotonic() > deadline:
+                raise StorageFailed(
+                    f"{file} is still attached", code="busy", hint="an instance's root is still mounted somewhere"
+                )
+            time.sleep(0.01)
+
+    @contextlib.contextmanager
+    def _top(self) -> Iterator[int]:
+        descriptor = os.open(self._at, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    # ---- one disk
+
+    def _create(self, name: str, max_bytes: int, owner: int) -> Path:
+        partial = _NEW + name
+        with self._top() as top:
+            if (self._at / name).exists():
+                raise FileExistsError
+            btrfs.create_subvolume(top, partial)
+            try:
+                disk = os.open(partial, os.O_RDONLY | os.O_DIRECTORY, dir_fd=top)
+                try:
+                    btrfs.set_limit(disk, max_bytes)
+                    for part in ("upper", "work"):
+                        os.mkdir(part, 0o755, dir_fd=disk)
+                        os.chown(part, owner, owner, dir_fd=disk)
+                finally:
+                    os.close(disk)
+                # Renamed when it is complete: what is cut off before is deleted by the next `ensure`.
+                os.rename(partial, name, src_dir_fd=top, dst_dir_fd=top)
+            except BaseException:
+                btrfs.delete_subvolume(top, partial)
+                raise
+        return self._at / name
+
+    def _with_disk(self, name: str, act: Callable[[int], T]) -> T:
+        disk = os.open(self._at / name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return act(disk)
+        finally:
+            os.close(disk)
+
+    def _usage(self, disk: int) -> Usage:
+        shown = btrfs.sysfs(disk) / "qgroups" / f"0_{btrfs.subvolume_id(disk)}"
+        held, reserved, most = (
+            int((shown / name).read_text()) for name in ("referenced", "rsv_data", "max_referenced")
+        )
+        # Reserved is what was written and is not on the disk yet.
+        return Usage(bytes=held + reserved, max_bytes=most)
+
+    def _snapshot(self, name: str, to: str) -> Path:
+        _check_name(to)
+        with self._top() as top:
+            if (self._at / to).exists():
+                raise FileExistsError
+            self._with_disk(name, lambda disk: btrfs.create_snapshot(top, to, disk))
+        return self._at / to
+
+    def _delete(self, name: str) -> None:
+        with self._top() as top:
+            with contextlib.suppress(FileNotFoundError):
+                btrfs.delete_subvolume(top, name)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{_RECORDS}/{name}", dir_fd=top)
+
+    # Records lie beside the disks, not in them: a full disk must not stop a record from being written.
+
+    def _write_record(self, name: str, record: Mapping[str, Any]) -> None:
+        if not (self._at / name).is_dir():
+            raise FileNotFoundError
+        text = json.dumps(dict(record))
+        if len(text) > _MAX_RECORD_BYTES:
+            raise Invalid(f"the record of disk {name} has {len(text)} bytes")
+        path = self._at / _RECORDS / name
+        partial = path.with_name(f"{_NEW}{name}")
+        partial.write_text(text)
+        partial.rename(path)
+
+    def _read_record(self, name: str) -> dict[str, Any] | None:
+        try:
+            record = json.loads((self._at / _RECORDS / name).read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            hint = "its files are kept; nobody is given them"
+            raise StorageFailed(f"the record of disk {name} cannot be read", code="corrupt", hint=hint)
+        return record
+
+
+def pool_bytes(wanted: int, room: int) -> int:
+    """How big the file may become: what was asked for, within `room`. Raises StorageFailed when that is too little."""
+    size = min(wanted, room) & ~0xFFFF
+    if size < MIN_POOL_BYTES:
+        raise StorageFailed(
+            f"no room for the disk pool: {size >> 20} MiB where {MIN_POOL_BYTES >> 20} are the least",
+            code="disk_full",
+            hint="free space in the data directory or raise DOVECOTE_POOL_BYTES",
+        )
+    return size
+
+
+def format_command(file: Path) -> list[str]:
+    """argv. One copy of metadata: a pool that breaks is made anew, the store has the sessions."""
+    return ["mkfs.btrfs", "--quiet", "--metadata", "single", "--label", "dovecote-pool", str(file)]
+
+
+def _room(directory: Path) -> int:
+    """A tenth of the host's file system stays for others: a pool that cannot get its bytes loses writes."""
+    space = os.statvfs(directory)
+    return max(0, space.f_bavail * space.f_frsize - space.f_blocks * space.f_frsize // 10)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise Invalid(f"not a name for a disk: {name[:80]!r}", hint="1 to 120 of A-Z a-z 0-9 _ . -, no dot first")
+
+
+@contextlib.contextmanager
+def _as_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFound(f"no disk {name}") from error
+    except FileExistsError as error:
+        raise Conflict(f"disk {name} exists", code="exists") from error
+    except OSError as error:
+        raise mounts.failure(f"disk {name}", error.errno or 0) from error
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=FORMAT_TIMEOUT, check=False)
+    except FileNotFoundError as error:
+        raise Unsupported(f"no {command[0]} on this host", hint="apt-get install btrfs-progs") from error
+    except subprocess.TimeoutExpired as error:
+        raise StorageFailed(f"{command[0]} did not end in {FORMAT_TIMEOUT:.0f} s") from error
+    if done.returncode:
+        raise StorageFailed(f"{command[0]} failed: {done.stderr.strip()[-300:]}")

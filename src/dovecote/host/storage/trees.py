@@ -1,0 +1,381 @@
+"""Trees: saving directories and changes into the store, and images that can be mounted, verified."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import zstandard
+
+from dovecote.errors import Conflict, Invalid, NotFound, StorageFailed
+from dovecote.host.storage.bucket import Bucket
+from dovecote.host.storage.erofs import write_image
+from dovecote.host.storage.fold import DEFAULT_RULES, Bounds, Plan, Rules, plan_delta, plan_directory
+from dovecote.host.storage.manifest import (
+    MAX_RAW,
+    Entry,
+    Kind,
+    Part,
+    Root,
+    digest_of,
+    join,
+    parse_part,
+    parse_root,
+    render_part,
+    render_root,
+    split,
+)
+from dovecote.host.storage.objects import Index, ObjectCache, Piece, boot_id, disk_errors, hash_file
+from dovecote.host.storage.packs import Packs, PackWriter, pack, parse_locations, render_locations
+
+_TEMPLATES = 4  # whose paths are kept in memory
+_REMEMBERED = 20_000  # images that were checked
+_LOCKS = 64
+Stamp = tuple[int, int, int, int, int]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TreeSaved:
+    """A tree that is whole and durable in the store."""
+
+    digest: str
+    files: int
+    new_bytes: int  # added to the store, compressed
+    total_bytes: int  # of all files, as a user would count them
+    notes: tuple[str, ...] = ()  # what was left out, and why
+
+
+@dataclass(frozen=True)
+class Usage:
+    files: int
+    total_bytes: int
+    template: str | None  # the tree that it is a delta over
+
+
+class Trees:
+    """All trees of one store, and this host's cache of them. Blocking calls, safe from many threads.
+
+    Lives as long as the host process. `cache_dir` may be deleted while nothing runs; it must not be shared by two
+    kinds of store at the same time. A digest is blake3 in hex of a tree's root manifest.
+    """
+
+    def __init__(
+        self, bucket: Bucket, cache_dir: Path, *, rules: Rules = DEFAULT_RULES, bounds: Bounds | None = None
+    ) -> None:
+        self._bucket = bucket
+        self._rules = rules
+        self._bounds = bounds or Bounds()
+        self._images = cache_dir / "images"
+        with disk_errors("the cache directory cannot be made"):
+            cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.chmod(cache_dir, 0o700)
+            self._images.mkdir(mode=0o700, exist_ok=True)
+        self._index = Index(cache_dir / "index.sqlite", identity=bucket.identity())
+        self._cache = ObjectCache(cache_dir, self._index)
+        self._packs = Packs(bucket, self._index, self._cache)
+        self._boot = boot_id()
+        self._trusted: dict[str, Stamp] = {}
+        self._stored: set[str] = set()
+        self._paths: OrderedDict[str, frozenset[bytes]] = OrderedDict()
+        self._paths_lock = threading.Lock()
+        self._locks = [threading.Lock() for _ in range(_LOCKS)]
+
+    @property
+    def objects_dir(self) -> Path:
+        """The data-only lower layer: `lowerdir=DELTA:TEMPLATE::OBJECTS`, or `TEMPLATE::OBJECTS`."""
+        return self._cache.objects_dir
+
+    def close(self) -> None:
+        self._index.close()
+
+    def save_directory(self, root: Path, *, id_base: int = 0) -> TreeSaved:
+        """A tree of its own from a plain directory that nobody writes to: a template."""
+        with _reading(root):
+            plan = plan_directory(os.fsencode(root), id_base=id_base, rules=self._rules, bounds=self._bounds)
+        return self._save(plan, template=b"", previous=None)
+
+    def save_delta(
+        self, upper: Path, merged: Path, *, id_base: int, template: str, previous: str | None = None
+    ) -> TreeSaved:
+        """What an instance changed, as a delta over `template`. See `fold.plan_delta` for what the directories are.
+
+        `previous` is the delta that the instance started from. A crash at any point leaves garbage in the store at
+        most: the root manifest, which names everything else, is written last.
+        """
+        before: list[Entry] = []
+        if previous is not None:
+            if self._root(previous).template != _binary(template):
+                raise Invalid(f"tree {previous[:16]} is not over template {template[:16]}", code="wrong_template")
+            before = self.entries(previous)
+        paths = self._template_paths(template)
+        with _reading(upper):
+            plan = plan_delta(
+                os.fsencode(upper),
+                os.fsencode(merged),
+                id_base=id_base,
+                previous=before,
+                in_template=paths.__contains__,
+                rules=self._rules,
+                bounds=self._bounds,
+            )
+        return self._save(plan, template=_binary(template), previous=previous)
+
+    def entries(self, digest: str) -> list[Entry]:
+        """Everything that the tree itself holds; of a delta, not what its template holds."""
+        with _naming(digest):
+            return join((path, entries) for path, _, entries in self._parts(digest))
+
+    def usage(self, digest: str) -> Usage:
+        root = self._root(digest)
+        return Usage(root.files, root.total_bytes, root.template.hex() or None)
+
+    def verify_stored(self, digest: str) -> None:
+        """Reads all manifests of the tree from the store and checks that each object's pack is there and long enough.
+
+        For the end of a session, before its disk is freed. Raises StorageFailed `corrupt`.
+        """
+        with _naming(digest):
+            ends: dict[str, int] = {}
+            for _, part, entries in self._parts(digest):
+                for pieces in self._hints(part, entries).values():
+                    for p in pieces:
+                        ends[p.pack] = max(ends.get(p.pack, 0), p.offset + p.stored)
+            for name, end in ends.items():
+                if _or_corrupt(name, partial(self._bucket.size, name)) < end:
+                    raise StorageFailed(f"{name} is too short", code="corrupt")
+
+    def ensure_image(self, digest: str) -> Path:
+        """The tree's EROFS image, with every object that it points at in `objects_dir`. May be repeated.
+
+        The first call of a boot checks everything by hash: the manifests, each object, the image; what is missing is
+        fetched or built. Raises StorageFailed `corrupt` if that cannot be done.
+
+        After that one `stat` is enough. The image and the objects lie in directories that only root can enter, are
+        written under another name and renamed, and never changed; whoever touched the image all the same has changed
+        its inode or its ctime, which nobody can set. What a power cut may undo (objects are not synced) is undone by a
+        reboot only, and the record of the check counts for one boot.
+        """
+        path = self._images / f"{digest}.erofs"
+        stamp = _stamp(path)
+        if stamp is not None and self._trusted.get(digest) == stamp:
+            return path
+        with self._locks[_binary(digest)[0] % _LOCKS], _naming(digest):
+            stamp = _stamp(path)
+            record = self._read_record(digest)
+            if stamp is None or record.get("stamp") != list(stamp) or record.get("boot") != self._boot:
+                stamp = self._check(digest, path, record)
+            if len(self._trusted) > _REMEMBERED:
+                self._trusted.clear()
+            self._trusted[digest] = stamp
+            return path
+
+    def _check(self, digest: str, path: Path, record: dict[str, object]) -> Stamp:
+        parts = list(self._parts(digest))
+        entries = join((part_path, part_entries) for part_path, _, part_entries in parts)
+        self._ensure_objects([(part, part_entries) for _, part, part_entries in parts])
+        image = record.get("image")
+        with disk_errors("the image cannot be written"):
+            if not image or hash_file(path).hex() != image:
+                image = write_image(entries, path)
+            stamp = _stamp(path)
+            assert stamp is not None
+            self._write_record(digest, {"image": image, "boot": self._boot, "stamp": list(stamp)})
+        return stamp
+
+    def _ensure_objects(self, parts: list[tuple[str, list[Entry]]]) -> None:
+        missing = self._cache.missing(_objects(e for _, entries in parts for e in entries))
+        if not missing:
+            return
+        located = self._packs.locate(missing)
+        if len(located) == len(missing):
+            try:
+                self._packs.fetch(located)
+                return
+            except StorageFailed as error:
+                if error.code != "corrupt":
+                    raise
+                # The hints in the store may know a place that this host's index does not.
+                missing = self._cache.missing(missing)
+        wanted = set(missing)
+        for part, entries in parts:
+            if not wanted.isdisjoint(_objects(entries)):
+                hints = self._hints(part, entries)
+                self._packs.fetch({d: pieces for d, pieces in hints.items() if d in wanted})
+                wanted -= hints.keys()
+                self._index.add(hints)
+
+    def _hints(self, part: str, entries: Sequence[Entry]) -> dict[bytes, tuple[Piece, ...]]:
+        name = _name("locations", part)
+        packed = _or_corrupt(name, lambda: self._bucket.get(name))
+        return parse_locations(_unpack(packed), _objects(entries))
+
+    def _root(self, digest: str) -> Root:
+        with _naming(digest):
+            return parse_root(self._manifest("trees", digest))
+
+    def _parts(self, digest: str) -> Iterator[tuple[bytes, str, list[Entry]]]:
+        for part in self._root(digest).parts:
+            entries = parse_part(part.path, self._manifest("manifests", part.digest.hex()))
+            if len(entries) != part.entries:
+                raise StorageFailed("a manifest has another length than its root says", code="corrupt")
+            yield part.path, part.digest.hex(), entries
+
+    def _manifest(self, kind: str, digest: str) -> bytes:
+        name = _name(kind, digest)
+        raw = _unpack(_or_corrupt(name, lambda: self._bucket.get(name)))
+        if digest_of(raw) != _binary(digest):
+            raise StorageFailed(f"{name} has other content than its name says", code="corrupt")
+        return raw
+
+    def _template_paths(self, template: str) -> frozenset[bytes]:
+        with self._paths_lock:
+            paths = self._paths.get(template)
+            if paths is None:
+                paths = frozenset(e.path for e in self.entries(template) if e.kind is not Kind.WHITEOUT)
+                self._paths[template] = paths
+                while len(self._paths) > _TEMPLATES:
+                    self._paths.popitem(last=False)
+            self._paths.move_to_end(template)
+            return paths
+
+    def _save(self, plan: Plan, *, template: bytes, previous: str | None) -> TreeSaved:
+        writer = PackWriter(self._packs)
+        entries = plan.complete(writer.absorb(plan.sources))
+        parts = split(entries)
+        rendered = [(path, some, render_part(path, some)) for path, some in parts]
+        named = [(Part(path, digest_of(raw), len(some)), some, raw) for path, some, raw in rendered]
+        new = [(part, some, raw) for part, some, raw in named if not self._has_manifest("manifests", part.digest.hex())]
+        wanted = _objects(e for _, some, _ in new for e in some)
+        if previous is not None:
+            self._learn(wanted, previous)
+        writer.absorb_cached(wanted)
+        writer.flush()
+        new_bytes = writer.new_bytes
+        for part, some, _ in new:
+            packed = pack(render_locations(_objects(some), writer.located))
+            self._bucket.put(_name("locations", part.digest.hex()), packed)
+            new_bytes += len(packed)
+        for part, _, raw in new:
+            new_bytes += self._put_manifest("manifests", part.digest.hex(), raw)
+        files, total_bytes = _count(entries)
+        raw = render_root(Root(template, files, total_bytes, tuple(part for part, _, _ in named)))
+        digest = digest_of(raw).hex()
+        new_bytes += self._put_manifest("trees", digest, raw)
+        return TreeSaved(digest, files, new_bytes, total_bytes, plan.notes)
+
+    def _learn(self, digests: Sequence[bytes], tree: str) -> None:
+        """What the index does not know about files kept from an older tree, the store's hints do."""
+        unknown = set(digests) - self._index.locate(digests).keys()
+        for _, part, entries in self._parts(tree) if unknown else ():
+            if not unknown.isdisjoint(_objects(entries)):
+                self._index.add(self._hints(part, entries))
+
+    def _has_manifest(self, kind: str, digest: str) -> bool:
+        name = _name(kind, digest)
+        if name not in self._stored:
+            try:
+                self._bucket.size(name)
+            except NotFound:
+                return False
+            self._stored.add(name)
+        return True
+
+    def _put_manifest(self, kind: str, digest: str, raw: bytes) -> int:
+        packed = pack(raw)
+        with suppress(Conflict):  # the same content, from another save
+            self._bucket.put_new(_name(kind, digest), packed)
+            return len(packed)
+        return 0
+
+    def _read_record(self, digest: str) -> dict[str, object]:
+        try:
+            record = json.loads((self._images / f"{digest}.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    def _write_record(self, digest: str, record: dict[str, object]) -> None:
+        path = self._images / f"{digest}.json"
+        part = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+        part.write_text(json.dumps(record), encoding="ascii")
+        os.rename(part, path)
+
+
+def _objects(entries: Iterable[Entry]) -> list[bytes]:
+    """Digests of the files that have content, each once, in the order of the entries."""
+    return list(dict.fromkeys(e.digest for e in entries if e.digest))
+
+
+def _count(entries: Sequence[Entry]) -> tuple[int, int]:
+    files = [e for e in entries if e.kind is Kind.FILE]
+    return len(files), sum(e.size for e in files if not e.link or e.link == e.path)
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        s = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
+
+
+def _binary(digest: str) -> bytes:
+    try:
+        data = bytes.fromhex(digest)
+    except ValueError:
+        data = b""
+    if len(data) != 32 or data.hex() != digest:
+        raise Invalid(f"not the digest of a tree: {digest[:80]!r}", code="malformed_id")
+    return data
+
+
+def _name(kind: str, digest: str) -> str:
+    return f"{kind}/{_binary(digest).hex()[:2]}/{digest[2:]}"
+
+
+def _unpack(packed: bytes) -> bytes:
+    try:
+        if not 0 < zstandard.frame_content_size(packed) <= MAX_RAW:
+            raise StorageFailed("a manifest of an impossible size", code="corrupt")
+        return zstandard.ZstdDecompressor().decompress(packed, max_output_size=MAX_RAW)
+    except zstandard.ZstdError as error:
+        raise StorageFailed(f"a manifest cannot be unpacked: {error}", code="corrupt") from error
+
+
+def _or_corrupt(name: str, call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except NotFound as error:
+        raise StorageFailed(f"{name} is missing", code="corrupt") from error
+
+
+@contextmanager
+def _reading(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageFailed(f"{directory} cannot be read: {error}", code="read_failed") from error
+
+
+@contextmanager
+def _naming(digest: str) -> Iterator[None]:
+    """Says which tree is corrupt."""
+    try:
+        yield
+    except StorageFailed as error:
+        if error.code != "corrupt" or digest in error.message:
+            raise
+        raise StorageFailed(
+            f"tree {digest} is damaged: {error.message}",
+            code="corrupt",
+            hint="go back to the save before it, or restore the object store from its backup",
+        ) from error

@@ -1,0 +1,136 @@
+"""The btrfs pool itself: what a crash leaves, how much, and what a snapshot holds."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from dovecote.errors import Conflict, StorageFailed
+from dovecote.host.storage import btrfs, loops, mounts
+from dovecote.host.storage.pool import BtrfsDisks
+
+pytestmark = [pytest.mark.system, pytest.mark.anyio]
+
+MIB = 1 << 20
+OWNER = 3_000_000
+
+
+@pytest.fixture
+async def disks() -> AsyncIterator[BtrfsDisks]:
+    with tempfile.TemporaryDirectory(prefix="dovecote-pool-") as directory:
+        driver = pool(Path(directory))
+        try:
+            await driver.ensure()
+            yield driver
+        finally:
+            await driver.remove()
+            assert loops.devices_of(Path(directory) / "pool") == []
+            assert mounts.mounted_below(Path(directory)) == []
+
+
+def pool(place: Path, max_bytes: int = 1 << 30) -> BtrfsDisks:
+    return BtrfsDisks(place / "pool", place / "at", max_bytes=max_bytes)
+
+
+def place_of(disks: BtrfsDisks) -> Path:
+    return disks._at.parent
+
+
+async def test_two_hundred_disks_cost_little(disks: BtrfsDisks) -> None:
+    """In bytes; what they cost in time is for the bench."""
+    for number in range(200):
+        await disks.create(f"d{number}", max_bytes=512 * MIB, owner=OWNER)
+    assert len(await disks.list()) == 200
+    assert (await disks.usage("d199")).bytes < 100_000
+    os.sync()
+    assert (place_of(disks) / "pool").stat().st_blocks * 512 < 64 * MIB
+
+
+async def test_a_snapshot_holds_what_was_stored_through_mmap(disks: BtrfsDisks) -> None:
+    disk = await disks.create("a", max_bytes=16 * MIB, owner=OWNER)
+    (disk / "upper/db").write_bytes(bytes(8192))
+    with open(disk / "upper/db", "r+b") as file, mmap.mmap(file.fileno(), 8192) as stored:
+        stored[4096:4100] = b"page"
+        copy = await disks.snapshot("a", "a.1")
+        assert (copy / "upper/db").read_bytes()[4096:4100] == b"page"
+
+
+async def test_a_new_process_adopts_a_pool_that_is_mounted(disks: BtrfsDisks) -> None:
+    disk = await disks.create("a", max_bytes=16 * MIB, owner=OWNER)
+    (disk / "upper/f").write_text("running")
+    device = mounts.source_of(place_of(disks) / "at")
+    again = pool(place_of(disks))
+    await again.ensure()
+    assert await again.list() == ["a"]
+    assert mounts.source_of(place_of(disks) / "at") == device
+    assert len(loops.devices_of(place_of(disks) / "pool")) == 1
+
+
+async def test_a_create_that_was_cut_off_is_cleaned_up(disks: BtrfsDisks) -> None:
+    top = os.open(place_of(disks) / "at", os.O_RDONLY)
+    try:
+        btrfs.create_subvolume(top, ".new-a")
+    finally:
+        os.close(top)
+    assert await disks.list() == []
+    await disks.ensure()
+    assert not (place_of(disks) / "at/.new-a").exists()
+    await disks.create("a", max_bytes=MIB, owner=OWNER)
+
+
+async def test_a_format_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
+    (tmp_path / "pool.new").write_bytes(b"half")
+    disks = pool(tmp_path)
+    try:
+        await disks.ensure()
+        assert not (tmp_path / "pool.new").exists()
+    finally:
+        await disks.remove()
+
+
+async def test_the_pool_grows_with_its_setting(disks: BtrfsDisks) -> None:
+    await disks.remove()
+    bigger = pool(place_of(disks), max_bytes=2 << 30)
+    await bigger.ensure()
+    space = os.statvfs(place_of(disks) / "at")
+    assert space.f_blocks * space.f_frsize == 2 << 30
+
+
+async def test_deleted_bytes_go_back_to_the_file(disks: BtrfsDisks) -> None:
+    """And so to the host's own file system."""
+    disk = await disks.create("a", max_bytes=256 * MIB, owner=OWNER)
+    (disk / "upper/f").write_bytes(os.urandom(128 * MIB))
+    os.sync()
+    file = place_of(disks) / "pool"
+    full = file.stat().st_blocks * 512
+    assert full > 128 * MIB
+    await disks.delete("a")
+    async with asyncio.timeout(120):
+        while file.stat().st_blocks * 512 > full - 96 * MIB:
+            os.sync()
+            await asyncio.sleep(0.2)
+
+
+async def test_something_else_at_the_mount_point_is_not_adopted(disks: BtrfsDisks) -> None:
+    other = BtrfsDisks(place_of(disks) / "other", place_of(disks) / "at", max_bytes=1 << 30)
+    with pytest.raises(Conflict, match=r"not .*other"):
+        await other.ensure()
+
+
+async def test_a_disk_in_use_keeps_the_pool_from_going(disks: BtrfsDisks) -> None:
+    disk = await disks.create("a", max_bytes=16 * MIB, owner=OWNER)
+    with open(disk / "upper/f", "w"), pytest.raises(StorageFailed) as caught:
+        await disks.remove()
+    assert caught.value.code == "busy"
+    assert await disks.list() == ["a"]
+
+
+async def test_names_of_the_pool_are_for_root_only(disks: BtrfsDisks) -> None:
+    assert (place_of(disks) / "at").stat().st_mode & 0o777 == 0o700
+    assert (place_of(disks) / "pool").stat().st_mode & 0o777 == 0o600

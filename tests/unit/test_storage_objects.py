@@ -1,0 +1,209 @@
+"""Objects, packs and rules: what may be lost is learned again, and what is damaged is refused."""
+
+import os
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dovecote.errors import StorageFailed
+from dovecote.host.storage.bucket import Bucket, open_bucket
+from dovecote.host.storage.fold import DEFAULT_RULES, container_capability, plan_directory
+from dovecote.host.storage.manifest import digest_of
+from dovecote.host.storage.objects import Index, ObjectCache, Piece
+from dovecote.host.storage.packs import (
+    PACK_BYTES,
+    PIECE_BYTES,
+    Packs,
+    PackWriter,
+    Source,
+    pack,
+    parse_locations,
+    render_locations,
+    unpack,
+)
+
+PACK = "packs/ab/" + "c" * 62
+DIGESTS = [digest_of(b"%d" % i) for i in range(3)]
+LOCATED = {d: tuple(Piece(PACK, 10 * i + n, 5, 7) for n in range(i + 1)) for i, d in enumerate(DIGESTS)}
+
+
+def packs_at(directory: Path, bucket: Bucket) -> Packs:
+    index = Index(directory / "index.sqlite", identity=bucket.identity())
+    return Packs(bucket, index, ObjectCache(directory, index))
+
+
+def source(directory: Path, name: str, data: bytes) -> Source:
+    (directory / name).write_bytes(data)
+    return Source(name.encode(), os.fsencode(directory / name), len(data))
+
+
+def test_locations_come_back() -> None:
+    assert parse_locations(render_locations(DIGESTS, LOCATED), DIGESTS) == LOCATED
+
+
+@given(st.data())
+def test_damaged_locations_are_refused_or_others(data: st.DataObject) -> None:
+    raw = bytearray(render_locations(DIGESTS, LOCATED))
+    raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(raw)))
+    for damaged in (bytes(raw), bytes(raw[:cut])):
+        try:
+            found = parse_locations(damaged, DIGESTS)
+        except StorageFailed as error:
+            assert error.code == "corrupt"  # noqa: PT017 - a refusal is one of two good ends
+        else:
+            assert found.keys() == set(DIGESTS)
+            assert all(p.raw <= PIECE_BYTES for pieces in found.values() for p in pieces)
+
+
+def test_a_frame_cannot_grow() -> None:
+    """A megabyte of zeros in forty bytes is not unpacked when ten bytes were recorded."""
+    frame = pack(bytes(1 << 20))
+    assert unpack(frame, 1 << 20) == bytes(1 << 20)
+    without_size = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(1 << 20))
+    for bad, raw in ((frame, 10), (without_size, 10), (frame[:-3], 1 << 20), (b"no frame", 8), (b"", 0)):
+        with pytest.raises(StorageFailed):
+            unpack(bad, raw)
+
+
+def test_a_file_larger_than_a_pack_is_split_and_joined(tmp_path: Path) -> None:
+    """It lies in several packs, each of bounded size, and comes back whole on another host."""
+    bucket = open_bucket("memory:")
+    data = b"".join(os.urandom(1 << 20) for _ in range((PACK_BYTES + PIECE_BYTES * 2 >> 20) + 1))
+    writer = PackWriter(packs_at(tmp_path / "a", bucket))
+    contents = writer.absorb([source(tmp_path, "large", data), source(tmp_path, "small", b"small")])
+    writer.flush()
+    digest = contents[b"large"].digest
+    assert digest == digest_of(data)
+    assert contents[b"large"].size == len(data)
+    assert len({p.pack for p in writer.located[digest]}) > 1
+    assert all(s.size < PACK_BYTES + 2 * PIECE_BYTES for s in bucket.list("packs"))
+    cold = packs_at(tmp_path / "b", bucket)
+    cold.fetch(writer.located)
+    assert cold.cache.path(digest).read_bytes() == data
+    assert cold.cache.missing(writer.located) == []
+
+
+def test_equal_files_are_stored_once(tmp_path: Path) -> None:
+    bucket = open_bucket("memory:")
+    packs = packs_at(tmp_path, bucket)
+    writer = PackWriter(packs)
+    data = os.urandom(1 << 20)
+    writer.absorb([source(tmp_path, f"f{i}", data) for i in range(200)])
+    writer.flush()
+    assert writer.new_bytes < 2 * len(data)
+    again = PackWriter(packs)
+    again.absorb([source(tmp_path, "f", data)])
+    again.flush()
+    assert again.new_bytes == 0
+
+
+def test_a_lost_index_costs_bytes_and_nothing_else(tmp_path: Path) -> None:
+    bucket = open_bucket("memory:")
+    first = packs_at(tmp_path, bucket)
+    writer = PackWriter(first)
+    content = writer.absorb([source(tmp_path, "f", b"content" * 100)])[b"f"]
+    writer.flush()
+    first.index.close()
+    (tmp_path / "index.sqlite").write_bytes(b"this is not a database, and long enough to be noticed" * 100)
+    for left in ("index.sqlite-wal", "index.sqlite-shm"):
+        (tmp_path / left).unlink(missing_ok=True)
+    second = packs_at(tmp_path, bucket)
+    assert second.locate([content.digest]) == {}
+    writer = PackWriter(second)
+    writer.absorb_cached([content.digest])
+    writer.flush()
+    assert second.locate([content.digest]).keys() == {content.digest}
+
+
+def test_an_index_belongs_to_one_store(tmp_path: Path) -> None:
+    """Pointing a host at another store must not make it believe that its content is there."""
+    index = Index(tmp_path / "i", identity="one")
+    index.add(LOCATED)
+    assert index.locate(DIGESTS) == LOCATED
+    index.close()
+    assert Index(tmp_path / "i", identity="two").locate(DIGESTS) == {}
+
+
+def test_a_pack_that_is_gone_takes_its_objects_along(tmp_path: Path) -> None:
+    index = Index(tmp_path / "i", identity="one")
+    other = {digest_of(b"x"): (Piece(PACK[:-1] + "d", 0, 1, 1),)}
+    index.add({**LOCATED, **other})
+    index.forget_pack(PACK)
+    index.add({digest_of(b"y"): (Piece(PACK[:-1] + "e", 0, 1, 1),)})  # must not get the old one's number
+    assert index.locate([*DIGESTS, *other]) == other
+
+
+def test_a_half_written_object_is_not_there(tmp_path: Path) -> None:
+    packs = packs_at(tmp_path, open_bucket("memory:"))
+    digest = digest_of(b"whole")
+    with pytest.raises(RuntimeError), packs.cache.writer() as part:  # noqa: PT012
+        part.write(b"who")
+        raise RuntimeError
+    assert packs.cache.missing([digest]) == [digest]
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_an_object_that_was_changed_is_missing_to_the_next_boot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packs = packs_at(tmp_path, open_bucket("memory:"))
+    digest = digest_of(b"whole")
+    packs.cache.put(digest, b"whole")
+    packs.cache.note_checked([digest])
+    packs.index.close()
+    packs.cache.path(digest).write_bytes(b"hole!")
+    monkeypatch.setattr("dovecote.host.storage.objects.boot_id", lambda: "another boot")
+    again = packs_at(tmp_path, open_bucket("memory:"))
+    assert again.cache.missing([digest]) == [digest]
+    assert not again.cache.path(digest).exists()
+
+
+def test_objects_are_for_root_only(tmp_path: Path) -> None:
+    packs = packs_at(tmp_path, open_bucket("memory:"))
+    packs.cache.put(digest_of(b"x"), b"x")
+    assert packs.cache.path(digest_of(b"x")).stat().st_mode & 0o7777 == 0o600
+    assert packs.cache.objects_dir.stat().st_mode & 0o7777 == 0o700
+
+
+@pytest.mark.parametrize(
+    ("path", "kept"),
+    [
+        (b"run", True),
+        (b"run/lock", False),
+        (b"run/a/b", False),
+        (b"running/a", True),
+        (b"home/run/a", True),
+        (b"var/cache/apt/pkgcache.bin", False),
+        (b"var/cache/other", True),
+        (b"home/u/.npm/_cacache/x/y", False),
+        (b".npm/_cacache/x", False),
+        (b"home/u/.npm/_cacache", True),
+        (b"home/u/x.npm/_cacache/y", True),
+        (b"root/.cache/pip/http/a\nb", False),
+        (b"root/.cache/piper/a", True),
+        (b"a\nb/.cache/pip/x", False),
+        (b"", True),
+    ],
+)
+def test_default_rules(path: bytes, kept: bool) -> None:
+    assert DEFAULT_RULES.excludes(path) is not kept
+
+
+def test_capabilities_are_kept_for_container_root_only() -> None:
+    second = bytes([1, 0, 0, 2]) + bytes(range(16))
+    third = bytes([1, 0, 0, 3]) + bytes(range(16)) + (100_000).to_bytes(4, "little")
+    assert container_capability(third, 100_000) == second
+    assert container_capability(second, 0) == second
+    for value, base in ((third, 200_000), (second, 100_000), (b"", 0), (third[:-1], 100_000)):
+        assert container_capability(value, base) is None
+
+
+def test_times_beyond_the_format_are_clamped(tmp_path: Path) -> None:
+    (tmp_path / "far").write_bytes(b"")
+    os.utime(tmp_path / "far", (15_000_000_000, 15_000_000_000))  # in the year 2445
+    entries = plan_directory(os.fsencode(tmp_path)).complete({})
+    assert [e.mtime_ns for e in entries if e.path == b"far"] == [(1 << 63) - 1]
