@@ -1,0 +1,194 @@
+"""Builds the host that this process is, and takes one apart."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+from dovecote.config import Settings
+from dovecote.errors import DovecoteError, NotFound, Unsupported
+from dovecote.host.guest import ensure_guest
+from dovecote.host.instances import Death, Instances, Parts, Preparing, Saving, WarmPool
+from dovecote.host.network import Network
+from dovecote.host.runtime import LEVELS, find_runtime, probe_cgroups
+from dovecote.host.storage.bucket import Bucket, open_bucket
+from dovecote.host.storage.entrance import Entrance
+from dovecote.host.storage.log import SlotLog
+from dovecote.host.storage.pool import BtrfsDisks
+from dovecote.host.storage.roots import Roots
+from dovecote.host.storage.templates import BASE, ensure_base
+from dovecote.host.storage.trees import Trees
+from dovecote.model.trees import Template, Workspace
+
+log = logging.getLogger(__name__)
+
+ADDRESS_REST = 3  # times the life of a cached route
+
+
+@dataclass
+class LocalHost:
+    instances: Instances
+    templates: Mapping[str, Template]
+    levels: frozenset[str]
+    parts: Parts
+
+    async def close(self) -> None:
+        """Lets go; what runs goes on."""
+        await self.parts.entrance.stop()
+        await self.parts.network.close()
+        self.parts.trees.close()
+
+
+async def assemble(settings: Settings, *, on_death: Callable[[Death], None]) -> LocalHost:
+    """A host that has adopted what runs and fills its warm pool. Its first start builds the base template."""
+    guest = await asyncio.to_thread(ensure_guest, settings.cache_dir)
+    bucket = _bucket(settings)
+    await asyncio.to_thread(bucket.probe)
+    parts = _parts(settings, bucket)
+    if settings.level not in parts.runtimes:
+        raise Unsupported(
+            f"isolation level {settings.level} does not work here", code="no_level", hint="`dovecote doctor`"
+        )
+    template = await _base_template(settings, parts.trees)
+    await parts.network.ensure()
+    await parts.disks.ensure()
+    await parts.entrance.start()
+    instances = _instances(settings, parts, bucket, guest, on_death=on_death)
+    await instances.start()
+    # Built, checked and mounted now, so that the first session need not wait for it.
+    await parts.roots.hold(Workspace(template.digest))
+    return LocalHost(instances, {template.name: template}, frozenset(parts.runtimes), parts)
+
+
+async def disassemble(settings: Settings) -> list[str]:
+    """Removes everything of this host but its data directory. Answers what was removed, a line each."""
+    removed: list[str] = []
+    guest = await asyncio.to_thread(ensure_guest, settings.cache_dir)
+    bucket = _bucket(settings)
+    parts = _parts(settings, bucket)
+    await parts.disks.ensure()
+    await parts.entrance.start()
+    try:
+        await parts.network.ensure()
+    except DovecoteError as error:
+        log.info("no instance can have run here: %s", error)
+    else:
+        instances = _instances(settings, parts, bucket, guest, on_death=lambda _: None)
+        await instances.start(warm=False)
+        removed.append(f"{await instances.clear()} instances")
+    await parts.roots.remove()
+    await parts.entrance.stop()
+    await parts.disks.remove()
+    removed.append("the pool of disks (its file stays)")
+    await parts.network.remove()
+    await parts.network.close()
+    removed.append("the network")
+    await parts.cgroups.clear()
+    removed.append("cgroups")
+    parts.trees.close()
+    return removed
+
+
+def _bucket(settings: Settings) -> Bucket:
+    return open_bucket(settings.objects_url or f"file://{settings.data_dir}/objects")
+
+
+def _parts(settings: Settings, bucket: Bucket) -> Parts:
+    cgroups = probe_cgroups(f"dovecote-{settings.installation}")
+    runtimes = {}
+    for level in LEVELS:
+        try:
+            runtimes[level] = find_runtime(level, settings.run_dir / "runtimes", cgroups)
+        except Unsupported as error:
+            log.info("no isolation level %s: %s", level, error)
+    trees = Trees(bucket, settings.data_dir / "trees")
+
+    async def image(digest: str) -> Path:
+        return await asyncio.to_thread(trees.ensure_image, digest)
+
+    disks = BtrfsDisks(settings.data_dir / "pool.btrfs", settings.run_dir / "pool", max_bytes=settings.pool_bytes)
+    network = Network(
+        installation=settings.installation,
+        network=settings.network,
+        run_dir=settings.run_dir / "network",
+        dns=settings.dns,
+        address_rest=timedelta(seconds=ADDRESS_REST * settings.route_ttl),
+    )
+    return Parts(
+        runtimes=runtimes,
+        cgroups=cgroups,
+        network=network,
+        disks=disks,
+        roots=Roots(image, trees.objects_dir, settings.run_dir),
+        entrance=Entrance(),
+        trees=trees,
+    )
+
+
+def _instances(
+    settings: Settings, parts: Parts, bucket: Bucket, guest: Path, *, on_death: Callable[[Death], None]
+) -> Instances:
+    preparing = Preparing(parts, run_dir=settings.run_dir, guest_binary=guest)
+    return Instances(
+        parts,
+        preparing=preparing,
+        saving=Saving(parts, slots=partial(SlotLog, bucket)),
+        warm=WarmPool(preparing, size=settings.pool_size, level=settings.level, allow_setuid=BASE.has_sudo),
+        memory_reserve_bytes=settings.memory_reserve_bytes,
+        on_death=on_death,
+    )
+
+
+async def _base_template(settings: Settings, trees: Trees) -> Template:
+    """The base template as a tree of this store; saved again only when its recipe has changed."""
+    root = await ensure_base(settings.cache_dir, log.info)
+    # The directory that holds the root is named by its recipe's digest.
+    recipe = root.parent.name if root.name == "rootfs" else root.name
+    record = settings.data_dir / "templates" / f"{BASE.name}.json"
+    known = _read_template(record)
+    if known is None or known["recipe"] != recipe or not await _is_whole(trees, known["digest"]):
+        log.info("saving template %s as a tree", BASE.name)
+        saved = await asyncio.to_thread(trees.save_directory, root)
+        known = {"recipe": recipe, "digest": saved.digest}
+        record.parent.mkdir(parents=True, exist_ok=True)
+        temporary = record.with_suffix(".new")
+        temporary.write_text(json.dumps(known))
+        os.replace(temporary, record)
+    return Template(
+        name=BASE.name,
+        digest=known["digest"],
+        default_user=BASE.default_user,
+        home=BASE.home,
+        has_sudo=BASE.has_sudo,
+        env=dict(BASE.env),
+    )
+
+
+def _read_template(record: Path) -> dict[str, str] | None:
+    try:
+        body = json.loads(record.read_text())
+        return {"recipe": str(body["recipe"]), "digest": str(body["digest"])}
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+async def _is_whole(trees: Trees, digest: str) -> bool:
+    try:
+        await asyncio.to_thread(trees.ensure_image, digest)
+    except (DovecoteError, NotFound) as error:
+        log.warning("the template's tree is not whole, saving it again: %s", error)
+        return False
+    return True
+
+
+def remove_run_dir(settings: Settings) -> None:
+    """The last of what `disassemble` leaves: sockets, logs and records of this boot."""
+    shutil.rmtree(settings.run_dir, ignore_errors=True)

@@ -1,0 +1,187 @@
+"""One instance as its host knows it, and what is asked of a host in a claim."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from dovecote.errors import NotFound
+from dovecote.host.guest import Guest
+from dovecote.host.network import Attachment
+from dovecote.model.sizes import Limits, NetworkPolicy
+from dovecote.model.states import InstanceState, check_instance_move
+from dovecote.model.trees import Workspace
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What somebody wants an instance for.
+
+    `owner` is opaque to the host and has at most one instance; `keeps_files` says whether its files outlive the
+    instance. `generation` is the last save that the owner knows of, `epoch` grows with each claim of the owner.
+    """
+
+    owner: str
+    workspace: Workspace
+    limits: Limits
+    network: NetworkPolicy
+    level: str
+    epoch: int
+    generation: int = 0
+    keeps_files: bool = True
+    allow_setuid: bool = True
+
+
+@dataclass(frozen=True)
+class Placed:
+    """`how` is `pool`, `cold`, `survivor` (its own files were still on the host) or `there` (it never left)."""
+
+    instance_id: str
+    address: str
+    pid: int
+    how: str
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What an instance is and does now. `quiet_for` is seconds since a request or since a command last ran."""
+
+    instance_id: str
+    owner: str
+    state: InstanceState
+    address: str
+    pid: int
+    quiet_for: float
+    commands: int
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Files of an owner whose instance is gone, still on this host's disk."""
+
+    owner: str
+    disk: str
+    generation: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Death:
+    """An instance ended that nobody had asked to."""
+
+    instance_id: str
+    owner: str
+    reason: str
+
+
+@dataclass
+class Instance:
+    """Kept in `directory/instance.json`, so that a restarted host adopts what runs."""
+
+    id: str
+    directory: Path
+    state: InstanceState
+    level: str
+    allow_setuid: bool
+    address: str
+    netns: Path
+    network_index: int
+    id_base: int
+    disk: str
+    pid: int
+    pid_started: int
+    claim: Claim | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
+    quiet_since: float = 0.0
+    commands: int = 0
+    unanswered: int = 0
+    pidfd: int = -1
+    holds_root: bool = False  # the images of its workspace are kept mounted for it
+    is_dead: bool = False  # its first process ended by itself
+    buried: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+
+    @property
+    def socket(self) -> Path:
+        return self.directory / "guest.sock"
+
+    @property
+    def guest(self) -> Guest:
+        return Guest(self.socket)
+
+    @property
+    def attachment(self) -> Attachment:
+        return Attachment(address=self.address, netns=self.netns, index=self.network_index)
+
+    def become(self, state: InstanceState) -> None:
+        """Raises Conflict for an illegal move. What is durable is written by `record`."""
+        check_instance_move(self.state, state)
+        self.state = state
+
+    def record(self) -> None:
+        body = {
+            "id": self.id,
+            "state": self.state.value,
+            "level": self.level,
+            "allow_setuid": self.allow_setuid,
+            "address": self.address,
+            "netns": str(self.netns),
+            "network_index": self.network_index,
+            "id_base": self.id_base,
+            "disk": self.disk,
+            "pid": self.pid,
+            "pid_started": self.pid_started,
+            "claim": render_claim(self.claim) if self.claim else None,
+        }
+        temporary = self.directory / "instance.json.new"
+        temporary.write_bytes(orjson.dumps(body))
+        os.replace(temporary, self.directory / "instance.json")
+
+
+def read_instance(directory: Path) -> Instance:
+    """Raises NotFound when there is no readable record: preparing it was cut short."""
+    try:
+        body = orjson.loads((directory / "instance.json").read_bytes())
+        claim = body.pop("claim")
+        return Instance(
+            directory=directory,
+            state=InstanceState(body.pop("state")),
+            netns=Path(body.pop("netns")),
+            claim=parse_claim(claim) if claim else None,
+            **body,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise NotFound(f"no instance in {directory.name}") from error
+
+
+def render_claim(claim: Claim) -> dict[str, Any]:
+    # orjson renders nested dataclasses as objects.
+    rendered: dict[str, Any] = orjson.loads(orjson.dumps(claim))
+    return rendered
+
+
+def parse_claim(body: dict[str, Any]) -> Claim:
+    return Claim(
+        **{
+            **body,
+            "workspace": Workspace(**body["workspace"]),
+            "limits": Limits(**body["limits"]),
+            "network": NetworkPolicy(
+                internet=body["network"]["internet"], allow_cidrs=tuple(body["network"]["allow_cidrs"])
+            ),
+        }
+    )
+
+
+def process_started(pid: int) -> int | None:
+    """Start time of a process in clock ticks since boot; with the pid it names one process for ever. None: no such."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    after_name = stat[stat.rindex(b")") + 2 :].split()
+    return None if after_name[0] in (b"Z", b"X") else int(after_name[19])

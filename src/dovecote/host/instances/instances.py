@@ -1,0 +1,466 @@
+"""The instances of one host: claimed, frozen, thawed, stopped, and adopted again after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+from dovecote.background import Background
+from dovecote.errors import DovecoteError, Failed, NoCapacity, NotFound, Unsupported
+from dovecote.host.guest import Guest
+from dovecote.host.instances.adopting import Adoption, answer_again
+from dovecote.host.instances.instance import (
+    Claim,
+    Death,
+    Instance,
+    Leftover,
+    Observed,
+    Placed,
+)
+from dovecote.host.instances.preparing import Parts, Preparing
+from dovecote.host.instances.saving import Saving
+from dovecote.host.instances.warm import WarmPool
+from dovecote.model.sizes import MIB
+from dovecote.model.states import InstanceState
+from dovecote.model.trees import Saved
+
+log = logging.getLogger(__name__)
+
+STARTING_MEMORY = 64 * MIB  # what an instance takes before its first command
+LIST_TIMEOUT = 2.0
+UNANSWERED = 30  # looks in a row at a guest that does not answer, after which it counts as quiet
+BURIED_WITHIN = 30.0
+GRACE_AT_END = 1.0  # seconds that commands get when the whole host goes down
+SERVER_TAG = "start"  # a command with this tag is a server that waits for requests: it keeps nobody awake
+
+
+class Instances:
+    """Every method may be repeated; an unknown id raises NotFound."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        *,
+        preparing: Preparing,
+        saving: Saving,
+        warm: WarmPool,
+        memory_reserve_bytes: int,
+        on_death: Callable[[Death], None],
+    ) -> None:
+        self._parts = parts
+        self._preparing = preparing
+        self._saving = saving
+        self._warm = warm
+        self._memory_reserve = memory_reserve_bytes
+        self._on_death = on_death
+        self._live: dict[str, Instance] = {}
+        self._by_owner: dict[str, Instance] = {}
+        self._leftovers: dict[str, Leftover] = {}
+        self._claims: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._background = Background()
+
+    # -- coming and going of the host itself
+
+    async def start(self, *, warm: bool = True) -> None:
+        """Adopts what runs, removes what is nobody's, and begins to fill the warm pool unless told not to."""
+        await self._preparing.ensure()
+        found = await Adoption(self._parts, self._preparing, self._saving).find(fits=self._warm.fits)
+        for instance in found.claimed:
+            self._keep(instance)
+        for instance in found.prepared:
+            self._watch(instance)
+            self._warm.adopt(instance)
+        self._leftovers.update(found.leftovers)
+        if warm:
+            self._warm.start(self._watch)
+
+    async def stop_host(self) -> None:
+        """Lets go of everything without ending it: instances go on, a next start adopts them."""
+        await self._warm.stop()
+        await self._background.stop()
+        for instance in self._live.values():
+            self._unwatch(instance)
+
+    async def clear(self) -> int:
+        """Ends every instance and counts them; files of their owners stay on the disks."""
+        count = len(self._live) + len(self._warm)
+        await self._warm.clear()
+        await asyncio.gather(*(self.stop(instance_id, grace=GRACE_AT_END) for instance_id in list(self._live)))
+        return count
+
+    # -- what control asks for
+
+    async def claim(self, claim: Claim) -> Placed:
+        """An instance that holds the owner's files and answers. The same owner gets the same instance.
+
+        Raises NoCapacity (no_memory, no_addresses), StorageFailed (corrupt, disk_full), Conflict (sealed).
+        """
+        async with self._claims.setdefault(claim.owner, asyncio.Lock()):
+            while (there := self._by_owner.get(claim.owner)) is not None:
+                if there.is_dead:
+                    # Its files must become a leftover first, or they would be passed over.
+                    await _buried(there)
+                    continue
+                return Placed(there.id, there.address, there.pid, "there")
+            self._admit(claim)
+            survivor = await self._survivor(claim)
+            if survivor is not None:
+                instance, how = await self._revive(claim, survivor), "survivor"
+            else:
+                instance, how = await self._fresh(claim)
+            return Placed(instance.id, instance.address, instance.pid, how)
+
+    def _admit(self, claim: Claim) -> None:
+        available = _available_memory()
+        if available < self._memory_reserve + STARTING_MEMORY:
+            raise NoCapacity(
+                f"this host has {available // MIB} MiB of memory left; {self._memory_reserve // MIB} are reserved",
+                code="no_memory",
+                hint="park sessions that are idle, or add memory",
+                retry_after=5,
+            )
+        if claim.level not in self._parts.runtimes:
+            raise NotFound(
+                f"this host has no isolation level {claim.level!r}",
+                code="no_such_level",
+                hint="it has " + ", ".join(sorted(self._parts.runtimes)),
+            )
+        if not self._parts.runtimes[claim.level].capabilities.can_swap_root:
+            raise Unsupported(
+                f"at level {claim.level} a prepared instance cannot be given its root",
+                code="no_root_swap",
+                hint="use crun",
+            )
+
+    async def _survivor(self, claim: Claim) -> Leftover | None:
+        left = self._leftovers.get(claim.owner)
+        if left is None:
+            return None
+        if left.generation >= claim.generation:
+            return left
+        await self._saving.orphan(left.disk)
+        del self._leftovers[claim.owner]
+        return None
+
+    async def _fresh(self, claim: Claim) -> tuple[Instance, str]:
+        instance = await self._warm.take(level=claim.level, allow_setuid=claim.allow_setuid)
+        how = "pool"
+        if instance is None:
+            how = "cold"
+            instance = await self._preparing.prepare(
+                level=claim.level, allow_setuid=claim.allow_setuid, limits=claim.limits
+            )
+            self._watch(instance)
+        try:
+            await self._equip(instance, claim, is_new=True)
+        except BaseException:
+            await self._give_up(instance, keep_disk=False)
+            raise
+        return instance, how
+
+    async def _revive(self, claim: Claim, left: Leftover) -> Instance:
+        record = await self._saving.read(left.disk)
+        workspace = await self._saving.retake(left.disk, claim)
+        instance = await self._preparing.prepare(
+            level=claim.level,
+            allow_setuid=claim.allow_setuid,
+            limits=claim.limits,
+            id_base=record.id_base,
+            disk=left.disk,
+        )
+        self._watch(instance)
+        try:
+            await self._equip(instance, replace(claim, workspace=workspace), is_new=False)
+        except BaseException:
+            await self._give_up(instance, keep_disk=True)
+            raise
+        del self._leftovers[claim.owner]
+        return instance
+
+    async def _give_up(self, instance: Instance, *, keep_disk: bool) -> None:
+        """After a claim that failed; the failure is what the caller hears of."""
+        self._unwatch(instance)
+        try:
+            await self._preparing.unmake(instance, keep_disk=keep_disk)
+        except (DovecoteError, OSError) as error:
+            log.error("something of %s is left until the next start: %s", instance.id, error)
+
+    async def _equip(self, instance: Instance, claim: Claim, *, is_new: bool) -> None:
+        """Gives a prepared instance its owner's limits, network and root; `is_new` when its disk holds nothing yet."""
+        instance.become(InstanceState.CLAIMED)
+        instance.claim = claim
+        instance.record()
+        # All come to their end before the first failure is raised: what undoes them must not race with them.
+        done = await asyncio.gather(
+            self._parts.cgroups.limit(instance.id, claim.limits),
+            self._parts.disks.limit(instance.disk, max_bytes=claim.limits.disk_bytes),
+            self._parts.network.apply(instance.address, claim.network),
+            self._swap_root(instance, claim, is_new=is_new),
+            self._own(instance, claim, is_new=is_new),
+            return_exceptions=True,
+        )
+        for failure in done:
+            if isinstance(failure, BaseException):
+                raise failure
+        instance.become(InstanceState.READY)
+        instance.quiet_since = time.monotonic()
+        instance.record()
+        self._keep(instance)
+
+    async def _own(self, instance: Instance, claim: Claim, *, is_new: bool) -> None:
+        """Writes down whose files these are, and ends what an earlier owner of them may still save."""
+        if claim.keeps_files and is_new:
+            await self._saving.take(instance.disk, instance.id_base, claim)
+        if claim.keeps_files and claim.generation:
+            await self._saving.seal(claim)
+
+    async def _swap_root(self, instance: Instance, claim: Claim, *, is_new: bool) -> None:
+        root = await self._parts.roots.assemble(
+            claim.workspace,
+            disk=self._parts.disks.path(instance.disk),
+            id_base=instance.id_base,
+            setuid=claim.allow_setuid,
+            is_new=is_new,
+        )
+        instance.holds_root = True
+        try:
+            await self._parts.entrance.swap_root(instance.pid, root, id_base=instance.id_base)
+        finally:
+            os.close(root)
+
+    async def freeze(self, instance_id: str) -> bool:
+        """Stops its processes where they are; False when a request is on its way, and then nothing has changed.
+
+        New connections are refused first, then flows are looked for, then the processes are frozen: no request is
+        caught by the freezing, and a later one is refused at once and comes back through wake.
+        """
+        instance = self._get(instance_id)
+        async with instance.lock:
+            if instance.state is InstanceState.FROZEN:
+                return True
+            instance.become(InstanceState.FREEZING)
+            instance.record()
+            try:
+                await self._parts.network.refuse(instance.address)
+                if await self._parts.network.flows(instance.address):
+                    await answer_again(self._parts, instance)
+                    return False
+                await self._parts.cgroups.freeze(instance.id)
+            except BaseException:
+                await self._parts.cgroups.thaw(instance.id)
+                await answer_again(self._parts, instance)
+                raise
+            instance.become(InstanceState.FROZEN)
+            instance.record()
+            return True
+
+    async def thaw(self, instance_id: str) -> None:
+        instance = self._get(instance_id)
+        async with instance.lock:
+            if instance.state is not InstanceState.FROZEN:
+                return
+            await self._parts.cgroups.thaw(instance.id)
+            await answer_again(self._parts, instance)
+
+    async def save(self, instance_id: str) -> Saved:
+        """A checkpoint of its files while it goes on. Raises StorageFailed, Conflict (sealed)."""
+        instance = self._get(instance_id)
+        frozen = instance.state is InstanceState.FROZEN
+        return await self._saving.save(instance.disk, before=None if frozen else instance.guest.sync)
+
+    async def stop(self, instance_id: str, *, grace: float = 2.0) -> None:
+        """Ends it: refuse, SIGTERM to its processes, `grace` seconds, SIGKILL. Kept files become a leftover."""
+        instance = self._get(instance_id)
+        async with instance.lock:
+            if instance.id not in self._live:
+                return
+            self._unwatch(instance)
+            instance.is_dead = True
+            if grace and instance.state in (InstanceState.READY, InstanceState.FROZEN):
+                await self._shut_down(instance, grace)
+            instance.become(InstanceState.STOPPING)
+            instance.record()
+            await self._bury(instance)
+
+    async def _shut_down(self, instance: Instance, grace: float) -> None:
+        try:
+            await self._parts.network.refuse(instance.address)
+            if instance.state is InstanceState.FROZEN:
+                await self._parts.cgroups.thaw(instance.id)
+            await instance.guest.shutdown(grace)
+        except (DovecoteError, OSError) as error:
+            log.warning("%s did not shut down by itself: %s", instance.id, error)
+
+    async def save_leftover(self, owner: str) -> Saved:
+        """Saves what the owner's last instance left on this host. The disk stays until `discard`."""
+        dying = self._by_owner.get(owner)
+        if dying is not None and dying.is_dead:
+            await _buried(dying)
+        left = self._left(owner)
+        saved = await self._saving.save(left.disk)
+        self._leftovers[owner] = replace(left, generation=saved.generation)
+        return saved
+
+    async def discard(self, owner: str) -> None:
+        """Deletes what the owner's last instance left. May be repeated."""
+        left = self._leftovers.pop(owner, None)
+        if left is not None:
+            base = await self._saving.forget(left.disk)
+            if base is not None:
+                self._preparing.ids.release(base)
+
+    async def last_saved(self, owner: str) -> Saved | None:
+        return await self._saving.last_saved(owner)
+
+    async def last_good(self, owner: str, *, before: int) -> int | None:
+        return await self._saving.last_good(owner, before=before)
+
+    def guest(self, instance_id: str) -> Guest:
+        return self._get(instance_id).guest
+
+    def leftovers(self) -> list[Leftover]:
+        return list(self._leftovers.values())
+
+    async def observe(self) -> list[Observed]:
+        """All claimed instances. Costs one dump of the network's activity, and asks each guest that is awake."""
+        activity = await self._parts.network.activity()
+        now = time.monotonic()
+        await asyncio.gather(*(self._look(instance, activity, now) for instance in list(self._live.values())))
+        return [
+            Observed(i.id, i.claim.owner, i.state, i.address, i.pid, now - i.quiet_since, i.commands)
+            for i in self._live.values()
+            if i.claim is not None
+        ]
+
+    async def usage(self, instance_id: str) -> dict[str, int | float]:
+        instance = self._get(instance_id)
+        used = self._parts.cgroups.usage(instance.id)
+        disk = await self._parts.disks.usage(instance.disk)
+        return {
+            "memory_bytes": used.memory_bytes,
+            "cpu_seconds": used.cpu_seconds,
+            "pids": used.pids,
+            "oom_kills": used.oom_kills,
+            "disk_bytes": disk.bytes,
+        }
+
+    # -- inside
+
+    async def _look(self, instance: Instance, activity: dict[str, float], now: float) -> None:
+        if instance.state is not InstanceState.READY:
+            return
+        since_packet = activity.get(instance.address)
+        if since_packet is not None:
+            instance.quiet_since = max(instance.quiet_since, now - since_packet)
+        try:
+            commands = await asyncio.wait_for(instance.guest.list_commands(), LIST_TIMEOUT)
+        except (DovecoteError, TimeoutError) as error:
+            # Short of CPU perhaps, which is not quiet; but nobody may stay awake by never answering.
+            instance.unanswered += 1
+            if instance.unanswered <= UNANSWERED:
+                instance.quiet_since = now
+            elif instance.unanswered == UNANSWERED + 1:
+                log.warning("the guest of %s does not answer: %s", instance.id, error)
+            return
+        instance.unanswered = 0
+        instance.commands = sum(1 for command in commands if command.is_running and command.tag != SERVER_TAG)
+        if instance.commands:
+            instance.quiet_since = now
+
+    def _get(self, instance_id: str) -> Instance:
+        try:
+            return self._live[instance_id]
+        except KeyError:
+            raise NotFound(f"no instance {instance_id} on this host", code="no_such_instance") from None
+
+    def _left(self, owner: str) -> Leftover:
+        try:
+            return self._leftovers[owner]
+        except KeyError:
+            raise NotFound(f"nothing of {owner} is left on this host", code="no_leftover") from None
+
+    def _keep(self, instance: Instance) -> None:
+        assert instance.claim is not None
+        self._live[instance.id] = instance
+        self._by_owner[instance.claim.owner] = instance
+        if instance.pidfd < 0:
+            self._watch(instance)
+
+    def _watch(self, instance: Instance) -> None:
+        try:
+            instance.pidfd = os.pidfd_open(instance.pid)
+        except ProcessLookupError:
+            asyncio.get_running_loop().call_soon(self._died, instance)
+            return
+        asyncio.get_running_loop().add_reader(instance.pidfd, self._died, instance)
+
+    def _unwatch(self, instance: Instance) -> None:
+        if instance.pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(instance.pidfd)
+            os.close(instance.pidfd)
+            instance.pidfd = -1
+
+    def _died(self, instance: Instance) -> None:
+        self._unwatch(instance)
+        instance.is_dead = True
+        if self._warm.drop(instance) or instance.id in self._live:
+            self._background.run(self._after_death(instance), f"burying {instance.id}")
+
+    async def _after_death(self, instance: Instance) -> None:
+        async with instance.lock:
+            if instance.claim is None:
+                await self._preparing.unmake(instance, keep_disk=False)
+                return
+            if instance.id not in self._live:
+                return
+            reason = "its processes were killed"
+            with contextlib.suppress(DovecoteError, OSError):
+                if self._parts.cgroups.usage(instance.id).oom_kills:
+                    reason = "it ran out of memory"
+            log.warning("%s of %s died: %s", instance.id, instance.claim.owner, reason)
+            try:
+                self._on_death(Death(instance.id, instance.claim.owner, reason))
+            finally:
+                await self._bury(instance)
+
+    async def _bury(self, instance: Instance) -> None:
+        """After its last process: frees what it used; files that are kept become a leftover."""
+        claim = instance.claim
+        assert claim is not None
+        self._live.pop(instance.id, None)
+        instance.become(InstanceState.GONE)
+        try:
+            await self._preparing.unmake(instance, keep_disk=claim.keeps_files)
+            if claim.keeps_files:
+                record = await self._saving.read(instance.disk)
+                self._leftovers[claim.owner] = Leftover(claim.owner, instance.disk, record.generation, record.epoch)
+        except Exception:
+            # Its files are not offered to anybody now: something of it may still write to them.
+            log.exception("%s of %s is not gone, it is looked at again at the next start", instance.id, claim.owner)
+        finally:
+            # Last: whoever waits for it finds the leftover.
+            if self._by_owner.get(claim.owner) is instance:
+                del self._by_owner[claim.owner]
+            instance.buried.set()
+
+
+async def _buried(instance: Instance) -> None:
+    try:
+        await asyncio.wait_for(instance.buried.wait(), BURIED_WITHIN)
+    except TimeoutError as error:
+        hint = "look for processes in D state"
+        raise Failed(f"{instance.id} does not end", code="kill_timeout", hint=hint) from error
+
+
+def _available_memory() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
