@@ -1,0 +1,72 @@
+"""Secrets of API keys, and the short memory of those that were good a moment ago."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+
+from dovecote.model.ids import ALPHABET, random_text
+from dovecote.model.records import ApiKey
+
+PREFIX = "dvc_"
+SECRET_LENGTH = 52  # letters after the prefix: 260 random bits
+_SECRET = re.compile(rf"{PREFIX}[{ALPHABET}]{{{SECRET_LENGTH}}}")
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who a request is from."""
+
+    tenant_id: str
+    key_id: str
+
+
+@dataclass(frozen=True)
+class NewKey:
+    """A key just made. The secret is nowhere else: show it once."""
+
+    key: ApiKey
+    secret: str = field(repr=False)
+
+
+def new_secret() -> str:
+    return PREFIX + random_text(SECRET_LENGTH)
+
+
+def is_secret(text: str) -> bool:
+    return _SECRET.fullmatch(text) is not None
+
+
+def digest_of(secret: str) -> str:
+    """What is stored and looked up. Guessing at it tells nothing, so looking it up need not take constant time.
+
+    A plain hash is enough: the secret is random, not a password, and cannot be found by trying.
+    """
+    return blake3(secret.encode()).hexdigest()
+
+
+class RecentKeys:
+    """Principals by digest, each for `ttl` seconds after it was read from the store, at most `most` of them."""
+
+    def __init__(self, *, ttl: float, most: int, clock: Callable[[], float]) -> None:
+        self._ttl = ttl
+        self._most = most
+        self._clock = clock
+        self._known: OrderedDict[str, tuple[Principal, float]] = OrderedDict()  # the oldest first
+
+    def get(self, digest: str) -> Principal | None:
+        principal, until = self._known.get(digest, (None, 0.0))
+        return principal if self._clock() < until else None
+
+    def put(self, digest: str, principal: Principal) -> None:
+        self._known.pop(digest, None)
+        self._known[digest] = principal, self._clock() + self._ttl
+        while len(self._known) > self._most:
+            self._known.popitem(last=False)
+
+    def forget(self, digest: str) -> None:
+        self._known.pop(digest, None)

@@ -1,0 +1,176 @@
+"""What goes wrong below the store comes up as one clear error, and the store recovers."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from dovecote.errors import DeadlineExceeded, DovecoteError, Failed, Invalid, StorageFailed
+from dovecote.store import Store, databases, open_store
+from dovecote.store.databases import SQLite
+from dovecote.store.sql import SQLStore
+from tests.contract.stores import A, place, session, store, user
+from tests.servers import PostgreSQLServer, postgresql_server
+
+__all__ = ["place", "postgresql_server", "store"]  # fixtures
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def impatient(tmp_path: Path) -> AsyncIterator[Store]:
+    """SQLite that waits for another process for an instant only."""
+    store = SQLStore(SQLite(tmp_path / "store.sqlite", busy_timeout=0.05))
+    await store.open()
+    await store.migrate()
+    yield store
+    await store.close()
+
+
+async def refused(store: Store) -> DovecoteError:
+    try:
+        with pytest.raises(DovecoteError) as caught:
+            await store.open()
+        return caught.value
+    finally:
+        await store.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://postgres:secret@127.0.0.1:1/dovecote",
+        "postgresql://postgres:secret@/dovecote?host=/nowhere",
+        "postgresql://postgres:secret@no-such-host.invalid/dovecote",
+        "sqlite:////proc/nowhere/dovecote.sqlite",
+        "sqlite:////dev/null/dovecote.sqlite",
+    ],
+)
+async def test_a_database_that_is_not_there(url: str) -> None:
+    error = await refused(open_store(url))
+    assert isinstance(error, Failed)
+    assert error.code == "store_unreachable"
+    assert "DOVECOTE_DATABASE_URL" in error.hint
+    assert "secret" not in str(error)
+
+
+async def test_a_database_with_another_name(postgresql_server: PostgreSQLServer) -> None:
+    error = await refused(open_store(postgresql_server.url("nothing")))
+    assert (type(error), error.code) == (Failed, "store_unreachable")
+
+
+@pytest.mark.parametrize("url", ["mysql://root:secret@host/db", "sqlite://", "sqlite:///:memory:", "secret", ""])
+def test_a_url_that_is_of_no_use(url: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        open_store(url)
+    assert caught.value.code == "bad_database_url"
+    assert "secret" not in str(caught.value)
+
+
+async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / "store.sqlite").write_bytes(b"something else" * 1000)
+    error = await refused(open_store(f"sqlite:///{tmp_path}/store.sqlite"))
+    assert (type(error), error.code) == (StorageFailed, "corrupt")
+
+
+async def test_the_file_is_for_its_owner_only(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/new/store.sqlite")
+    await store.open()
+    await store.migrate()
+    assert {file.name: file.stat().st_mode & 0o077 for file in (tmp_path / "new").iterdir()} == {
+        "store.sqlite": 0,
+        "store.sqlite-wal": 0,
+        "store.sqlite-shm": 0,
+    }
+    await store.close()
+
+
+async def test_another_process_that_holds_the_file(impatient: Store, tmp_path: Path) -> None:
+    """Readers do not notice; a writer is told to come back, and then it works."""
+    other = sqlite3.connect(tmp_path / "store.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    assert await impatient.tenant(A).users.list() == []
+    for write in (impatient.tenant(A).users.insert(user()), _together(impatient)):
+        with pytest.raises(Failed) as caught:
+            await write
+        assert caught.value.code == "store_busy"
+        assert caught.value.retry_after
+    other.execute("ROLLBACK")
+    other.close()
+    await impatient.tenant(A).users.insert(user())
+
+
+async def _together(store: Store) -> None:
+    async with store.tenant(A).together() as t:
+        await t.users.insert(user())
+
+
+async def test_a_full_disk(impatient: Store) -> None:
+    """SQLite is told how many pages there are; the write fails whole, the store stays readable and usable."""
+    database = impatient._database  # type: ignore[attr-defined]
+    async with database._writer.connect() as connection:
+        await connection.exec_driver_sql("PRAGMA max_page_count = 1")  # it becomes what there is now
+    kept = impatient.tenant(A).sessions
+    big = session(env={"A": "x" * 4_000_000})
+    with pytest.raises(StorageFailed) as caught:
+        await kept.insert(big)
+    assert caught.value.code == "disk_full"
+    assert await kept.count() == 0
+    async with database._writer.connect() as connection:
+        await connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
+    assert await kept.insert(big) == await kept.get(big.id)
+
+
+async def test_a_write_beside_an_own_transaction_is_refused_at_once(impatient: Store) -> None:
+    """It would wait for itself."""
+    with pytest.raises(Failed) as caught:
+        async with impatient.tenant(A).together():
+            await impatient.tenant(A).users.insert(user())
+    assert caught.value.code == "transaction_failed"
+    await impatient.tenant(A).users.insert(user())
+
+
+async def test_connections_that_the_server_ended(postgresql_server: PostgreSQLServer) -> None:
+    """As after its restart: at most one call per cut fails, then new connections are used."""
+    name = postgresql_server.new_database()
+    store = open_store(postgresql_server.url(name))
+    try:
+        await store.open()
+        await store.migrate()
+        kept = store.tenant(A).users
+        await asyncio.gather(*(kept.insert(user()) for _ in range(20)))
+        postgresql_server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+        with pytest.raises(Failed) as caught:
+            await kept.insert(user())
+        assert caught.value.code == "store_unreachable"
+        assert await asyncio.gather(*(kept.count() for _ in range(20))) == [20] * 20
+    finally:
+        await store.close()
+        postgresql_server.drop_database(name)
+
+
+async def test_a_statement_that_hangs_is_given_up(
+    postgresql_server: PostgreSQLServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here since another transaction holds the row."""
+    monkeypatch.setattr(databases, "STATEMENT_TIMEOUT", 0.3)
+    name = postgresql_server.new_database()
+    patient, store = (open_store(postgresql_server.url(name)) for _ in range(2))
+    try:
+        await patient.open()
+        await patient.migrate()
+        old = await patient.tenant(A).users.insert(user())
+        async with patient.tenant(A).together() as t:
+            await t.users.swap(old)
+            with pytest.raises((DeadlineExceeded, Failed)) as caught:
+                await store.tenant(A).users.swap(old)
+            assert caught.value.code == "store_timeout"
+        assert (await store.tenant(A).users.get(old.id)).generation == 1
+    finally:
+        await patient.close()
+        await store.close()
+        postgresql_server.drop_database(name)
