@@ -1,0 +1,20 @@
+"""The hosts that we have, and the contract that each of them keeps."""
+
+from dovecote.control.fleet.contract import Host
+from dovecote.control.fleet.fleet import Fleet
+from dovecote.host.guest import Command, Guest, Output
+from dovecote.host.instances import SERVER_TAG, Claim, Death, Leftover, Observed, Placed
+
+__all__ = [
+    "SERVER_TAG",
+    "Claim",
+    "Command",
+    "Death",
+    "Fleet",
+    "Guest",
+    "Host",
+    "Leftover",
+    "Observed",
+    "Output",
+    "Placed",
+]

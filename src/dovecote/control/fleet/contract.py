@@ -1,0 +1,53 @@
+"""What control asks of a host. `dovecote.host.instances.Instances` keeps it in process."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from dovecote.host.guest import Guest
+from dovecote.host.instances import Claim, Leftover, Observed, Placed
+from dovecote.model.trees import Saved
+
+
+class Host(Protocol):
+    """Every method may be repeated. An instance that is not there raises NotFound (no_such_instance)."""
+
+    async def claim(self, claim: Claim) -> Placed:
+        """Called when a session wakes or an app needs one more. The same owner gets the same instance.
+
+        Raises NoCapacity (no_memory, no_addresses), StorageFailed (corrupt, disk_full), Conflict (sealed).
+        """
+
+    async def freeze(self, instance_id: str) -> bool:
+        """Called when it is quiet. False: a request is on its way and nothing has changed."""
+
+    async def thaw(self, instance_id: str) -> None:
+        """Called on the path of a request; takes about a millisecond."""
+
+    async def save(self, instance_id: str) -> Saved:
+        """A checkpoint while it goes on. Raises StorageFailed, Conflict (sealed)."""
+
+    async def stop(self, instance_id: str, *, grace: float = 2.0) -> None:
+        """Ends its processes, asking them first for `grace` seconds. Kept files become the owner's leftover."""
+
+    async def save_leftover(self, owner: str) -> Saved:
+        """Saves a leftover, which stays until `discard`. Raises NotFound (no_leftover), StorageFailed, Conflict."""
+
+    async def discard(self, owner: str) -> None:
+        """Deletes a leftover, once its save has been recorded or is not wanted."""
+
+    async def last_saved(self, owner: str) -> Saved | None:
+        """The newest checkpoint in the owner's log, wherever it was written."""
+
+    async def last_good(self, owner: str, *, before: int) -> int | None:
+        """The newest save earlier than generation `before` whose files pass verification. Called when one does not."""
+
+    def leftovers(self) -> list[Leftover]: ...
+
+    async def observe(self) -> list[Observed]:
+        """Called every tick; says what is true now, whatever control believes."""
+
+    async def usage(self, instance_id: str) -> dict[str, int | float]: ...
+
+    def guest(self, instance_id: str) -> Guest:
+        """The channel into it."""

@@ -1,0 +1,166 @@
+"""Functions and their immutable revisions: what is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from dovecote.errors import Conflict, NotFound
+from dovecote.model.ids import new_id, parse_header_name, parse_name
+from dovecote.model.records import Function, Revision, Start
+from dovecote.model.sizes import SPECS, NetworkPolicy
+from dovecote.model.trees import Template
+from dovecote.store import Store
+
+SANDBOX = "sandbox"  # every tenant has this function
+DEFAULT_HEADER = "x-dovecote-session"
+
+
+class Functions:
+    """`templates` are those that the hosts hold; `level` is for functions that name none."""
+
+    def __init__(self, store: Store, *, templates: Mapping[str, Template], level: str, levels: frozenset[str]) -> None:
+        self._store = store
+        self._templates = templates
+        self._level = level
+        self._levels = levels
+        self._revisions: dict[str, Revision] = {}  # immutable, hence kept; bounded below
+
+    async def create(
+        self,
+        tenant_id: str,
+        name: str,
+        *,
+        template: str = "base",
+        spec: str = "small",
+        level: str | None = None,
+        network: NetworkPolicy | None = None,
+        affinity_header: str = DEFAULT_HEADER,
+        env: Mapping[str, str] | None = None,
+        start: Start | None = None,
+        like: Revision | None = None,
+    ) -> Function:
+        """A function with its first revision. Raises Invalid, NotFound (no_such_template, ...), Conflict (exists).
+
+        With `like`, a revision of the same tenant, it runs just that: the same template by digest, whatever its name
+        means by now.
+        """
+        parse_name(name, "a function")
+        parse_header_name(affinity_header)
+        function_id = new_id("fun")
+        if like is not None:
+            revision = _numbered(like, function_id, 1)
+        else:
+            revision = self._plan(
+                tenant_id, function_id, template=template, spec=spec, level=level, network=network, env=env, start=start
+            )
+        function = Function(
+            id=function_id,
+            tenant_id=tenant_id,
+            name=name,
+            revision_id=revision.id,
+            affinity_header=affinity_header.lower(),
+            created_at=revision.created_at,
+        )
+        scope = self._store.tenant(tenant_id)
+        async with scope.together() as t:
+            await t.functions.insert(function)
+            await t.revisions.insert(revision)
+        return function
+
+    async def revise(self, tenant_id: str, function_id: str, *, like: Revision) -> Revision:
+        """The next revision of a function: what `like` runs, under a number of its own. Raises Conflict (stale)."""
+        scope = self._store.tenant(tenant_id)
+        function = await scope.functions.get(function_id)
+        old = await self.revision(tenant_id, function.revision_id)
+        revision = _numbered(like, function_id, old.number + 1)
+        async with scope.together() as t:
+            await t.revisions.insert(revision)
+            await t.functions.swap(replace(function, revision_id=revision.id))
+        return revision
+
+    def _plan(
+        self,
+        tenant_id: str,
+        function_id: str,
+        *,
+        template: str,
+        spec: str,
+        level: str | None,
+        network: NetworkPolicy | None,
+        env: Mapping[str, str] | None,
+        start: Start | None,
+    ) -> Revision:
+        if spec not in SPECS:
+            raise NotFound(f"no spec {spec!r}", code="no_such_spec", hint="there are " + ", ".join(SPECS))
+        level = level or self._level
+        if level not in self._levels:
+            raise NotFound(
+                f"no isolation level {level!r} here",
+                code="no_such_level",
+                hint="there are " + ", ".join(sorted(self._levels)),
+            )
+        return Revision(
+            id=new_id("rev"),
+            tenant_id=tenant_id,
+            function_id=function_id,
+            number=1,
+            template=self.template(template).digest,
+            template_name=template,
+            tree=None,
+            spec=spec,
+            level=level,
+            network=network or NetworkPolicy(),
+            start=start,
+            env=dict(env or {}),
+            created_at=datetime.now(UTC),
+        )
+
+    async def get(self, tenant_id: str, name: str) -> Function:
+        """Raises NotFound (no_such_function). The function `sandbox` is made for a tenant when it first asks."""
+        found = await self._store.tenant(tenant_id).functions.find(name=name)
+        if found is not None:
+            return found
+        if name != SANDBOX:
+            raise NotFound(f"no function {name!r}", code="no_such_function", hint="`dovecote function ls` lists them")
+        try:
+            return await self.create(tenant_id, SANDBOX)
+        except Conflict:
+            made = await self._store.tenant(tenant_id).functions.find(name=name)  # another request was first
+            if made is None:
+                raise
+            return made
+
+    async def remove(self, tenant_id: str, function_id: str) -> None:
+        """Forgets a function; its revisions stay for whoever still runs them. May be repeated."""
+        await self._store.tenant(tenant_id).functions.delete(function_id)
+
+    async def list(self, tenant_id: str, *, after: str | None = None, limit: int = 100) -> Sequence[Function]:
+        return await self._store.tenant(tenant_id).functions.list(after=after, limit=limit)
+
+    async def revision(self, tenant_id: str, revision_id: str) -> Revision:
+        kept = self._revisions.get(revision_id)
+        if kept is not None and kept.tenant_id == tenant_id:
+            return kept
+        revision = await self._store.tenant(tenant_id).revisions.get(revision_id)
+        if len(self._revisions) >= 10_000:
+            self._revisions.clear()
+        self._revisions[revision_id] = revision
+        return revision
+
+    def template(self, name: str) -> Template:
+        """Raises NotFound (no_such_template)."""
+        try:
+            return self._templates[name]
+        except KeyError:
+            raise NotFound(
+                f"no template {name!r}", code="no_such_template", hint="there are " + ", ".join(sorted(self._templates))
+            ) from None
+
+    def templates(self) -> Sequence[str]:
+        return sorted(self._templates)
+
+
+def _numbered(like: Revision, function_id: str, number: int) -> Revision:
+    return replace(like, id=new_id("rev"), function_id=function_id, number=number, created_at=datetime.now(UTC))

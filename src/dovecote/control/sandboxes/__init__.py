@@ -1,0 +1,242 @@
+"""What a user does inside a session: commands, files, ports. Each call wakes it and keeps it awake while it lasts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+from dovecote.control.sessions import Live, Sessions
+from dovecote.errors import Invalid
+from dovecote.host.guest import (
+    Command,
+    CommandStatus,
+    Dropped,
+    Entry,
+    Event,
+    Exited,
+    Finished,
+    Output,
+    Port,
+    Started,
+    Stat,
+)
+
+__all__ = [
+    "CommandStatus",
+    "Dropped",
+    "Entry",
+    "Event",
+    "Exited",
+    "Finished",
+    "Output",
+    "Port",
+    "Sandboxes",
+    "Started",
+    "Stat",
+]
+
+LONGEST_COMMAND = 24 * 3600.0  # seconds
+MOST_OUTPUT = 64 << 20  # bytes that `run` collects
+
+
+class Sandboxes:
+    """Raises what waking raises, and the guest's own errors (file_not_found, command_not_found, disk_full, ...)."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    # -- commands
+
+    async def run(
+        self,
+        tenant_id: str,
+        session_id: str,
+        *,
+        argv: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        stdin: bytes | None = None,
+        timeout: float | None = 60,
+        max_output: int = 1 << 20,
+    ) -> Finished:
+        """Runs to its end. `timeout` in seconds kills its whole tree; output beyond `max_output` bytes is dropped."""
+        if not 0 < max_output <= MOST_OUTPUT:
+            raise Invalid(f"max_output is from 1 to {MOST_OUTPUT} bytes")
+        async with self._sessions.use(tenant_id, session_id) as live:
+            command = self._command(live, argv, env, cwd, user, stdin=stdin is not None, timeout=timeout)
+            return await live.guest.run(command, stdin=stdin, max_output=max_output)
+
+    async def start(
+        self,
+        tenant_id: str,
+        session_id: str,
+        *,
+        argv: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        stdin: bool = False,
+        pty: tuple[int, int] | None = None,
+        timeout: float | None = None,
+        tag: str = "",
+    ) -> Started:
+        """Starts it and lets it go on by itself. `pty` is rows and columns."""
+        async with self._sessions.use(tenant_id, session_id) as live:
+            return await live.guest.start(
+                self._command(live, argv, env, cwd, user, stdin=stdin, pty=pty, timeout=timeout, tag=tag)
+            )
+
+    async def stream(
+        self,
+        tenant_id: str,
+        session_id: str,
+        *,
+        argv: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        stdin: bool = False,
+        pty: tuple[int, int] | None = None,
+        timeout: float | None = None,
+        tag: str = "",
+    ) -> AsyncIterator[Event]:
+        """Starts it and gives what happens. Leaving early detaches; the command goes on."""
+        async with self._sessions.use(tenant_id, session_id) as live:
+            command = self._command(live, argv, env, cwd, user, stdin=stdin, pty=pty, timeout=timeout, tag=tag)
+            async for event in live.guest.stream(command):
+                yield event
+
+    async def attach(self, tenant_id: str, session_id: str, number: int, *, offset: int = 0) -> AsyncIterator[Event]:
+        """What a command printed from `offset` on, and what it goes on to print, until it ends."""
+        async with self._sessions.use(tenant_id, session_id) as live:
+            async for event in live.guest.attach(number, offset=offset):
+                yield event
+
+    async def commands(self, tenant_id: str, session_id: str) -> list[CommandStatus]:
+        async with self._sessions.use(tenant_id, session_id) as live:
+            return await live.guest.list_commands()
+
+    async def signal(self, tenant_id: str, session_id: str, number: int, signo: int) -> None:
+        async with self._sessions.use(tenant_id, session_id) as live:
+            await live.guest.signal(number, signo)
+
+    async def write_stdin(self, tenant_id: str, session_id: str, number: int, data: bytes) -> None:
+        async with self._sessions.use(tenant_id, session_id) as live:
+            await live.guest.write_stdin(number, data)
+
+    async def close_stdin(self, tenant_id: str, session_id: str, number: int) -> None:
+        async with self._sessions.use(tenant_id, session_id) as live:
+            await live.guest.close_stdin(number)
+
+    async def resize(self, tenant_id: str, session_id: str, number: int, rows: int, cols: int) -> None:
+        async with self._sessions.use(tenant_id, session_id) as live:
+            await live.guest.resize(number, rows, cols)
+
+    async def release(self, tenant_id: str, session_id: str, number: int) -> None:
+        async with self._sessions.use(tenant_id, session_id) as live:
+            await live.guest.release(number)
+
+    # -- files; paths are the sandbox's own, relative ones start in the user's home
+
+    async def read_file(
+        self,
+        tenant_id: str,
+        session_id: str,
+        path: str,
+        *,
+        user: str | None = None,
+        offset: int = 0,
+        length: int | None = None,
+    ) -> AsyncIterator[bytes]:
+        async with self._sessions.use(tenant_id, session_id) as live:
+            where, who = self._path(live, path, user)
+            async for chunk in live.guest.read_file(where, user=who, offset=offset, length=length):
+                yield chunk
+
+    async def write_file(
+        self,
+        tenant_id: str,
+        session_id: str,
+        path: str,
+        chunks: AsyncIterator[bytes] | bytes,
+        *,
+        user: str | None = None,
+        mode: int = 0o644,
+    ) -> None:
+        """Atomic: readers see the old file or the whole new one. Missing directories are made."""
+        async with self._sessions.use(tenant_id, session_id) as live:
+            where, who = self._path(live, path, user)
+            await live.guest.write_file(where, chunks, user=who, mode=mode)
+
+    async def stat(self, tenant_id: str, session_id: str, path: str, *, user: str | None = None) -> Stat:
+        async with self._sessions.use(tenant_id, session_id) as live:
+            where, who = self._path(live, path, user)
+            return await live.guest.stat(where, user=who)
+
+    async def list_dir(
+        self, tenant_id: str, session_id: str, path: str, *, depth: int = 1, user: str | None = None
+    ) -> list[Entry]:
+        async with self._sessions.use(tenant_id, session_id) as live:
+            where, who = self._path(live, path, user)
+            return await live.guest.list_dir(where, user=who, depth=depth)
+
+    async def make_dir(self, tenant_id: str, session_id: str, path: str, *, user: str | None = None) -> None:
+        async with self._sessions.use(tenant_id, session_id) as live:
+            where, who = self._path(live, path, user)
+            await live.guest.make_dir(where, user=who)
+
+    async def remove(
+        self, tenant_id: str, session_id: str, path: str, *, recursive: bool = False, user: str | None = None
+    ) -> None:
+        async with self._sessions.use(tenant_id, session_id) as live:
+            where, who = self._path(live, path, user)
+            await live.guest.remove(where, user=who, recursive=recursive)
+
+    async def rename(
+        self, tenant_id: str, session_id: str, source: str, target: str, *, user: str | None = None
+    ) -> None:
+        async with self._sessions.use(tenant_id, session_id) as live:
+            old, who = self._path(live, source, user)
+            new, _ = self._path(live, target, user)
+            await live.guest.rename(old, new, user=who)
+
+    async def ports(self, tenant_id: str, session_id: str) -> list[Port]:
+        async with self._sessions.use(tenant_id, session_id) as live:
+            return await live.guest.ports()
+
+    # -- inside
+
+    def _path(self, live: Live, path: str, user: str | None) -> tuple[str, str]:
+        if not path or "\0" in path:
+            raise Invalid("a path has at least one character and no NUL", code="malformed_path")
+        name, home = self._sessions.default_user(live)
+        return path if path.startswith("/") else f"{home}/{path}", user or name
+
+    def _command(
+        self,
+        live: Live,
+        argv: Sequence[str],
+        env: Mapping[str, str] | None,
+        cwd: str | None,
+        user: str | None,
+        *,
+        stdin: bool = False,
+        pty: tuple[int, int] | None = None,
+        timeout: float | None = None,
+        tag: str = "",
+    ) -> Command:
+        if not argv:
+            raise Invalid("a command has at least one word")
+        if timeout is not None and not 0 < timeout <= LONGEST_COMMAND:
+            raise Invalid(f"timeout is more than 0 and at most {LONGEST_COMMAND:.0f} seconds")
+        name, home = self._sessions.default_user(live)
+        return Command(
+            argv=tuple(argv),
+            env={**self._sessions.environment(live), **(env or {})},
+            cwd=cwd or (home if user in (None, name) else "/"),
+            user=user or name,
+            stdin=stdin,
+            pty=pty,
+            timeout=timeout,
+            tag=tag,
+        )

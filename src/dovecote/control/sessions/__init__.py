@@ -1,0 +1,9 @@
+"""Sessions: the tie between a caller and one instance."""
+
+from dovecote.control.sessions.keeping import Keeping
+from dovecote.control.sessions.live import Live
+from dovecote.control.sessions.routing import Routing
+from dovecote.control.sessions.sessions import InstanceView, Sessions
+from dovecote.control.sessions.starting import ensure_started, wait_for_port
+
+__all__ = ["InstanceView", "Keeping", "Live", "Routing", "Sessions", "ensure_started", "wait_for_port"]

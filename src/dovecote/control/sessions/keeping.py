@@ -1,0 +1,186 @@
+"""Looks after sessions as time goes by, and makes records and hosts agree again after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from datetime import UTC, datetime
+
+from dovecote.control.fleet import Death, Fleet, Host, Observed
+from dovecote.control.functions import Functions
+from dovecote.control.sessions.idle import Move, Quiet, next_move
+from dovecote.control.sessions.live import Live
+from dovecote.control.sessions.rules import idle_after
+from dovecote.control.sessions.sessions import Sessions
+from dovecote.errors import DovecoteError, NotFound
+from dovecote.model.records import Session
+from dovecote.model.states import LIVE_SESSION, InstanceState, SessionState
+from dovecote.store import Before, Store
+
+log = logging.getLogger(__name__)
+
+PAGE = 500
+MOVES_AT_ONCE = 8
+RETRY_LOST_AFTER = 30.0  # seconds between tries to save what a dead instance left
+
+
+class Keeping:
+    def __init__(
+        self, store: Store, fleet: Fleet, functions: Functions, sessions: Sessions, *, quiet_after: float
+    ) -> None:
+        self._store = store
+        self._fleet = fleet
+        self._functions = functions
+        self._sessions = sessions
+        self._quiet_after = quiet_after
+        self._moving: dict[str, asyncio.Task[None]] = {}
+        self._lost_looked_at = 0.0
+        self._limit = asyncio.Semaphore(MOVES_AT_ONCE)
+
+    # -- after a restart
+
+    async def adopt(self) -> None:
+        """What runs and what is stored is the truth; records follow. Called once, before the first request."""
+        for host_id, host in self._fleet.hosts().items():
+            observed = {o.owner: o for o in await host.observe()}
+            left = {leftover.owner: leftover for leftover in host.leftovers()}
+            for state in (*LIVE_SESSION, SessionState.LOST):
+                async for session in self._store.everyone().sessions.each(state=state):
+                    if session.host_id in (None, host_id):
+                        try:
+                            await self._adopt(session, host, observed.get(session.id), session.id in left)
+                        except Exception:
+                            log.exception("session %s could not be taken over; the others go on", session.id)
+            await self._remove_strays(host, observed, set(left))
+
+    async def _adopt(self, session: Session, host: Host, seen: Observed | None, is_left: bool) -> None:
+        async with self._sessions.live.lock(session.id):
+            if seen is not None:
+                revision = await self._functions.revision(session.tenant_id, session.revision_id)
+                live = Live(session, revision, host, seen.instance_id, seen.address, seen.pid)
+                state = SessionState.FROZEN if seen.state is InstanceState.FROZEN else SessionState.READY
+                if session.state is SessionState.LOST:
+                    session = await self._sessions.settle(session, SessionState.STARTING, None)
+                live.session = await self._sessions.settle(session, state, seen.instance_id)
+                self._sessions.live.add(live)
+            elif is_left:
+                await self._sessions.settle(session, SessionState.LOST, None)
+            elif (
+                session.state is SessionState.STARTING
+                and session.tree is None
+                and await host.last_saved(session.id) is None
+            ):
+                await self._sessions.settle(session, SessionState.NEW, None)
+            else:
+                lost = await self._sessions.settle(session, SessionState.LOST, None)
+                await self._sessions.recover_from_log(lost, host)
+
+    async def _remove_strays(self, host: Host, observed: dict[str, Observed], left: set[str]) -> None:
+        """Instances and leftovers of sessions that have ended or were parked: their record was written just in time."""
+        for owner in {owner for owner in [*observed, *left] if owner.startswith("ses_")}:
+            try:
+                await self._remove_stray(host, owner, observed.get(owner))
+            except Exception:
+                log.exception("what is left of %s could not be removed; the others go on", owner)
+
+    async def _remove_stray(self, host: Host, owner: str, seen: Observed | None) -> None:
+        session = await self._store.everyone().sessions.find(id=owner)
+        if session is not None and session.state in (*LIVE_SESSION, SessionState.LOST, SessionState.DAMAGED):
+            return
+        if seen is not None:
+            with contextlib.suppress(NotFound):
+                await host.stop(seen.instance_id, grace=0)
+        if session is not None and session.state is SessionState.PARKED:
+            # Whether its save came before the last write nobody can tell by now.
+            async with self._sessions.live.lock(owner):
+                await self._sessions.store_leftover(session, host, session.reason)
+        else:
+            await host.discard(owner)
+
+    # -- every tick
+
+    async def tick(self) -> None:
+        """Starts what is due: freezing, parking, ending. Each move is a task of its own; few go on at once."""
+        now = time.monotonic()
+        for host in self._fleet.hosts().values():
+            before = [live for live in self._sessions.live.all() if live.host is host]
+            observed = await host.observe()
+            there = {seen.instance_id for seen in observed}
+            for live in before:
+                if live.instance_id not in there:
+                    self._sessions.died(Death(live.instance_id, live.session.id, "its host does not know of it"))
+            for seen in observed:
+                owner = self._sessions.live.get(seen.owner)
+                if owner is not None and owner.instance_id == seen.instance_id:
+                    self._consider(owner, seen, now)
+        if now - self._lost_looked_at >= RETRY_LOST_AFTER:
+            self._lost_looked_at = now
+            await self._end_expired()
+            await self._park_lost()
+
+    def _consider(self, live: Live, seen: Observed, now: float) -> None:
+        session = live.session
+        quiet_for = min(seen.quiet_for, now - live.touched)
+        live.touched = max(live.touched, now - quiet_for)
+        expires_in = (session.expires_at - datetime.now(UTC)).total_seconds() if session.expires_at else None
+        idle = idle_after(session, live.revision).total_seconds()
+        quiet_after = session.quiet_after.total_seconds() if session.quiet_after else self._quiet_after
+        move = next_move(
+            session.state,
+            Quiet(quiet_for=quiet_for, busy=live.busy, commands=seen.commands, expires_in=expires_in),
+            quiet_after=quiet_after,
+            idle_after=idle,
+        )
+        if move is not Move.STAY:
+            self._begin(move, session, quiet_for, live.touched)
+
+    def _begin(self, move: Move, session: Session, quiet_for: float, used: float) -> None:
+        if session.id in self._moving:
+            return
+        task = asyncio.ensure_future(self._make(move, session, quiet_for, used))
+        self._moving[session.id] = task
+
+        def forget(_: object) -> None:
+            self._moving.pop(session.id, None)
+
+        task.add_done_callback(forget)
+
+    async def _make(self, move: Move, session: Session, quiet_for: float, used: float) -> None:
+        async with self._limit:
+            try:
+                if move is Move.END:
+                    await self._sessions.delete(session.tenant_id, session.id, reason="its time to live is over")
+                elif move is Move.PARK:
+                    reason = f"idle for {quiet_for:.0f} s"
+                    await self._sessions.park(session.tenant_id, session.id, reason=reason, unless_used_since=used)
+                else:
+                    await self._sessions.rest(session.id, unless_used_since=used)
+            except DovecoteError as error:
+                log.warning("session %s could not %s: %s", session.id, move, error)
+            except Exception:
+                log.exception("session %s could not %s", session.id, move)
+
+    async def _park_lost(self) -> None:
+        """Files that only a host has are brought to the store, once their session has been idle for its time."""
+        now = datetime.now(UTC)
+        since = time.monotonic()
+        async for session in self._store.everyone().sessions.each(state=[SessionState.LOST, SessionState.PARKING]):
+            if self._sessions.live.lock(session.id).locked():
+                continue
+            revision = await self._functions.revision(session.tenant_id, session.revision_id)
+            idle_for = now - session.last_active_at
+            if idle_for >= idle_after(session, revision):
+                self._begin(Move.PARK, session, idle_for.total_seconds(), since)
+
+    async def _end_expired(self) -> None:
+        """Sessions without an instance, whose time is over all the same."""
+        resting = [SessionState.NEW, SessionState.PARKED, SessionState.LOST, SessionState.DAMAGED]
+        now = datetime.now(UTC)
+        for session in await self._store.everyone().sessions.list(state=resting, expires_at=Before(now), limit=PAGE):
+            self._begin(Move.END, session, 0, 0)
+
+    async def stop(self) -> None:
+        """Lets the moves under way come to their end."""
+        await asyncio.gather(*self._moving.values(), return_exceptions=True)

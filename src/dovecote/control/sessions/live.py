@@ -1,0 +1,73 @@
+"""The sessions that have an instance, as this process sees them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field, replace
+from weakref import WeakValueDictionary
+
+from dovecote.control.fleet import Guest, Host
+from dovecote.model.records import Revision, Session
+from dovecote.model.states import SessionState, check_session_move
+
+
+@dataclass
+class Live:
+    """`session` runs ahead of its record by freezing and thawing only: those are true of the host, not of the books."""
+
+    session: Session
+    revision: Revision
+    host: Host
+    instance_id: str
+    address: str
+    pid: int
+    busy: int = 0
+    starting: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)  # one start for all who want its port
+    touched: float = field(default_factory=time.monotonic)
+
+    @property
+    def guest(self) -> Guest:
+        return self.host.guest(self.instance_id)
+
+    @property
+    def is_ready(self) -> bool:
+        return self.session.state is SessionState.READY
+
+    def become(self, state: SessionState, reason: str = "") -> None:
+        check_session_move(self.session.state, state)
+        self.session = replace(self.session, state=state, reason=reason)
+
+    def touch(self) -> None:
+        self.touched = time.monotonic()
+
+
+class LiveSessions:
+    """By id and by slug; with one lock for each session, so that its moves come one after the other."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Live] = {}
+        self._by_slug: dict[str, Live] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def get(self, session_id: str) -> Live | None:
+        return self._by_id.get(session_id)
+
+    def by_slug(self, slug: str) -> Live | None:
+        return self._by_slug.get(slug)
+
+    def all(self) -> list[Live]:
+        return list(self._by_id.values())
+
+    def add(self, live: Live) -> None:
+        self._by_id[live.session.id] = live
+        self._by_slug[live.session.slug] = live
+
+    def drop(self, session_id: str) -> Live | None:
+        live = self._by_id.pop(session_id, None)
+        if live is not None:
+            self._by_slug.pop(live.session.slug, None)
+        return live
+
+    def lock(self, session_id: str) -> asyncio.Lock:
+        return self._locks.setdefault(session_id, asyncio.Lock())

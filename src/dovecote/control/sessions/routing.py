@@ -1,0 +1,116 @@
+"""Where a request for a sandbox's port or a function's session goes: the session woken, its port open."""
+
+from __future__ import annotations
+
+import asyncio
+
+from dovecote.control.fleet import Death
+from dovecote.control.functions import Functions
+from dovecote.control.sessions.live import Live
+from dovecote.control.sessions.sessions import Sessions
+from dovecote.control.sessions.starting import wait_for_port
+from dovecote.control.tenancy import Tenancy
+from dovecote.errors import Conflict, DovecoteError, Failed, NotFound
+from dovecote.model.ids import parse_session_key
+from dovecote.model.records import Session
+from dovecote.store import Store
+
+DEATHS_IN_A_ROUTE = 3
+TRIES = 8
+INSTANCE_IS_GONE = frozenset({"no_such_instance", "guest_unreachable", "guest_protocol"})
+
+
+class Routing:
+    def __init__(self, store: Store, sessions: Sessions, functions: Functions, tenancy: Tenancy) -> None:
+        self._store = store
+        self._sessions = sessions
+        self._functions = functions
+        self._tenancy = tenancy
+
+    async def box(self, slug: str, port: int) -> str:
+        """Where the port of the sandbox with that slug is, `ip:port`, open. The slug is the right to ask."""
+        live = self._sessions.live.by_slug(slug)
+        session = live.session if live else await self._store.everyone().sessions.find(slug=slug)
+        if session is None:
+            raise NotFound("no sandbox has this address", code="no_such_session", hint="it may have been deleted")
+        return await self._route(session, port)
+
+    async def function(self, tenant_id: str, function: str, *, user: str, key: str | None) -> tuple[str, Session]:
+        """Header affinity: the address for the caller's session, and the session.
+
+        An unknown key creates the session; without a key the server makes one.
+        """
+        if key is not None:
+            parse_session_key(key)
+        made_for = await self._functions.get(tenant_id, function)
+        if key is None and (await self._functions.revision(tenant_id, made_for.revision_id)).start is None:
+            raise _no_server()  # before a session is made that nobody could use
+        session = await self._by_key(tenant_id, function, made_for.id, user, key)
+        revision = await self._functions.revision(tenant_id, session.revision_id)
+        start = session.start or revision.start
+        if start is None:
+            raise _no_server()
+        return await self._route(session, start.port), session
+
+    async def _by_key(self, tenant_id: str, function: str, function_id: str, user: str, key: str | None) -> Session:
+        owner = await self._tenancy.user(tenant_id, user)
+        for _ in range(TRIES):
+            if key is not None:
+                found = await self._store.tenant(tenant_id).sessions.find(
+                    user_id=owner.id, function_id=function_id, key=key, live_marker="live"
+                )
+                if found is not None:
+                    return found
+            try:
+                return await self._sessions.create(tenant_id, function=function, key=key, user=user, wake=False)
+            except Conflict:
+                continue  # another request of the same session was first
+        raise Conflict(f"session {key} comes and goes", code="busy", hint="try again")
+
+    async def _route(self, session: Session, port: int) -> str:
+        for _ in range(DEATHS_IN_A_ROUTE):
+            live = await self._sessions.awake(session)
+            try:
+                await self._open(live, port)
+            except DovecoteError as error:
+                if error.code not in INSTANCE_IS_GONE:
+                    raise
+                await self._let_go(live)
+                continue
+            return f"{live.address}:{port}"
+        raise Failed(
+            "its instances die as soon as they are woken", code="instance_dies", hint="look at its memory limit"
+        )
+
+    async def _open(self, live: Live, port: int) -> None:
+        """Returns when the port takes connections, started if it is the one of the recorded start."""
+        live.busy += 1
+        try:
+            start = live.session.start or live.revision.start
+            if start is not None and start.port == port:
+                await self._sessions.serve(live, start)
+            else:
+                await wait_for_port(live.guest, port, server=None, timeout=0)
+        finally:
+            live.busy -= 1
+            live.touch()
+
+    async def _let_go(self, live: Live) -> None:
+        """Its guest did not answer: waits a moment for the host to say that it died, or finds out that it is gone."""
+        for _ in range(20):
+            if self._sessions.live.get(live.session.id) is not live:
+                return
+            try:
+                await live.host.usage(live.instance_id)
+            except NotFound:
+                self._sessions.died(Death(live.instance_id, live.session.id, "its host does not know of it"))
+                return
+            await asyncio.sleep(0.05)
+
+
+def _no_server() -> Failed:
+    return Failed(
+        "this session has no server",
+        code="port_closed",
+        hint="record a start (command and port): `PUT /v1/sessions/{id}/start`",
+    )

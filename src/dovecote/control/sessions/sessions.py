@@ -1,0 +1,522 @@
+"""Which caller owns which instance, until when: created, woken, frozen, parked, restored, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from dovecote.background import Background
+from dovecote.control.fleet import SERVER_TAG, Claim, Death, Fleet, Host, Placed
+from dovecote.control.functions import SANDBOX, Functions
+from dovecote.control.sessions.live import Live, LiveSessions
+from dovecote.control.sessions.rules import alive, parse_state, parse_tier, parse_time
+from dovecote.control.sessions.starting import ensure_started, wait_for_port
+from dovecote.control.tenancy import Tenancy
+from dovecote.errors import Conflict, DovecoteError, Invalid, NotFound, StorageFailed
+from dovecote.model.ids import new_id, parse_session_key, random_text
+from dovecote.model.records import Session, Start
+from dovecote.model.sizes import SPECS
+from dovecote.model.states import LIVE_SESSION, Desired, SessionState, check_session_move
+from dovecote.model.trees import Workspace
+from dovecote.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class InstanceView:
+    """The instance of a live session, for its owner and for operators."""
+
+    instance_id: str
+    address: str
+    pid: int
+    usage: Mapping[str, int | float]
+
+
+class Sessions:
+    def __init__(
+        self,
+        store: Store,
+        fleet: Fleet,
+        functions: Functions,
+        tenancy: Tenancy,
+        *,
+        quiet_after: float,
+        start_timeout: float,
+    ) -> None:
+        self._store = store
+        self._fleet = fleet
+        self._functions = functions
+        self._tenancy = tenancy
+        self._quiet_after = quiet_after
+        self._start_timeout = start_timeout
+        self.live = LiveSessions()
+        self._waking: dict[str, asyncio.Task[Live]] = {}
+        self._background = Background()
+
+    # -- the record
+
+    async def create(
+        self,
+        tenant_id: str,
+        *,
+        function: str = SANDBOX,
+        key: str | None = None,
+        user: str = "default",
+        tier: str | None = None,
+        idle_after: timedelta | None = None,
+        quiet_after: timedelta | None = None,
+        ttl: timedelta | None = None,
+        env: Mapping[str, str] | None = None,
+        wake: bool = True,
+    ) -> Session:
+        """A new session. `key` is the caller's own name for it; without one the server makes one.
+
+        Raises Invalid, NotFound (no_such_function, no_such_tier), Conflict (exists), and what waking raises.
+        """
+        made_for = await self._functions.get(tenant_id, function)
+        owner = await self._tenancy.user(tenant_id, user)
+        now = datetime.now(UTC)
+        session = Session(
+            id=new_id("ses"),
+            tenant_id=tenant_id,
+            user_id=owner.id,
+            function_id=made_for.id,
+            revision_id=made_for.revision_id,
+            key=parse_session_key(key) if key is not None else random_text(),
+            slug=random_text(),
+            state=SessionState.NEW,
+            desired=Desired.LIVE,
+            created_at=now,
+            last_active_at=now,
+            tier=parse_tier(tier or owner.tier),
+            idle_after=parse_time(idle_after, "idle_after"),
+            quiet_after=parse_time(quiet_after, "quiet_after"),
+            expires_at=now + ttl if (ttl := parse_time(ttl, "ttl")) else None,
+            env=dict(env or {}),
+        )
+        session = await self._store.tenant(tenant_id).sessions.insert(session)
+        if not wake:
+            return session
+        try:
+            return (await self.awake(session)).session
+        except DovecoteError:
+            # Nobody has its id yet: it must not lie about and hold the key.
+            await self.delete(tenant_id, session.id)
+            raise
+
+    async def get(self, tenant_id: str, session_id: str) -> Session:
+        live = self.live.get(session_id)
+        if live is not None and live.session.tenant_id == tenant_id:
+            return live.session
+        return await self._store.tenant(tenant_id).sessions.get(session_id)
+
+    async def list(
+        self,
+        tenant_id: str,
+        *,
+        function: str | None = None,
+        user: str | None = None,
+        state: str | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> Sequence[Session]:
+        equals: dict[str, object] = {"state": [each for each in SessionState if each is not SessionState.ENDED]}
+        if function is not None:
+            equals["function_id"] = (await self._functions.get(tenant_id, function)).id
+        if user is not None:
+            owner = await self._tenancy.find_user(tenant_id, user)
+            if owner is None:
+                return []
+            equals["user_id"] = owner.id
+        if state is not None:
+            equals["state"] = parse_state(state)
+        records = await self._store.tenant(tenant_id).sessions.list(after=after, limit=limit, **equals)
+        return [live.session if (live := self.live.get(record.id)) else record for record in records]
+
+    async def update(
+        self,
+        tenant_id: str,
+        session_id: str,
+        *,
+        tier: str | None = None,
+        idle_after: timedelta | None = None,
+        quiet_after: timedelta | None = None,
+        ttl: timedelta | None = None,
+    ) -> Session:
+        """Changes times; effective at once. `ttl` counts from creation."""
+        async with self.live.lock(session_id):
+            session = await self._living(tenant_id, session_id)
+            return await self._change(
+                session,
+                tier=parse_tier(tier) if tier else session.tier,
+                idle_after=parse_time(idle_after, "idle_after") or session.idle_after,
+                quiet_after=parse_time(quiet_after, "quiet_after") or session.quiet_after,
+                expires_at=session.created_at + ttl if (ttl := parse_time(ttl, "ttl")) else session.expires_at,
+            )
+
+    async def set_start(self, tenant_id: str, session_id: str, start: Start | None) -> Session:
+        """Records how its server is started, for every later waking; does not start it."""
+        if start is not None and not 0 < start.port < 65536:
+            raise Invalid(f"not a port: {start.port}", hint="1 to 65535")
+        async with self.live.lock(session_id):
+            session = await self._living(tenant_id, session_id)
+            return await self._change(session, start=start)
+
+    async def delete(self, tenant_id: str, session_id: str, *, reason: str = "deleted") -> None:
+        """Ends it and its files. May be repeated."""
+        session = await self._store.tenant(tenant_id).sessions.get(session_id)
+        async with self.live.lock(session_id):
+            session = await self._store.tenant(tenant_id).sessions.get(session_id)
+            if session.state is SessionState.ENDED and session.instance_id is None:
+                return
+            live = self.live.get(session_id)
+            instance_id = live.instance_id if live else session.instance_id
+            if session.state is not SessionState.ENDED:
+                session = await self._swap(
+                    session,
+                    state=SessionState.ENDED,
+                    desired=Desired.ENDED,
+                    reason=reason,
+                    ended_at=datetime.now(UTC),
+                    live_marker=session.id,
+                )
+            self.live.drop(session_id)
+            for host in self._hosts_of(session):
+                await _end(host, instance_id, session.id)
+            if session.instance_id is not None:
+                await self._swap(session, instance_id=None)
+
+    # -- waking
+
+    async def wake(self, tenant_id: str, session_id: str) -> Session:
+        """Ready whatever it takes; with a recorded start, its port is open. Raises what claims and starts raise."""
+        live = await self.awake(await self.get(tenant_id, session_id))
+        if live.session.start is not None:
+            await self.serve(live, live.session.start)
+        return live.session
+
+    @asynccontextmanager
+    async def use(self, tenant_id: str, session_id: str) -> AsyncIterator[Live]:
+        """The awake session, kept awake while the caller is inside."""
+        live = self.live.get(session_id)
+        if live is None or not live.is_ready or live.session.tenant_id != tenant_id:
+            live = await self.awake(await self.get(tenant_id, session_id))
+        live.busy += 1
+        try:
+            yield live
+        finally:
+            live.busy -= 1
+            live.touch()
+
+    async def serve(self, live: Live, start: Start) -> None:
+        """Returns when the port of the start takes connections; starts it unless it runs."""
+        answer = await live.guest.wait_port(start.port, 0)
+        if not answer.is_open:
+            number = await self._ensure_started(live, start)
+            await wait_for_port(live.guest, start.port, server=number, timeout=self._start_timeout)
+
+    async def _ensure_started(self, live: Live, start: Start) -> int:
+        template = self._functions.template(live.revision.template_name)
+        async with live.starting:
+            return await ensure_started(live.guest, start, user=template.default_user, env=self.environment(live))
+
+    def environment(self, live: Live) -> dict[str, str]:
+        """What every command of the session sees: the template's, the revision's and the session's variables."""
+        template = self._functions.template(live.revision.template_name)
+        return {**template.env, **live.revision.env, **live.session.env}
+
+    def default_user(self, live: Live) -> tuple[str, str]:
+        """Name and home of the user that commands run as when they name none."""
+        template = self._functions.template(live.revision.template_name)
+        return template.default_user, template.home
+
+    async def awake(self, session: Session) -> Live:
+        """The session with its instance ready, without waiting for its server. One waking for all who wait for it."""
+        live = self.live.get(session.id)
+        if live is not None and live.is_ready:
+            live.touch()
+            return live
+        task = self._waking.get(session.id)
+        if task is None:
+            task = self._waking[session.id] = asyncio.ensure_future(self._bring(session))
+            task.add_done_callback(lambda _: self._waking.pop(session.id, None))
+        return await asyncio.shield(task)
+
+    async def _bring(self, session: Session) -> Live:
+        async with self.live.lock(session.id):
+            live = self.live.get(session.id)
+            if live is not None:
+                if live.session.state is SessionState.FROZEN:
+                    await live.host.thaw(live.instance_id)
+                    live.become(SessionState.READY)
+                live.touch()
+                return live
+            try:
+                return await self._claim(alive(session))
+            except Conflict as error:
+                if error.code != "stale":
+                    raise
+            # The caller's copy was read before somebody else changed it.
+            return await self._claim(await self._living(session.tenant_id, session.id))
+
+    async def _claim(self, session: Session) -> Live:
+        revision = await self._functions.revision(session.tenant_id, session.revision_id)
+        template = self._functions.template(revision.template_name)
+        if session.state in LIVE_SESSION:
+            # The record says that it lives, and it does not: its death has not been noted yet.
+            session = await self._swap(session, state=SessionState.LOST, instance_id=None)
+        before = session
+        session = await self._swap(
+            session, state=SessionState.STARTING, desired=Desired.LIVE, epoch=session.epoch + 1, reason=""
+        )
+        host_id = self._fleet.place(prefer=session.host_id)
+        host = self._fleet.host(host_id)
+        try:
+            placed = await host.claim(
+                Claim(
+                    owner=session.id,
+                    workspace=Workspace(revision.template, session.tree or revision.tree),
+                    limits=SPECS[revision.spec].limits,
+                    network=revision.network,
+                    level=revision.level,
+                    epoch=session.epoch,
+                    generation=session.saved_generation,
+                    allow_setuid=template.has_sudo,
+                )
+            )
+        except BaseException as error:
+            await self._unclaimed(session, before, host, error)
+            raise
+        session = await self._swap(
+            session,
+            state=SessionState.READY,
+            host_id=host_id,
+            instance_id=placed.instance_id,
+            reason=_how(placed),
+            last_active_at=datetime.now(UTC),
+        )
+        live = Live(session, revision, host, placed.instance_id, placed.address, placed.pid)
+        self.live.add(live)
+        start = session.start or revision.start
+        if start is not None and placed.how != "there":
+            try:
+                await self._ensure_started(live, start)
+            except DovecoteError as error:
+                # Whoever wants its port is told; files and commands are there without it.
+                log.info("the start of session %s failed: %s", session.id, error)
+        return live
+
+    async def _unclaimed(self, session: Session, before: Session, host: Host, error: BaseException) -> None:
+        state, reason = before.state, f"could not be woken: {error}"
+        if isinstance(error, StorageFailed) and error.code == "corrupt":
+            state = SessionState.DAMAGED
+            good = await host.last_good(session.id, before=session.saved_generation)
+            last = f"the last good save is generation {good}" if good else "no earlier save is good"
+            reason = f"its files of generation {session.saved_generation} failed verification ({last}): {error}"
+        await self._swap(session, state=state, reason=reason[:500])
+
+    # -- resting
+
+    async def freeze(self, tenant_id: str, session_id: str) -> Session:
+        """Raises Conflict (busy) when a request or a call is on its way."""
+        await self._store.tenant(tenant_id).sessions.get(session_id)
+        if not await self.rest(session_id):
+            raise Conflict("the session is in use", code="busy", hint="wait until its requests are answered")
+        return await self.get(tenant_id, session_id)
+
+    async def rest(self, session_id: str, *, unless_used_since: float | None = None) -> bool:
+        """Freezes it unless somebody is inside; True when it is frozen or has no instance.
+
+        `unless_used_since` is a `time.monotonic()`: whoever decides from afar says what the decision rests on.
+        """
+        async with self.live.lock(session_id):
+            live = self.live.get(session_id)
+            if live is None or live.session.state is SessionState.FROZEN:
+                return True
+            if live.busy or await _used(live, unless_used_since):
+                return False
+            if not await live.host.freeze(live.instance_id):
+                return False
+            if live.busy:
+                # A call of the API came in while it froze: that goes over no connection that the host could see.
+                await live.host.thaw(live.instance_id)
+                return False
+            live.become(SessionState.FROZEN, "quiet")
+        await self._note(live)
+        return True
+
+    async def park(
+        self, tenant_id: str, session_id: str, *, reason: str = "asked to", unless_used_since: float | None = None
+    ) -> Session:
+        """Files to the store, the instance ended, its memory free. Raises StorageFailed; then nothing is lost.
+
+        A session whose instance died is parked from what that left on its host.
+        """
+        async with self.live.lock(session_id):
+            session = await self._living(tenant_id, session_id)
+            live = self.live.get(session_id)
+            if live is not None:
+                if unless_used_since is not None and (live.busy or await _used(live, unless_used_since)):
+                    return session
+                session = await self._change(session, state=SessionState.PARKING, desired=Desired.PARKED, reason=reason)
+                self.live.drop(session_id)
+                with contextlib.suppress(NotFound):
+                    await live.host.stop(live.instance_id)
+                return await self.store_leftover(session, live.host, reason)
+            if session.state in (SessionState.LOST, SessionState.PARKING) and session.host_id is not None:
+                if session.instance_id is not None:
+                    with contextlib.suppress(NotFound):
+                        await self._fleet.host(session.host_id).stop(session.instance_id)
+                return await self.store_leftover(session, self._fleet.host(session.host_id), reason)
+            return session
+
+    async def store_leftover(self, session: Session, host: Host, reason: str) -> Session:
+        try:
+            saved = await host.save_leftover(session.id)
+        except NotFound:
+            return await self.recover_from_log(session, host)
+        except Exception as error:
+            await self._swap(
+                session,
+                state=SessionState.LOST,
+                instance_id=None,
+                reason=f"its files are on the host only, saving them failed: {error}"[:500],
+            )
+            raise
+        session = await self._swap(
+            session,
+            state=SessionState.PARKED,
+            tree=saved.tree,
+            saved_generation=saved.generation,
+            saved_at=datetime.now(UTC),
+            instance_id=None,
+            reason=reason,
+        )
+        # Only now: until the record names the save, the files on the host are the truth.
+        await host.discard(session.id)
+        return session
+
+    async def recover_from_log(self, session: Session, host: Host) -> Session:
+        """Nothing is on the host: what counts is the newest checkpoint in the log. Called under its lock."""
+        saved = await host.last_saved(session.id)
+        if saved is None or saved.generation <= session.saved_generation:
+            return await self._swap(
+                session,
+                state=SessionState.PARKED,
+                instance_id=None,
+                reason="its instance is gone; the last save counts",
+            )
+        return await self._swap(
+            session,
+            state=SessionState.PARKED,
+            tree=saved.tree,
+            saved_generation=saved.generation,
+            instance_id=None,
+            reason="parked; found in the log of saves",
+        )
+
+    async def save(self, tenant_id: str, session_id: str) -> Session:
+        """A checkpoint of a session that goes on. Raises StorageFailed."""
+        async with self.use(tenant_id, session_id) as live, self.live.lock(session_id):
+            saved = await live.host.save(live.instance_id)
+            return await self._change(
+                live.session, tree=saved.tree, saved_generation=saved.generation, saved_at=datetime.now(UTC)
+            )
+
+    async def instance(self, tenant_id: str, session_id: str) -> InstanceView:
+        """Raises NotFound (no_instance) when it has none now."""
+        await self.get(tenant_id, session_id)
+        live = self.live.get(session_id)
+        if live is None:
+            raise NotFound("the session has no instance now", code="no_instance", hint="wake it")
+        return InstanceView(live.instance_id, live.address, live.pid, await live.host.usage(live.instance_id))
+
+    def died(self, death: Death) -> None:
+        """Told by a host: the instance of one of our sessions ended by itself."""
+        live = self.live.get(death.owner)
+        if live is None or live.instance_id != death.instance_id:
+            return
+        self.live.drop(death.owner)
+        self._background.run(self._lost(live, death.reason), f"noting the death of {death.instance_id}")
+
+    async def _lost(self, live: Live, reason: str) -> None:
+        session_id = live.session.id
+        async with self.live.lock(session_id):
+            session = await self._store.tenant(live.session.tenant_id).sessions.get(session_id)
+            if session.instance_id == live.instance_id and session.state in LIVE_SESSION:
+                await self._swap(session, state=SessionState.LOST, instance_id=None, reason=reason)
+
+    async def settle(self, session: Session, state: SessionState, instance_id: str | None) -> Session:
+        """Writes what a host was seen to hold, after a restart. Called under its lock."""
+        if session.state is state and session.instance_id == instance_id:
+            return session
+        if session.state is SessionState.STARTING and state is SessionState.FROZEN:
+            session = await self._swap(session, state=SessionState.READY)
+        return await self._swap(session, state=state, instance_id=instance_id)
+
+    # -- inside
+
+    def _hosts_of(self, session: Session) -> Sequence[Host]:
+        return [host for host_id, host in self._fleet.hosts().items() if session.host_id in (None, host_id)]
+
+    async def _living(self, tenant_id: str, session_id: str) -> Session:
+        live = self.live.get(session_id)
+        if live is not None and live.session.tenant_id == tenant_id:
+            return live.session
+        return alive(await self._store.tenant(tenant_id).sessions.get(session_id))
+
+    async def _change(self, session: Session, **changes: object) -> Session:
+        """Changes a session that may be live; called under its lock."""
+        live = self.live.get(session.id)
+        changed = await self._swap(session, **changes)
+        if live is not None:
+            live.session = changed
+        return changed
+
+    async def _swap(self, session: Session, **changes: object) -> Session:
+        wanted = replace(session, **changes)  # type: ignore[arg-type]
+        check_session_move(session.state, wanted.state)
+        return await self._store.tenant(session.tenant_id).sessions.swap(wanted)
+
+    async def _note(self, live: Live) -> None:
+        """Brings the record of a live session up to what is true of it."""
+        async with self.live.lock(live.session.id):
+            if self.live.get(live.session.id) is not live:
+                return
+            seconds = time.monotonic() - live.touched
+            live.session = await self._swap(live.session, last_active_at=datetime.now(UTC) - timedelta(seconds=seconds))
+
+
+async def _used(live: Live, since: float | None) -> bool:
+    """Whether it was used after `since`, or works at something now that nobody waits for."""
+    if since is None:
+        return False
+    if live.touched > since:
+        return True
+    if not live.is_ready:
+        return False
+    try:
+        commands = await live.guest.list_commands()
+    except DovecoteError:
+        return False  # nobody may stay awake by never answering
+    return any(command.is_running and command.tag != SERVER_TAG for command in commands)
+
+
+def _how(placed: Placed) -> str:
+    return {"survivor": "its own files were still on the host", "pool": "", "cold": "", "there": ""}[placed.how]
+
+
+async def _end(host: Host, instance_id: str | None, owner: str) -> None:
+    if instance_id is not None:
+        try:
+            await host.stop(instance_id, grace=0)
+        except NotFound:
+            log.debug("instance %s is gone already", instance_id)
+    await host.discard(owner)
