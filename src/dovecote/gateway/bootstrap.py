@@ -1,0 +1,294 @@
+"""Renders Envoy's configuration. Pure: values in, dictionaries out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from dovecote.gateway.clusters import (
+    ADDRESS_HEADER,
+    AWAKE_CONNECT_TIMEOUT,
+    DEFAULT_AFFINITY_HEADER,
+    HTTP,
+    INTERNAL_HEADERS,
+    KEY_HEADER,
+    NOTE_HEADER,
+    TYPE,
+    Json,
+    composite,
+    header,
+    local_cluster,
+    original_destination,
+    pipe,
+    second_try,
+)
+from dovecote.gateway.replies import local_replies
+
+MOST_ENTRIES = 200_000  # of one generation of one worker's cache, about 200 bytes each
+MOST_CONNECTIONS = 50_000
+BUFFER_BYTES = 1 << 20  # of a connection, after which its sender has to wait
+# What a retry may repeat. More than a connection's buffer, so that a held request keeps its body however long that is.
+REPLAY_BYTES = 4 << 20
+STREAM_IDLE = "3600s"
+
+
+@dataclass(frozen=True)
+class Sockets:
+    """Unix sockets, all below the installation's run directory."""
+
+    api: Path  # console and API: Python listens
+    python: Path  # the wake question: Python listens
+    wake: Path  # held requests: Envoy's second listener
+    admin: Path  # Envoy's admin interface
+    clusters: Path  # the apps and their instances, a file; Envoy watches its directory
+
+
+@dataclass(frozen=True)
+class Front:
+    """What the visible listener is."""
+
+    bind: str
+    port: int
+    domain: str
+    route_ttl: int  # seconds
+    start_timeout: float  # seconds
+    secret: str
+
+
+def bootstrap(front: Front, sockets: Sockets) -> Json:
+    """The whole static configuration. Apps come from a file that Envoy watches, see `apps.py`."""
+    return {
+        "node": {"id": "gateway", "cluster": "dovecote"},
+        "admin": {"address": pipe(sockets.admin), "ignore_global_conn_limit": True},
+        "stats_config": {"stats_matcher": {"inclusion_list": {"patterns": _counted()}}},
+        "overload_manager": {
+            "resource_monitors": [
+                {
+                    "name": "envoy.resource_monitors.global_downstream_max_connections",
+                    "typed_config": {
+                        "@type": TYPE + "extensions.resource_monitors.downstream_connections.v3"
+                        ".DownstreamConnectionsConfig",
+                        "max_active_downstream_connections": MOST_CONNECTIONS,
+                    },
+                }
+            ]
+        },
+        "dynamic_resources": {
+            "cds_config": {
+                "path_config_source": {
+                    "path": str(sockets.clusters),
+                    "watched_directory": {"path": str(sockets.clusters.parent)},
+                },
+                "resource_api_version": "V3",
+            }
+        },
+        "static_resources": {
+            "listeners": [_front_listener(front), _wake_listener(front, sockets)],
+            "clusters": [
+                local_cluster("api", sockets.api, idle="3s"),
+                local_cluster("python", sockets.python, idle="30s"),
+                local_cluster("wake", sockets.wake, idle="30s"),
+                # The address comes from the Lua cache, or from Python's answer. Clients cannot set either.
+                original_destination("cached", "dovecote", "address"),
+                original_destination("woken", "envoy.filters.http.ext_authz", ADDRESS_HEADER, AWAKE_CONNECT_TIMEOUT),
+                composite("sessions", "cached", "wake", "wake") | {"typed_extension_protocol_options": second_try()},
+            ],
+        },
+    }
+
+
+# -- listeners
+
+
+def _front_listener(front: Front) -> Json:
+    virtual_hosts: list[Json] = [
+        {
+            "name": kind,
+            "domains": [f"*.{kind}.{front.domain}"],
+            "routes": _held_routes(action, front.secret),
+            "request_body_buffer_limit": str(REPLAY_BYTES),
+            "include_request_attempt_count": True,
+            "request_headers_to_remove": [
+                KEY_HEADER,
+                "x-forwarded-host",
+                "x-forwarded-port",
+                "x-envoy-external-address",
+            ],
+            "response_headers_to_remove": ["x-envoy-upstream-service-time"],
+            "response_headers_to_add": referrer,
+        }
+        for kind, action, referrer in (
+            # The name of a sandbox is the right to reach it: links in its pages must not tell it to other sites.
+            ("box", {"cluster": "sessions"}, [header("referrer-policy", "same-origin", "ADD_IF_ABSENT")]),
+            ("fn", {"cluster": "sessions"}, []),
+            ("app", {"inline_cluster_specifier_plugin": _app_cluster()}, []),
+        )
+    ]
+    virtual_hosts.append(
+        {
+            "name": "api",
+            "domains": ["*"],
+            "routes": [_api_route()],
+            "typed_per_filter_config": {"lua": {"@type": HTTP + "lua.v3.LuaPerRoute", "disabled": True}},
+        }
+    )
+    prelude = (
+        f'local SECRET, TTL, DEFAULT_HEADER, MOST = "{front.secret}", {front.route_ttl},'
+        f' "{DEFAULT_AFFINITY_HEADER}", {MOST_ENTRIES}\n'
+    )
+    lua = {"@type": HTTP + "lua.v3.Lua", "default_source_code": {"inline_string": prelude + _source("routes.lua")}}
+    manager = _connection_manager("front", [{"name": "lua", "typed_config": lua}], virtual_hosts, local_replies())
+    manager |= {
+        "use_remote_address": True,
+        "generate_request_id": True,
+        "early_header_mutation_extensions": [_without_internal_headers()],
+        "normalize_path": True,
+        "request_headers_timeout": "30s",
+        "max_request_headers_kb": 64,
+        "http2_protocol_options": {
+            "max_concurrent_streams": 256,
+            "initial_stream_window_size": BUFFER_BYTES,
+            "initial_connection_window_size": 4 * BUFFER_BYTES,
+        },
+    }
+    address = {"socket_address": {"address": front.bind, "port_value": front.port}}
+    return _listener("front", address, manager)
+
+
+def _wake_listener(front: Front, sockets: Sockets) -> Json:
+    """Holds a request while Python finds or starts its instance, then passes it on."""
+    ask = {
+        "@type": HTTP + "ext_authz.v3.ExtAuthz",
+        "http_service": {
+            # Python answers at start_timeout; the rest is for a Python that no longer answers.
+            "server_uri": {"uri": "http://python", "cluster": "python", "timeout": f"{front.start_timeout + 5:g}s"},
+            "path_prefix": "/wake",
+            "authorization_response": {
+                "dynamic_metadata_from_headers": {"patterns": [{"exact": ADDRESS_HEADER}]},
+                "allowed_client_headers_on_success": {"patterns": [{"exact": NOTE_HEADER}]},
+            },
+        },
+        "allowed_headers": {"patterns": [{"safe_regex": {"regex": ".*"}}]},
+        "disallowed_headers": {
+            "patterns": [
+                {"exact": name, "ignore_case": True}
+                for name in ("connection", "upgrade", "transfer-encoding", "te", "trailer", "expect", "keep-alive")
+            ]
+        },
+        "status_on_error": {"code": 503},
+        "failure_mode_allow": False,
+    }
+    virtual_hosts = [
+        {
+            "name": "all",
+            "domains": ["*"],
+            "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "woken", "timeout": "0s"}}],
+            "request_headers_to_remove": list(INTERNAL_HEADERS),
+        }
+    ]
+    again = [header(NOTE_HEADER, f"{front.secret} retry")]
+    manager = _connection_manager(
+        "wake", [{"name": "ask", "typed_config": ask}], virtual_hosts, local_replies(on_unreachable=again)
+    )
+    manager |= {"max_request_headers_kb": 96, "generate_request_id": False, "http_protocol_options": {}}
+    return _listener("wake", pipe(sockets.wake), manager) | {"ignore_global_conn_limit": True}
+
+
+def _listener(name: str, address: Json, manager: Json) -> Json:
+    return {
+        "name": name,
+        "address": address,
+        "per_connection_buffer_limit_bytes": BUFFER_BYTES,
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+    }
+
+
+def _connection_manager(name: str, filters: list[Json], virtual_hosts: list[Json], replies: Json) -> Json:
+    router = {"@type": HTTP + "router.v3.Router", "suppress_envoy_headers": True}
+    return {
+        "@type": TYPE + "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": name,
+        "codec_type": "AUTO",
+        "upgrade_configs": [{"upgrade_type": "websocket"}],
+        "stream_idle_timeout": STREAM_IDLE,
+        "common_http_protocol_options": {"idle_timeout": "300s", "max_headers_count": 200},
+        "server_header_transformation": "PASS_THROUGH",
+        "local_reply_config": replies,
+        "route_config": {"name": name, "virtual_hosts": virtual_hosts, "ignore_port_in_host_matching": True},
+        "http_filters": [*filters, {"name": "router", "typed_config": router}],
+    }
+
+
+def _without_internal_headers() -> Json:
+    """Before anything else sees the request: what a client says in our own headers is not for us."""
+    mutation = {
+        "@type": TYPE + "extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+        "mutations": [{"remove": name} for name in INTERNAL_HEADERS],
+    }
+    return {"name": "internal", "typed_config": mutation}
+
+
+# -- routes
+
+
+def _held_routes(action: Json, secret: str) -> list[Json]:
+    """A request that may be repeated is sent again even after it was written; any other only when it was not."""
+    unwritten = "connect-failure,refused-stream,reset-before-request,retriable-status-codes,retriable-headers"
+    safe = {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD|OPTIONS"}}}
+    keyed = {"name": "idempotency-key", "present_match": True}
+
+    def route(headers: list[Json], retry_on: str) -> Json:
+        policy = {
+            "retry_on": retry_on,
+            "retriable_status_codes": [421],
+            "retriable_headers": [{"name": NOTE_HEADER, "string_match": {"exact": f"{secret} retry"}}],
+            "num_retries": 2,
+            "retry_back_off": {"base_interval": "0.002s", "max_interval": "0.02s"},
+        }
+        return {
+            "match": {"prefix": "/", "headers": headers},
+            "route": {**action, "timeout": "0s", "retry_policy": policy},
+        }
+
+    return [route([safe], unwritten + ",reset"), route([keyed], unwritten + ",reset"), route([], unwritten)]
+
+
+def _api_route() -> Json:
+    policy = {
+        "retry_on": "connect-failure,reset-before-request",
+        "num_retries": 4,
+        "retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"},
+    }
+    return {"match": {"prefix": "/"}, "route": {"cluster": "api", "timeout": "0s", "retry_policy": policy}}
+
+
+def _app_cluster() -> Json:
+    return {
+        "extension": {
+            "name": "apps",
+            "typed_config": {
+                "@type": TYPE + "extensions.router.cluster_specifiers.lua.v3.LuaConfig",
+                "source_code": {"inline_string": _source("apps.lua")},
+                "default_cluster": "sessions",
+            },
+        }
+    }
+
+
+# -- pieces
+
+
+def _counted() -> list[Json]:
+    """Statistics that somebody reads. A cluster has a hundred more, which 10,000 apps would pay for."""
+    return [
+        {"prefix": "http.front."},
+        {"prefix": "server."},
+        {"prefix": "cluster_manager."},
+        {"prefix": "listener_manager."},
+        {"safe_regex": {"regex": r"cluster\..*\.upstream_(rq|cx)_(active|total)"}},
+    ]
+
+
+def _source(name: str) -> str:
+    return (files("dovecote.gateway") / name).read_text()
