@@ -1,0 +1,5 @@
+"""`python -m dovecote`."""
+
+from dovecote.cli import run
+
+run()

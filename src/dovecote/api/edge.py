@@ -1,0 +1,131 @@
+"""The outermost layer of the API: request ids, keys, bounded bodies, and no error that leaves without a shape."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import MutableMapping
+from typing import Any, Protocol
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dovecote.api import errors, metrics
+from dovecote.errors import DovecoteError, Invalid, Unauthenticated
+from dovecote.model.ids import new_id
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
+
+MAX_JSON_BYTES = 1 << 20
+PUBLIC = frozenset({"/v1/openapi.json"})
+
+log = logging.getLogger("dovecote.api")
+
+
+class Authenticate(Protocol):
+    """Says whose key this is. Called once a request; raises Unauthenticated."""
+
+    async def __call__(self, secret: str) -> Any: ...
+
+
+def secret_of(headers: Headers) -> str:
+    """The API key of a request: `Authorization: Bearer <key>` or `x-dovecote-key`. Raises Unauthenticated."""
+    scheme, _, secret = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not secret:
+        secret = headers.get("x-dovecote-key", "")
+    if not secret:
+        raise Unauthenticated("no API key", hint="send `Authorization: Bearer <key>` or `x-dovecote-key: <key>`")
+    return secret.strip()
+
+
+class Edge:
+    """ASGI layer around the routes. All under /v1 needs a key unless it is in PUBLIC: a route cannot forget it."""
+
+    def __init__(self, app: ASGIApp, authenticate: Authenticate) -> None:
+        self._app = app
+        self._authenticate = authenticate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, receive, send)
+        started = time.perf_counter()
+        try:
+            await self._serve(scope, exchange)
+        except DovecoteError as error:
+            await exchange.fail(error)
+        except ClientDisconnect:
+            pass  # nobody is left to answer
+        except Exception:
+            log.exception("%s %s failed, %s", scope["method"], scope["path"], exchange.request_id)
+            await exchange.fail(errors.internal())
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            metrics.REQUESTS.labels(scope["method"], route, str(exchange.status)).inc()
+            metrics.SECONDS.labels(scope["method"], route).observe(time.perf_counter() - started)
+
+    async def _serve(self, scope: Scope, exchange: _Exchange) -> None:
+        headers = Headers(scope=scope)
+        if scope["path"].startswith("/v1/") and scope["path"] not in PUBLIC:
+            scope["dovecote.principal"] = await self._authenticate(secret_of(headers))
+        is_upload = scope["method"] == "PUT" and scope["path"].endswith("/files")
+        if not is_upload:
+            length = headers.get("content-length", "")
+            exchange.limit(int(length) if length.isdigit() else 0)
+        await self._app(scope, exchange.receive, exchange.send)
+
+
+class _Exchange:
+    """One request and its answer. Counts what comes in, marks what goes out."""
+
+    def __init__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        # The gateway gives each request an id, and takes away what a client sent as one.
+        given = Headers(scope=scope).get("x-request-id", "")
+        self.request_id = scope["dovecote.request_id"] = given if _REQUEST_ID.fullmatch(given) else new_id("req")
+        self.status = 499  # until an answer has begun: the client left
+        self._receive = receive
+        self._send = send
+        self._is_limited = False
+        self._received = 0
+        self._has_begun = False
+
+    def limit(self, announced_bytes: int) -> None:
+        self._is_limited = True
+        self._check(announced_bytes)
+
+    def _check(self, size: int) -> None:
+        if size > MAX_JSON_BYTES:
+            raise Invalid(
+                f"the body is over {MAX_JSON_BYTES} bytes",
+                code="too_large",
+                hint="files of any size go through PUT .../files",
+            )
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if self._is_limited and message["type"] == "http.request":
+            self._received += len(message.get("body", b""))
+            self._check(self._received)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._has_begun = True
+            self.status = message["status"]
+            names = {name for name, _ in message["headers"]}
+            if b"x-request-id" not in names:
+                message["headers"] = [*message["headers"], (b"x-request-id", self.request_id.encode())]
+        await self._send(message)
+
+    async def fail(self, error: DovecoteError) -> None:
+        """Answers with an error. Where an answer has begun already, it stays unfinished: the server then cuts it."""
+        if self._has_begun:
+            return
+        status, headers, body = errors.render(error, self.request_id)
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        raw.append((b"content-length", str(len(body)).encode()))
+        await self.send({"type": "http.response.start", "status": status, "headers": raw})
+        await self.send({"type": "http.response.body", "body": body})

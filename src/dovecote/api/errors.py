@@ -1,0 +1,92 @@
+"""Errors on the wire: the one table from our errors to HTTP, and the one shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import orjson
+
+from dovecote import errors
+from dovecote.api.metrics import ERRORS
+from dovecote.errors import DovecoteError
+
+STATUS: dict[type[DovecoteError], int] = {
+    DovecoteError: 500,
+    errors.Invalid: 400,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
+    errors.NotFound: 404,
+    errors.Gone: 410,
+    errors.Conflict: 409,
+    errors.NoCapacity: 429,
+    errors.Failed: 500,
+    errors.StorageFailed: 500,
+    errors.DeadlineExceeded: 504,
+    errors.Unsupported: 501,
+}
+
+# A code that says more than its class.
+STATUS_OF_CODE: dict[str, int] = {
+    "session_expired": 401,  # as Function Compute answers a session that has ended
+    "method_not_allowed": 405,
+    "too_large": 413,
+    "unsupported_media_type": 415,
+    "instance_died": 502,
+    "guest_unreachable": 502,
+    "guest_protocol": 502,
+    "guest_failed": 502,
+    "start_failed": 502,
+    "port_closed": 502,
+    "port_is_local": 502,
+    "not_ready": 503,
+    "stopping": 503,
+    "store_unreachable": 503,
+    "store_read_only": 503,
+    "disk_full": 507,
+}
+
+RETRY_AFTER = {429: 1.0, 503: 1.0}  # seconds, where the error itself does not say
+
+
+def status_of(error: DovecoteError) -> int:
+    """HTTP status of an error: by its code, else by the nearest class of the tree."""
+    if error.code in STATUS_OF_CODE:
+        return STATUS_OF_CODE[error.code]
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+def body_of(error: DovecoteError, request_id: str) -> dict[str, dict[str, str]]:
+    """The one JSON shape of an error."""
+    return {
+        "error": {"code": error.code, "message": error.message, "hint": error.hint, "request_id": request_id},
+    }
+
+
+def render(error: DovecoteError, request_id: str) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of an error."""
+    ERRORS.labels(error.code).inc()
+    status = status_of(error)
+    headers = {"content-type": "application/json", "x-request-id": request_id, "cache-control": "no-store"}
+    wait = error.retry_after if error.retry_after is not None else RETRY_AFTER.get(status)
+    if wait is not None:
+        headers["retry-after"] = str(max(1, math.ceil(wait)))
+    if isinstance(error, errors.Unauthenticated):
+        headers["www-authenticate"] = "Bearer"
+    return status, headers, orjson.dumps(body_of(error, request_id))
+
+
+def invalid_fields(problems: Iterable[Mapping[str, Any]]) -> errors.Invalid:
+    """One error from what pydantic found; it names the first field that is wrong and counts the others."""
+    found = list(problems)
+    first = found[0] if found else {"loc": (), "msg": "not valid"}
+    place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path", "header"))
+    message = f"{place}: {first['msg']}" if place else f"the body: {first['msg']}"
+    more = f"; {len(found) - 1} more fields are wrong" if len(found) > 1 else ""
+    return errors.Invalid(message[:500] + more, hint="/v1/openapi.json says what this route takes")
+
+
+def internal() -> DovecoteError:
+    """What a caller sees of an error that we did not foresee."""
+    return DovecoteError("something went wrong on our side", code="internal", hint="the log has it under request_id")

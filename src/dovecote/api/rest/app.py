@@ -1,0 +1,169 @@
+"""Joins the routes into one ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse, JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from dovecote.api import errors
+from dovecote.api.edge import Edge
+from dovecote.api.rest import apps as app_routes
+from dovecote.api.rest import chats as chat_routes
+from dovecote.api.rest import commands, files, tenancy
+from dovecote.api.rest import functions as function_routes
+from dovecote.api.rest import sessions as session_routes
+from dovecote.api.rest.here import Rooms
+from dovecote.api.rest.shapes import ErrorShape
+from dovecote.errors import DovecoteError, Failed, Invalid, NotFound
+from dovecote.model.addresses import Addresses
+
+if TYPE_CHECKING:
+    from dovecote.control.apps import Apps
+    from dovecote.control.chats import Chats
+    from dovecote.control.functions import Functions
+    from dovecote.control.sandboxes import Sandboxes
+    from dovecote.control.sessions import Sessions
+    from dovecote.control.tenancy import Tenancy
+
+CONSOLE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+)
+
+plain = APIRouter(tags=["server"])
+
+
+def build(
+    *,
+    tenancy: Tenancy,
+    sessions: Sessions,
+    sandboxes: Sandboxes,
+    apps: Apps,
+    functions: Functions,
+    chats: Chats,
+    addresses: Addresses,
+    is_ready: Callable[[], bool],
+    version: str,
+) -> ASGIApp:
+    """The API and the console. `is_ready` is asked by each /readyz; it must not block."""
+    rooms = Rooms(tenancy, sessions, sandboxes, apps, functions, chats, addresses)
+    return Edge(_routes(rooms, is_ready, version), tenancy.authenticate)
+
+
+def _routes(rooms: Rooms, is_ready: Callable[[], bool], version: str) -> FastAPI:
+    app = FastAPI(
+        title="Dovecote",
+        version=version,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses={"default": {"model": ErrorShape, "description": "Any error, in its one shape."}},
+        exception_handlers={
+            DovecoteError: _ours,
+            HTTPException: _starlette,
+            RequestValidationError: _validation,
+            Exception: _unforeseen,
+        },
+    )
+    app.state.rooms = rooms
+    app.state.is_ready = is_ready
+    parts = (session_routes, commands, files, app_routes, function_routes, chat_routes, tenancy)
+    for part in parts:
+        app.include_router(part.routes)
+    app.include_router(plain)
+    return app
+
+
+async def _ours(request: Request, error: Exception) -> Response:
+    assert isinstance(error, DovecoteError)
+    status, headers, body = errors.render(error, request.scope["dovecote.request_id"])
+    return Response(body, status, headers)
+
+
+async def _starlette(request: Request, error: Exception) -> Response:
+    """Unknown routes and wrong methods; and what FastAPI wrapped while it read a body."""
+    assert isinstance(error, HTTPException)
+    return await _ours(request, _meaning(request, error))
+
+
+async def _validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return await _ours(request, errors.invalid_fields(error.errors()))
+
+
+async def _unforeseen(request: Request, error: Exception) -> Response:
+    """The edge logs it: Starlette raises it again after this answer."""
+    return await _ours(request, errors.internal())
+
+
+def _meaning(request: Request, error: HTTPException) -> DovecoteError:
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, DovecoteError):
+        return cause
+    if error.status_code == 404:
+        return NotFound(f"no route {request.url.path}", code="no_such_route", hint="/v1/openapi.json lists them")
+    if error.status_code == 405:
+        return Invalid(f"{request.url.path} does not take {request.method}", code="method_not_allowed")
+    if error.status_code < 500:
+        return Invalid(str(error.detail), hint="/v1/openapi.json says what this route takes")
+    return Failed(str(error.detail))
+
+
+@plain.get("/healthz", summary="Whether the process answers")
+async def healthz() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+@plain.get("/readyz", summary="Whether requests are served; 503 while starting or stopping")
+async def readyz(request: Request) -> dict[str, str]:
+    if not request.app.state.is_ready():
+        raise Failed("not ready yet", code="not_ready", hint="`dovecote status` and the log say what it waits for")
+    return {"status": "ready"}
+
+
+@plain.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+async def metrics() -> Response:
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+@plain.get("/v1/openapi.json", summary="This API, described", response_class=JSONResponse)
+async def openapi(request: Request) -> JSONResponse:
+    return JSONResponse(describe(request.app))
+
+
+@plain.get("/", summary="The console", response_class=HTMLResponse)
+async def console() -> HTMLResponse:
+    page = resources.files("dovecote.api").joinpath("console.html").read_text("utf-8")
+    headers = {
+        "content-security-policy": CONSOLE_POLICY,
+        "x-frame-options": "DENY",
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "cache-control": "no-cache",
+    }
+    return HTMLResponse(page, headers=headers)
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document. FastAPI's own validation answer is left out: ours is the one shape."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+                if path.startswith("/v1/") and path != "/v1/openapi.json":
+                    operation["security"] = [{"key": []}]
+        for name in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(name, None)
+        app.openapi_schema = document
+    return app.openapi_schema

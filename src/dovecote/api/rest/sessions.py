@@ -1,0 +1,136 @@
+"""Routes of sessions."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import Field
+
+from dovecote.api.rest.here import After, Here, Limit, SessionId
+from dovecote.api.rest.shapes import (
+    Body,
+    InstanceShape,
+    Page,
+    SessionShape,
+    StartShape,
+    duration,
+    session_shape,
+)
+
+routes = APIRouter(prefix="/v1/sessions", tags=["sessions"])
+
+Seconds = Annotated[float, Field(gt=0, le=365 * 86400)]
+
+
+class NewSession(Body):
+    function: str = Field("sandbox", description="What it runs.")
+    key: str | None = Field(None, description="Your own name for it; the server makes one if there is none.")
+    user: str = Field("default", min_length=1, max_length=200, description="Your own name for the end user.")
+    tier: str | None = Field(None, description="default, regular, vip or svip; the user's own if null.")
+    idle_after_seconds: Seconds | None = Field(None, description="Parked after so long without use.")
+    quiet_after_seconds: Seconds | None = Field(None, description="Frozen after so long without use.")
+    ttl_seconds: Seconds | None = Field(None, description="Ends so long after its creation, used or not.")
+    env: dict[str, str] = Field(default_factory=dict, description="Environment of each of its commands.")
+    wake: bool = Field(True, description="Whether to start its instance now.")
+
+
+class ChangedSession(Body):
+    tier: str | None = None
+    idle_after_seconds: Seconds | None = None
+    quiet_after_seconds: Seconds | None = None
+    ttl_seconds: Seconds | None = None
+
+
+@routes.post("", status_code=201, summary="Open a session")
+async def create_session(here: Here, new: NewSession) -> SessionShape:
+    session = await here.rooms.sessions.create(
+        here.tenant_id,
+        function=new.function,
+        key=new.key,
+        user=new.user,
+        tier=new.tier,
+        idle_after=duration(new.idle_after_seconds),
+        quiet_after=duration(new.quiet_after_seconds),
+        ttl=duration(new.ttl_seconds),
+        env=new.env,
+        wake=new.wake,
+    )
+    return session_shape(session, here.rooms.addresses)
+
+
+@routes.get("", summary="List sessions, in pages")
+async def list_sessions(
+    here: Here,
+    function: Annotated[str | None, Query(max_length=40)] = None,
+    user: Annotated[str | None, Query(max_length=200)] = None,
+    state: Annotated[str | None, Query(max_length=20)] = None,
+    after: After = None,
+    limit: Limit = 100,
+) -> Page[SessionShape]:
+    found = await here.rooms.sessions.list(
+        here.tenant_id, function=function, user=user, state=state, after=after, limit=limit
+    )
+    items = [session_shape(session, here.rooms.addresses) for session in found]
+    return Page[SessionShape](items=items, next=found[-1].id if len(found) == limit else None)
+
+
+@routes.get("/{session_id}", summary="One session")
+async def get_session(here: Here, session_id: SessionId) -> SessionShape:
+    return session_shape(await here.rooms.sessions.get(here.tenant_id, session_id), here.rooms.addresses)
+
+
+@routes.patch("/{session_id}", summary="Change its times or tier, effective at once")
+async def update_session(here: Here, session_id: SessionId, change: ChangedSession) -> SessionShape:
+    session = await here.rooms.sessions.update(
+        here.tenant_id,
+        session_id,
+        tier=change.tier,
+        idle_after=duration(change.idle_after_seconds),
+        quiet_after=duration(change.quiet_after_seconds),
+        ttl=duration(change.ttl_seconds),
+    )
+    return session_shape(session, here.rooms.addresses)
+
+
+@routes.delete("/{session_id}", status_code=204, summary="End it and delete its files")
+async def delete_session(here: Here, session_id: SessionId) -> None:
+    await here.rooms.sessions.delete(here.tenant_id, session_id)
+
+
+@routes.post("/{session_id}:wake", summary="Bring it to ready, whatever it takes")
+async def wake_session(here: Here, session_id: SessionId) -> SessionShape:
+    return session_shape(await here.rooms.sessions.wake(here.tenant_id, session_id), here.rooms.addresses)
+
+
+@routes.post("/{session_id}:freeze", summary="Stop its CPU, keep its memory")
+async def freeze_session(here: Here, session_id: SessionId) -> SessionShape:
+    return session_shape(await here.rooms.sessions.freeze(here.tenant_id, session_id), here.rooms.addresses)
+
+
+@routes.post("/{session_id}:park", summary="Save its files and stop its instance")
+async def park_session(here: Here, session_id: SessionId) -> SessionShape:
+    return session_shape(await here.rooms.sessions.park(here.tenant_id, session_id), here.rooms.addresses)
+
+
+@routes.post("/{session_id}:save", summary="Save its files, keep it running")
+async def save_session(here: Here, session_id: SessionId) -> SessionShape:
+    return session_shape(await here.rooms.sessions.save(here.tenant_id, session_id), here.rooms.addresses)
+
+
+@routes.put("/{session_id}/start", summary="Record how its server is started when it wakes")
+async def set_start(here: Here, session_id: SessionId, start: StartShape) -> SessionShape:
+    session = await here.rooms.sessions.set_start(here.tenant_id, session_id, start.record())
+    return session_shape(session, here.rooms.addresses)
+
+
+@routes.delete("/{session_id}/start", summary="Forget how its server is started")
+async def clear_start(here: Here, session_id: SessionId) -> SessionShape:
+    session = await here.rooms.sessions.set_start(here.tenant_id, session_id, None)
+    return session_shape(session, here.rooms.addresses)
+
+
+@routes.get("/{session_id}/instance", summary="The instance that it has now")
+async def get_instance(here: Here, session_id: SessionId) -> InstanceShape:
+    view = await here.rooms.sessions.instance(here.tenant_id, session_id)
+    return InstanceShape(instance_id=view.instance_id, pid=view.pid, address=view.address, usage={**view.usage})

@@ -1,0 +1,265 @@
+"""What goes over the wire: one model a noun, and how a record becomes it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dovecote.model import records
+from dovecote.model.addresses import Addresses
+
+Item = TypeVar("Item")
+
+
+class Body(BaseModel):
+    """What a client sends. A field that we do not know is an error, not a silence."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Page(BaseModel, Generic[Item]):
+    items: list[Item]
+    next: str | None = Field(None, description="Pass it as `after` for the next page; null on the last one.")
+
+
+class ErrorDetail(BaseModel):
+    code: str = Field(description="Stable; for programs.")
+    message: str = Field(description="For a person.")
+    hint: str = Field(description="What to do next; may be empty.")
+    request_id: str
+
+
+class ErrorShape(BaseModel):
+    error: ErrorDetail
+
+
+class StartShape(Body):
+    """How the server of a session or an app is started."""
+
+    command: str = Field(min_length=1, max_length=32768, description="A shell command that stays in the foreground.")
+    port: int = Field(ge=1, le=65535, description="The port that it opens.")
+    cwd: str = Field("/home/user", min_length=1, max_length=4096)
+    env: dict[str, str] = Field(default_factory=dict)
+
+    def record(self) -> records.Start:
+        return records.Start(self.command, self.port, self.cwd, self.env)
+
+
+class SessionShape(BaseModel):
+    id: str
+    key: str = Field(description="The client's own name for it, sent in the function's affinity header.")
+    function_id: str
+    user_id: str
+    state: str
+    desired: str
+    reason: str = Field(description="Why it is in this state, for a person.")
+    tier: str
+    idle_after_seconds: float | None = Field(description="Overrides the tier's; null leaves it to the tier.")
+    quiet_after_seconds: float | None
+    created_at: datetime
+    last_active_at: datetime
+    expires_at: datetime | None
+    ended_at: datetime | None
+    saved_at: datetime | None
+    saved_generation: int
+    start: StartShape | None
+    slug: str
+    address: str | None = Field(description="Where its started server answers; null without a start.")
+    port_address: str = Field(description="Address of any of its ports: put the number for `{port}`.")
+
+
+class InstanceShape(BaseModel):
+    instance_id: str
+    pid: int = Field(description="Its PID 1 as the host sees it; 0 where that is not this machine.")
+    address: str = Field(description="Inside the host; nobody but the gateway can reach it.")
+    usage: dict[str, int | float] = Field(description="What it uses now; units are in the names.")
+
+
+class AppShape(BaseModel):
+    id: str
+    name: str
+    address: str
+    function_id: str
+    revision_id: str
+    session_id: str = Field(description="The session that it was published from.")
+    minimum: int
+    maximum: int
+    target_concurrency: int
+    idle_after_seconds: float
+    created_at: datetime
+
+
+class AppInstanceShape(BaseModel):
+    instance_id: str
+    address: str
+    is_ready: bool
+
+
+class FunctionShape(BaseModel):
+    id: str
+    name: str
+    address: str
+    revision_id: str
+    affinity_header: str
+    created_at: datetime
+
+
+class ChatShape(BaseModel):
+    id: str
+    session_id: str
+    user_id: str
+    title: str
+    created_at: datetime
+
+
+class TurnShape(BaseModel):
+    id: str
+    chat_id: str
+    number: int
+    messages: list[dict[str, Any]]
+    created_at: datetime
+
+
+class KeyShape(BaseModel):
+    id: str
+    name: str
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+class NewKeyShape(KeyShape):
+    secret: str = Field(description="Shown this once.")
+
+
+class UserShape(BaseModel):
+    id: str
+    name: str
+    tier: str
+    created_at: datetime
+
+
+class FileShape(BaseModel):
+    path: str = Field(description="As it was asked for; in a list, below the directory that was listed.")
+    kind: Literal["file", "directory", "link", "fifo", "socket", "character", "block", "unknown"]
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    modified_at: datetime
+    target: str | None = Field(description="Where a link points.")
+
+
+class PortShape(BaseModel):
+    port: int
+    loopback_only: bool = Field(description="It listens on 127.0.0.1 only, so the gateway cannot reach it.")
+    address: str
+
+
+class CommandShape(BaseModel):
+    number: int
+    pid: int
+    is_running: bool
+    exit_code: int | None
+    signal: int | None
+    timed_out: bool
+    tag: str
+    started_at: datetime
+    output_bytes: int = Field(description="What it printed so far.")
+
+
+class FinishedShape(BaseModel):
+    stdout: str
+    stderr: str
+    exit_code: int | None = Field(description="null when a signal ended it.")
+    signal: int | None
+    timed_out: bool
+    truncated: bool = Field(description="There was more output than `max_output_bytes`.")
+
+
+def shown(text: str) -> str:
+    """A name from inside as text: bytes that are not UTF-8 become the replacement character."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def seconds(duration: timedelta | None) -> float | None:
+    return duration.total_seconds() if duration is not None else None
+
+
+def duration(value: float | None) -> timedelta | None:
+    return timedelta(seconds=value) if value is not None else None
+
+
+def start_shape(start: records.Start | None) -> StartShape | None:
+    if start is None:
+        return None
+    return StartShape(command=start.command, port=start.port, cwd=start.cwd, env=start.env)
+
+
+def session_shape(session: records.Session, addresses: Addresses) -> SessionShape:
+    return SessionShape(
+        id=session.id,
+        key=session.key,
+        function_id=session.function_id,
+        user_id=session.user_id,
+        state=session.state.value,
+        desired=session.desired.value,
+        reason=session.reason,
+        tier=session.tier,
+        idle_after_seconds=seconds(session.idle_after),
+        quiet_after_seconds=seconds(session.quiet_after),
+        created_at=session.created_at,
+        last_active_at=session.last_active_at,
+        expires_at=session.expires_at,
+        ended_at=session.ended_at,
+        saved_at=session.saved_at,
+        saved_generation=session.saved_generation,
+        start=start_shape(session.start),
+        slug=session.slug,
+        address=addresses.box(session.slug, session.start.port) if session.start else None,
+        port_address=addresses.box(session.slug, 0).replace("//0-", "//{port}-"),
+    )
+
+
+def app_shape(app: records.App, addresses: Addresses) -> AppShape:
+    return AppShape(
+        id=app.id,
+        name=app.name,
+        address=addresses.app(app.name),
+        function_id=app.function_id,
+        revision_id=app.revision_id,
+        session_id=app.source_session_id,
+        minimum=app.minimum,
+        maximum=app.maximum,
+        target_concurrency=app.target_concurrency,
+        idle_after_seconds=app.idle_after.total_seconds(),
+        created_at=app.created_at,
+    )
+
+
+def function_shape(function: records.Function, addresses: Addresses) -> FunctionShape:
+    return FunctionShape(
+        id=function.id,
+        name=function.name,
+        address=addresses.function(function.name),
+        revision_id=function.revision_id,
+        affinity_header=function.affinity_header,
+        created_at=function.created_at,
+    )
+
+
+def chat_shape(chat: records.Chat) -> ChatShape:
+    return ChatShape(
+        id=chat.id, session_id=chat.session_id, user_id=chat.user_id, title=chat.title, created_at=chat.created_at
+    )
+
+
+def turn_shape(turn: records.Turn) -> TurnShape:
+    return TurnShape(
+        id=turn.id, chat_id=turn.chat_id, number=turn.number, messages=turn.messages, created_at=turn.created_at
+    )
+
+
+def key_shape(key: records.ApiKey) -> KeyShape:
+    return KeyShape(id=key.id, name=key.name, created_at=key.created_at, revoked_at=key.revoked_at)

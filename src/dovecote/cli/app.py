@@ -1,0 +1,119 @@
+"""All commands of `dovecote`, and what a failure looks like."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from dovecote.cli import apps, records, sandbox, session, tenant, up
+from dovecote.cli.show import problem, table
+
+app = typer.Typer(
+    name="dovecote",
+    help="The open, self-hosted serverless home for chat coding agents.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(session.commands, name="session")
+app.add_typer(sandbox.commands, name="sandbox")
+app.add_typer(apps.commands, name="app")
+app.add_typer(records.functions, name="function")
+app.add_typer(records.templates, name="template")
+app.add_typer(records.chats, name="chat")
+app.add_typer(records.keys, name="key")
+app.add_typer(tenant.commands, name="tenant")
+app.command("up")(up.up)
+app.command("down")(up.down)
+app.command("status")(up.status)
+
+
+@app.command()
+def serve() -> None:
+    """Run the server in the foreground."""
+    from dovecote import main
+    from dovecote.config import read_settings
+
+    raise typer.Exit(main.serve(read_settings()))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has and lacks, and how to get it."""
+    from dovecote import main
+    from dovecote.config import read_settings
+
+    findings = main.doctor(read_settings())
+    table(
+        ("", "what", "found", "how to get it"),
+        [
+            (
+                "ok" if each.ok else "MISSING" if each.is_required else "absent",
+                each.name,
+                each.detail,
+                "" if each.ok else each.hint,
+            )
+            for each in findings
+        ],
+    )
+    raise typer.Exit(int(any(each.is_required and not each.ok for each in findings)))
+
+
+@app.command()
+def demo(
+    keep: Annotated[bool, typer.Option(help="Leave its session and app for you to look at.")] = True,
+) -> None:
+    """Do the main job with a real project and show each step; the server must be up."""
+    import asyncio
+
+    from dovecote.cli.demo import play
+
+    raise typer.Exit(asyncio.run(play(keep=keep)))
+
+
+@app.command()
+def openapi() -> None:
+    """Print the description of the API that this server has."""
+    from dovecote.sdk import Dovecote
+
+    with Dovecote() as client:
+        print(json.dumps(client.openapi(), indent=2))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from dovecote import __version__
+
+    print(__version__)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs one command. What goes wrong is one line with a code and a hint, and exit code 1."""
+    try:
+        app(arguments, prog_name="dovecote")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+    except Exception as error:
+        if not _explain(error):
+            raise
+        sys.exit(1)
+
+
+def _explain(error: Exception) -> bool:
+    """Shows an error that says what to do, of the client or of the server's own code."""
+    kinds = [sys.modules[name].DovecoteError for name in ("dovecote.errors", "dovecote.sdk") if name in sys.modules]
+    if isinstance(error, tuple(kinds)):
+        ours: Any = error
+        problem(ours.message, ours.code, ours.hint)
+        return True
+    if isinstance(error, OSError):
+        problem(str(error), "system", "dovecote's server and its `up` and `down` need root")
+        return True
+    return False

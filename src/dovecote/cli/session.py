@@ -1,0 +1,113 @@
+"""`dovecote session`: what sessions there are, and when they sleep."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dovecote.cli.show import age, say, table
+
+if TYPE_CHECKING:
+    from dovecote.sdk import Session
+
+commands = typer.Typer(help="Sessions: the tie between a chat and its sandbox.", no_args_is_help=True)
+
+SessionId = Annotated[str, typer.Argument(metavar="SESSION", help="ses_...")]
+
+
+@commands.command()
+def create(
+    key: Annotated[str | None, typer.Option(help="Your own name for it.")] = None,
+    user: Annotated[str, typer.Option(help="Your own name for the end user.")] = "default",
+    function: Annotated[str, typer.Option(help="What it runs.")] = "sandbox",
+    tier: Annotated[str | None, typer.Option(help="default, regular, vip or svip.")] = None,
+    idle_after: Annotated[float | None, typer.Option(help="Seconds without use until it is parked.")] = None,
+    ttl: Annotated[float | None, typer.Option(help="Seconds until it ends, used or not.")] = None,
+    wake: Annotated[bool, typer.Option(help="Start its instance now.")] = True,
+) -> None:
+    """Open a session and print its id."""
+    from dovecote.sdk import Dovecote
+
+    with Dovecote() as client:
+        made = client.sessions.create(
+            function=function, key=key, user=user, tier=tier, idle_after=idle_after, ttl=ttl, wake=wake
+        )
+        print(made.id)
+
+
+@commands.command()
+def ls(
+    state: Annotated[str | None, typer.Option(help="Only those in this state; `ended` must be asked for.")] = None,
+    user: Annotated[str | None, typer.Option(help="Only those of this user.")] = None,
+) -> None:
+    """List sessions."""
+    from dovecote.sdk import Dovecote
+
+    with Dovecote() as client:
+        found = client.sessions.list(state=state, user=user)
+        table(
+            ("id", "key", "state", "why", "age", "last active", "address"),
+            [
+                (
+                    each.id,
+                    each.key,
+                    each.state,
+                    each.view.reason,
+                    age(each.view.created_at),
+                    age(each.view.last_active_at),
+                    each.view.address,
+                )
+                for each in found
+            ],
+        )
+
+
+@commands.command()
+def get(session_id: SessionId) -> None:
+    """Show all that is known of one session."""
+    from dataclasses import asdict
+
+    from dovecote.sdk import Dovecote
+
+    with Dovecote() as client:
+        view = client.sessions.get(session_id).view
+    for name, value in asdict(view).items():
+        say(f"{name:20} {'-' if value is None else value}")
+
+
+@commands.command()
+def rm(session_ids: Annotated[list[str], typer.Argument(metavar="SESSION...")]) -> None:
+    """End sessions and delete their files."""
+    from dovecote.sdk import Dovecote
+
+    with Dovecote() as client:
+        for session_id in session_ids:
+            client.sessions.get(session_id).delete()
+
+
+@commands.command()
+def wake(session_id: SessionId) -> None:
+    """Bring it to ready, whatever it takes."""
+    _change(session_id, "wake")
+
+
+@commands.command()
+def freeze(session_id: SessionId) -> None:
+    """Stop its CPU, keep its memory."""
+    _change(session_id, "freeze")
+
+
+@commands.command()
+def park(session_id: SessionId) -> None:
+    """Save its files and stop its instance."""
+    _change(session_id, "park")
+
+
+def _change(session_id: str, verb: str) -> None:
+    from dovecote.sdk import Dovecote
+
+    with Dovecote() as client:
+        session: Session = client.sessions.get(session_id)
+        view = {"wake": session.wake, "freeze": session.freeze, "park": session.park}[verb]()
+    say(f"{view.state}: {view.reason}" if view.reason else view.state)

@@ -1,0 +1,259 @@
+"""Builds the parts of Dovecote and joins them; the only place that knows them all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+
+import uvicorn
+import uvloop
+
+from dovecote import __version__
+from dovecote.api import errors as api_errors
+from dovecote.api.rest import build as build_api
+from dovecote.config import Settings
+from dovecote.control.apps import Apps
+from dovecote.control.chats import Chats
+from dovecote.control.fleet import Death, Fleet
+from dovecote.control.functions import Functions
+from dovecote.control.sandboxes import Sandboxes
+from dovecote.control.sessions import Keeping, Routing, Sessions
+from dovecote.control.tenancy import Tenancy
+from dovecote.credentials import write_credentials
+from dovecote.errors import Conflict, DovecoteError, Unsupported
+from dovecote.gateway import Answer, Ask, Gateway, stop_envoy
+from dovecote.gateway.directory import Directory
+from dovecote.host.assembly import LocalHost, assemble, disassemble, remove_run_dir
+from dovecote.host.doctor import Finding, examine
+from dovecote.model.addresses import Addresses
+from dovecote.store import Store, open_store
+
+log = logging.getLogger("dovecote")
+
+HOST_ID = "local"
+HOLD_LONGER = 10.0  # seconds: whoever waits for a start answers before the gateway gives up
+
+
+def serve(settings: Settings) -> int:
+    """Runs until SIGTERM or SIGINT; instances and the gateway's process go on without us. Answers an exit code."""
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    for chatty in ("alembic", "httpx", "uvicorn"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        with _only_server(settings):
+            uvloop.run(_serve(settings))
+    except DovecoteError as error:
+        log.error("%s [%s]", error, error.code)
+        return 1
+    return 0
+
+
+def doctor(settings: Settings) -> list[Finding]:
+    """What this machine has and lacks, and how to get it."""
+    return examine(settings)
+
+
+def create_tenant(settings: Settings, name: str) -> str:
+    """A new tenant; answers the secret of its first API key. Raises Conflict (exists)."""
+    return uvloop.run(_create_tenant(settings, name))
+
+
+async def _create_tenant(settings: Settings, name: str) -> str:
+    store = open_store(database_url(settings))
+    await store.open()
+    try:
+        await store.migrate()
+        return (await Tenancy(store).create_tenant(name)).secret
+    finally:
+        await store.close()
+
+
+def database_url(settings: Settings) -> str:
+    return settings.database_url or f"sqlite:///{settings.data_dir}/dovecote.sqlite"
+
+
+def teardown(settings: Settings) -> list[str]:
+    """Ends all that runs and removes mounts, namespaces, loop devices and cgroups. Files stay in the data directory.
+
+    Answers what was removed, a line each. The server must have stopped. May be repeated.
+    """
+    if not settings.run_dir.exists():
+        return []
+    with _only_server(settings):
+        removed = ["the gateway"] if stop_envoy(settings.run_dir) else []
+        removed += uvloop.run(disassemble(settings))
+    remove_run_dir(settings)
+    return removed
+
+
+@dataclass
+class Server:
+    settings: Settings
+    host: LocalHost
+    sessions: Sessions
+    keeping: Keeping
+    apps: Apps
+    gateway: Gateway
+    api: uvicorn.Server
+    is_open: bool = False
+
+
+class _ApiServer(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # signals are the whole process's, see _run
+
+
+async def _serve(settings: Settings) -> None:
+    missing = [finding for finding in examine(settings) if finding.is_required and not finding.ok]
+    if missing:
+        first = missing[0]
+        raise Unsupported(
+            f"{first.name}: {first.detail}", code="host_unfit", hint=f"{first.hint}; `dovecote doctor` lists all"
+        )
+    store = open_store(database_url(settings))
+    await store.open()
+    try:
+        await store.migrate()
+        tenancy = Tenancy(store)
+        key = await tenancy.first_run()
+        if key is not None:
+            write_credentials(settings, key.secret)
+        await _run(await _build(settings, store, tenancy))
+    finally:
+        await store.close()
+
+
+async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
+    early: list[Death] = []
+    rooms: list[Sessions | Apps] = []
+
+    def died(death: Death) -> None:
+        if not rooms:
+            early.append(death)
+        for room in rooms:
+            room.died(death)
+
+    async def resolve(ask: Ask) -> Answer:
+        return await directory.resolve(ask)
+
+    gateway = Gateway(
+        run_dir=settings.run_dir,
+        bind=settings.bind,
+        port=settings.port,
+        domain=settings.domain,
+        route_ttl=settings.route_ttl,
+        start_timeout=settings.start_timeout + HOLD_LONGER,
+        resolve=resolve,
+        render=api_errors.render,
+    )
+    host = await assemble(settings, on_death=died)
+    fleet = Fleet({HOST_ID: host.instances})
+    functions = Functions(store, templates=host.templates, level=settings.level, levels=host.levels)
+    sessions = Sessions(
+        store, fleet, functions, tenancy, quiet_after=settings.quiet_after, start_timeout=settings.start_timeout
+    )
+    apps = Apps(
+        store,
+        fleet,
+        functions,
+        sessions,
+        start_timeout=settings.start_timeout,
+        set_endpoints=gateway.set_apps,
+        loads=gateway.loads,
+    )
+    directory = Directory(tenancy, Routing(store, sessions, functions, tenancy), functions, apps)
+    keeping = Keeping(store, fleet, functions, sessions, quiet_after=settings.quiet_after)
+    app = build_api(
+        tenancy=tenancy,
+        sessions=sessions,
+        sandboxes=Sandboxes(sessions),
+        apps=apps,
+        functions=functions,
+        chats=Chats(store, sessions, tenancy),
+        addresses=Addresses(settings.domain, settings.port),
+        is_ready=lambda: server.is_open,
+        version=__version__,
+    )
+    api = _ApiServer(
+        uvicorn.Config(app, uds=str(settings.run_dir / "api.sock"), log_config=None, lifespan="off", access_log=False)
+    )
+    server = Server(settings, host, sessions, keeping, apps, gateway, api)
+    rooms += [sessions, apps]
+    for death in early:
+        died(death)
+    return server
+
+
+async def _run(server: Server) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    await server.keeping.adopt()
+    await server.apps.adopt()
+    serving = asyncio.ensure_future(server.api.serve())
+    await server.gateway.start()
+    ticking = [
+        asyncio.ensure_future(_every(server.settings.tick, server.keeping.tick)),
+        asyncio.ensure_future(_every(server.settings.tick, server.apps.tick)),
+    ]
+    server.is_open = True
+    log.info("ready on %s", Addresses(server.settings.domain, server.settings.port).console())
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        log.info("stopping; instances go on")
+        server.is_open = False
+        for task in ticking:
+            task.cancel()
+        await asyncio.gather(*ticking, return_exceptions=True)
+        await server.keeping.stop()
+        await server.apps.stop()
+        server.api.should_exit = True
+        server.api.force_exit = True
+        await asyncio.gather(serving, return_exceptions=True)
+        await server.gateway.stop(keep_envoy=True)
+        await server.host.instances.stop_host()
+        await server.host.close()
+
+
+async def _every(seconds: float, act: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await act()
+        except DovecoteError as error:
+            log.warning("%s, next try in %s s", error, seconds)
+        except Exception:
+            log.exception("a look at sessions and apps failed, next try in %s s", seconds)
+        await asyncio.sleep(seconds)
+
+
+@contextlib.contextmanager
+def _only_server(settings: Settings) -> Iterator[None]:
+    """One server for each run directory. Raises Conflict (running)."""
+    for directory, mode in ((settings.data_dir, 0o711), (settings.run_dir, 0o711), (settings.cache_dir, 0o755)):
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(mode)
+    path = settings.run_dir / "serve.lock"
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(
+                "Dovecote is running here already", code="running", hint="`dovecote status`, or `dovecote down` first"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield

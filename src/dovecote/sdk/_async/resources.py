@@ -1,0 +1,223 @@
+"""Collections of the API: sessions, apps, functions, chats, keys."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from dovecote.sdk._async.sessions import AsyncSession
+from dovecote.sdk._async.transport import AsyncWire
+from dovecote.sdk._shapes import App, AppInstance, Chat, Function, Key, SessionView, Start, Turn, User, read
+
+
+async def _pages(wire: AsyncWire, path: str, params: Mapping[str, Any]) -> AsyncIterator[Any]:
+    after: str | None = None
+    while True:
+        page = await wire.call("GET", path, params={**params, "after": after})
+        for item in page["items"]:
+            yield item
+        after = page["next"]
+        if after is None:
+            return
+
+
+def _start(start: Start | None) -> dict[str, Any] | None:
+    if start is None:
+        return None
+    return {"command": start.command, "port": start.port, "cwd": start.cwd, "env": start.env}
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+class AsyncSessions:
+    def __init__(self, wire: AsyncWire) -> None:
+        self._wire = wire
+
+    async def create(
+        self,
+        *,
+        function: str = "sandbox",
+        key: str | None = None,
+        user: str = "default",
+        tier: str | None = None,
+        idle_after: float | None = None,
+        quiet_after: float | None = None,
+        ttl: float | None = None,
+        env: Mapping[str, str] | None = None,
+        wake: bool = True,
+    ) -> AsyncSession:
+        """Opens a session. `key` is your own name for it; times are in seconds. Raises Conflict (exists)."""
+        body = _given(
+            function=function,
+            key=key,
+            user=user,
+            tier=tier,
+            idle_after_seconds=idle_after,
+            quiet_after_seconds=quiet_after,
+            ttl_seconds=ttl,
+            env=dict(env or {}),
+            wake=wake,
+        )
+        return AsyncSession(self._wire, read(SessionView, await self._wire.call("POST", "/v1/sessions", json=body)))
+
+    async def get(self, session_id: str) -> AsyncSession:
+        return AsyncSession(self._wire, read(SessionView, await self._wire.call("GET", f"/v1/sessions/{session_id}")))
+
+    async def list(
+        self, *, function: str | None = None, user: str | None = None, state: str | None = None
+    ) -> list[AsyncSession]:
+        """All that match, ended ones included; ask for a `state` to narrow it."""
+        params = {"function": function, "user": user, "state": state}
+        return [
+            AsyncSession(self._wire, read(SessionView, each))
+            async for each in _pages(self._wire, "/v1/sessions", params)
+        ]
+
+
+class AsyncApps:
+    def __init__(self, wire: AsyncWire) -> None:
+        self._wire = wire
+
+    async def publish(
+        self,
+        session: AsyncSession | str,
+        *,
+        name: str | None = None,
+        start: Start | None = None,
+        minimum: int | None = None,
+        maximum: int | None = None,
+        target_concurrency: int | None = None,
+        idle_after: float | None = None,
+    ) -> App:
+        """Turns a session's project into an app. The same name again is a new revision, without downtime.
+
+        What is left out is 0, 5, 10 and 60 seconds for a new app, and stays as it is for one that is there.
+        """
+        body = {
+            "session_id": session if isinstance(session, str) else session.id,
+            "name": name,
+            "start": _start(start),
+            "minimum": minimum,
+            "maximum": maximum,
+            "target_concurrency": target_concurrency,
+            "idle_after_seconds": idle_after,
+        }
+        return read(App, await self._wire.call("POST", "/v1/apps", json=body))
+
+    async def get(self, name: str) -> App:
+        return read(App, await self._wire.call("GET", f"/v1/apps/{name}"))
+
+    async def update(
+        self,
+        name: str,
+        *,
+        minimum: int | None = None,
+        maximum: int | None = None,
+        target_concurrency: int | None = None,
+        idle_after: float | None = None,
+    ) -> App:
+        body = _given(
+            minimum=minimum,
+            maximum=maximum,
+            target_concurrency=target_concurrency,
+            idle_after_seconds=idle_after,
+        )
+        return read(App, await self._wire.call("PATCH", f"/v1/apps/{name}", json=body))
+
+    async def unpublish(self, name: str) -> None:
+        await self._wire.call("DELETE", f"/v1/apps/{name}")
+
+    async def instances(self, name: str) -> list[AppInstance]:
+        page = await self._wire.call("GET", f"/v1/apps/{name}/instances")
+        return [read(AppInstance, each) for each in page["items"]]
+
+    async def list(self) -> list[App]:
+        return [read(App, each) async for each in _pages(self._wire, "/v1/apps", {})]
+
+
+class AsyncFunctions:
+    def __init__(self, wire: AsyncWire) -> None:
+        self._wire = wire
+
+    async def create(
+        self,
+        name: str,
+        *,
+        template: str = "base",
+        spec: str = "small",
+        level: str | None = None,
+        internet: bool = True,
+        allow_cidrs: Sequence[str] = (),
+        affinity_header: str = "x-dovecote-session",
+        env: Mapping[str, str] | None = None,
+        start: Start | None = None,
+    ) -> Function:
+        body = {
+            "name": name,
+            "template": template,
+            "spec": spec,
+            "level": level,
+            "network": {"internet": internet, "allow_cidrs": [*allow_cidrs]},
+            "affinity_header": affinity_header,
+            "env": dict(env or {}),
+            "start": _start(start),
+        }
+        return read(Function, await self._wire.call("POST", "/v1/functions", json=body))
+
+    async def get(self, name: str) -> Function:
+        return read(Function, await self._wire.call("GET", f"/v1/functions/{name}"))
+
+    async def templates(self) -> list[str]:
+        return [*(await self._wire.call("GET", "/v1/templates"))["items"]]
+
+    async def list(self) -> list[Function]:
+        return [read(Function, each) async for each in _pages(self._wire, "/v1/functions", {})]
+
+
+class AsyncChats:
+    def __init__(self, wire: AsyncWire) -> None:
+        self._wire = wire
+
+    async def create(self, session: AsyncSession | str, *, user: str = "default", title: str = "") -> Chat:
+        body = {"session_id": session if isinstance(session, str) else session.id, "user": user, "title": title}
+        return read(Chat, await self._wire.call("POST", "/v1/chats", json=body))
+
+    async def get(self, chat_id: str) -> Chat:
+        return read(Chat, await self._wire.call("GET", f"/v1/chats/{chat_id}"))
+
+    async def add_turn(self, chat_id: str, messages: Sequence[Mapping[str, Any]]) -> Turn:
+        body = {"messages": [dict(message) for message in messages]}
+        return read(Turn, await self._wire.call("POST", f"/v1/chats/{chat_id}/turns", json=body))
+
+    async def turns(self, chat_id: str) -> list[Turn]:
+        """Oldest first."""
+        found = [read(Turn, each) async for each in _pages(self._wire, f"/v1/chats/{chat_id}/turns", {})]
+        return sorted(found, key=lambda turn: turn.number)
+
+    async def list(self, *, user: str | None = None) -> list[Chat]:
+        return [read(Chat, each) async for each in _pages(self._wire, "/v1/chats", {"user": user})]
+
+
+class AsyncKeys:
+    def __init__(self, wire: AsyncWire) -> None:
+        self._wire = wire
+
+    async def create(self, name: str) -> Key:
+        """The answer is the only one that has the `secret`."""
+        return read(Key, await self._wire.call("POST", "/v1/keys", json={"name": name}))
+
+    async def list(self) -> list[Key]:
+        return [read(Key, each) for each in (await self._wire.call("GET", "/v1/keys"))["items"]]
+
+    async def revoke(self, key_id: str) -> None:
+        await self._wire.call("DELETE", f"/v1/keys/{key_id}")
+
+
+class AsyncUsers:
+    def __init__(self, wire: AsyncWire) -> None:
+        self._wire = wire
+
+    async def set_tier(self, name: str, tier: str) -> User:
+        return read(User, await self._wire.call("PUT", f"/v1/users/{name}", json={"tier": tier}))

@@ -1,0 +1,317 @@
+"""A session in the hands of its owner: commands, files, ports, and when it sleeps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any, Self
+
+from dovecote.sdk._async.transport import AsyncWire
+from dovecote.sdk._errors import CommandFailed, error_from
+from dovecote.sdk._shapes import (
+    EVENTS,
+    CommandView,
+    Event,
+    Exited,
+    File,
+    Finished,
+    Instance,
+    Output,
+    Port,
+    SessionView,
+    read,
+)
+
+WAKE_SECONDS = 90.0  # added to what a command may take
+
+
+class AsyncCommand:
+    """A command that runs by itself. `number` finds it again with `session.attach`."""
+
+    def __init__(self, wire: AsyncWire, session_id: str, number: int) -> None:
+        self._wire = wire
+        self._path = f"/v1/sessions/{session_id}/commands/{number}"
+        self.number = number
+
+    def output(self, *, offset: int = 0) -> AsyncGenerator[Event, None]:
+        """What it printed from `offset` on, and what it goes on to print, until it ends."""
+        return _events(self._wire, "GET", f"{self._path}/stream", None, {"offset": offset})
+
+    async def wait(self) -> Finished:
+        """Waits for its end; what it printed is collected."""
+        texts = {"stdout": "", "stderr": ""}
+        end = Exited(None, None, False)
+        async with aclosing(self.output()) as events:
+            async for event in events:
+                if isinstance(event, Output):
+                    texts[event.stream] += event.data
+                elif isinstance(event, Exited):
+                    end = event
+        return Finished(texts["stdout"], texts["stderr"], end.exit_code, end.signal, end.timed_out, False)
+
+    async def signal(self, signal: str | int = "SIGTERM") -> None:
+        await self._wire.call("POST", f"{self._path}:signal", json={"signal": signal})
+
+    async def write(self, data: bytes | str) -> None:
+        content = data.encode() if isinstance(data, str) else data
+        await self._wire.call("PUT", f"{self._path}/stdin", content=content)
+
+    async def close_stdin(self) -> None:
+        await self._wire.call("DELETE", f"{self._path}/stdin")
+
+    async def resize(self, rows: int, cols: int) -> None:
+        await self._wire.call("POST", f"{self._path}:resize", json={"rows": rows, "cols": cols})
+
+    async def release(self) -> None:
+        """Forgets the ended command and its output."""
+        await self._wire.call("DELETE", self._path)
+
+
+class AsyncFiles:
+    """Files of a session. Relative paths start in the user's home; `user` acts as another one."""
+
+    def __init__(self, wire: AsyncWire, session_id: str) -> None:
+        self._wire = wire
+        self._path = f"/v1/sessions/{session_id}/files"
+
+    async def read(self, path: str, *, user: str | None = None, offset: int = 0, length: int | None = None) -> bytes:
+        params = {"path": path, "user": user, "offset": offset, "length": length}
+        return await self._wire.read(self._path, params)
+
+    async def read_text(self, path: str, *, user: str | None = None) -> str:
+        return (await self.read(path, user=user)).decode("utf-8")
+
+    async def download(self, path: str, *, user: str | None = None) -> AsyncGenerator[bytes, None]:
+        """The file piece by piece, whatever its size."""
+        async with self._wire.stream("GET", self._path, params={"path": path, "user": user}) as response:
+            async for piece in response.aiter_bytes():
+                yield piece
+
+    async def write(
+        self, path: str, content: bytes | str | AsyncIterable[bytes], *, user: str | None = None, mode: int = 0o644
+    ) -> None:
+        """Whole or not at all. An iterable of bytes is sent as it comes."""
+        body = content.encode() if isinstance(content, str) else content
+        params = {"path": path, "user": user, "mode": mode}
+        await self._wire.call("PUT", self._path, params=params, content=body)
+
+    async def stat(self, path: str, *, user: str | None = None) -> File:
+        return read(File, await self._wire.call("GET", f"{self._path}/stat", params={"path": path, "user": user}))
+
+    async def list(self, path: str = ".", *, depth: int = 1, user: str | None = None) -> list[File]:
+        params = {"path": path, "depth": depth, "user": user}
+        return [
+            read(File, each) for each in (await self._wire.call("GET", f"{self._path}/list", params=params))["items"]
+        ]
+
+    async def make_dir(self, path: str, *, user: str | None = None) -> None:
+        await self._wire.call("POST", f"{self._path}/mkdir", json={"path": path, "user": user})
+
+    async def remove(self, path: str, *, recursive: bool = False, user: str | None = None) -> None:
+        params = {"path": path, "recursive": recursive, "user": user}
+        await self._wire.call("DELETE", self._path, params=params)
+
+    async def rename(self, source: str, target: str, *, user: str | None = None) -> None:
+        await self._wire.call("POST", f"{self._path}/rename", json={"source": source, "target": target, "user": user})
+
+
+class AsyncSession:
+    """A session. `view` is what the server last told of it; as a context manager it is deleted at the end."""
+
+    def __init__(self, wire: AsyncWire, view: SessionView) -> None:
+        self._wire = wire
+        self._path = f"/v1/sessions/{view.id}"
+        self.view = view
+        self.files = AsyncFiles(wire, view.id)
+
+    @property
+    def id(self) -> str:
+        return self.view.id
+
+    @property
+    def key(self) -> str:
+        return self.view.key
+
+    @property
+    def state(self) -> str:
+        return self.view.state
+
+    def url(self, port: int) -> str:
+        """Address of one of its ports through the gateway."""
+        return self.view.port_address.replace("{port}", str(port))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.delete()
+
+    # -- commands
+
+    async def run(
+        self,
+        command: str | Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        stdin: str | None = None,
+        timeout: float = 60,
+        max_output: int = 1 << 20,
+        check: bool = False,
+    ) -> Finished:
+        """Runs it to its end: a line for the shell, or a list of words. `check` raises CommandFailed."""
+        body = _command(command, env, cwd, user, timeout) | {"stdin": stdin, "max_output_bytes": max_output}
+        answer = await self._wire.call(
+            "POST", f"{self._path}/commands", json=body, answer_within=timeout + WAKE_SECONDS
+        )
+        finished = read(Finished, answer)
+        if check and not finished.is_ok:
+            end = f"exit code {finished.exit_code}" if finished.signal is None else f"signal {finished.signal}"
+            said = (finished.stderr or finished.stdout)[-2000:].strip()
+            raise CommandFailed(f"{command!r} ended with {end}", code="command_failed", hint=said)
+        return finished
+
+    def stream(
+        self,
+        command: str | Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        timeout: float | None = None,
+        tag: str = "",
+    ) -> AsyncGenerator[Event, None]:
+        """Runs it and gives what happens as it happens. Leaving early detaches; the command goes on."""
+        body = _command(command, env, cwd, user, timeout) | {"stream": True, "tag": tag}
+        return _events(self._wire, "POST", f"{self._path}/commands", body, {})
+
+    async def start(
+        self,
+        command: str | Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        timeout: float | None = None,
+        stdin: bool = False,
+        pty: tuple[int, int] | None = None,
+        tag: str = "",
+    ) -> AsyncCommand:
+        """Starts it and lets it go on by itself. `pty` is rows and columns of a terminal."""
+        terminal = {"rows": pty[0], "cols": pty[1]} if pty else None
+        body = _command(command, env, cwd, user, timeout) | {
+            "detach": True,
+            "open_stdin": stdin,
+            "pty": terminal,
+            "tag": tag,
+        }
+        started = await self._wire.call("POST", f"{self._path}/commands", json=body)
+        return self.command(started["number"])
+
+    def attach(self, number: int, *, offset: int = 0) -> AsyncGenerator[Event, None]:
+        """Output of a command that was started before, from `offset` on."""
+        return self.command(number).output(offset=offset)
+
+    def command(self, number: int) -> AsyncCommand:
+        """The command of that number, to attach to, signal or release."""
+        return AsyncCommand(self._wire, self.id, number)
+
+    async def commands(self) -> list[CommandView]:
+        return [read(CommandView, each) for each in (await self._wire.call("GET", f"{self._path}/commands"))["items"]]
+
+    # -- where it is reached
+
+    async def ports(self) -> list[Port]:
+        return [read(Port, each) for each in (await self._wire.call("GET", f"{self._path}/ports"))["items"]]
+
+    async def set_start(
+        self, command: str, port: int, cwd: str = "/home/user", env: Mapping[str, str] | None = None
+    ) -> SessionView:
+        """Records how its server is started whenever it wakes; `wake` then starts it."""
+        start = {"command": command, "port": port, "cwd": cwd, "env": dict(env or {})}
+        return await self._see("PUT", "/start", start)
+
+    async def clear_start(self) -> SessionView:
+        return await self._see("DELETE", "/start")
+
+    async def instance(self) -> Instance:
+        """The instance that it has now. Raises NotFound or Conflict while it has none."""
+        return read(Instance, await self._wire.call("GET", f"{self._path}/instance"))
+
+    # -- its life
+
+    async def refresh(self) -> SessionView:
+        return await self._see("GET", "")
+
+    async def wake(self) -> SessionView:
+        """Ready whatever it takes, its started server included."""
+        return await self._see("POST", ":wake")
+
+    async def freeze(self) -> SessionView:
+        return await self._see("POST", ":freeze")
+
+    async def park(self) -> SessionView:
+        return await self._see("POST", ":park")
+
+    async def save(self) -> SessionView:
+        return await self._see("POST", ":save")
+
+    async def update(
+        self,
+        *,
+        tier: str | None = None,
+        idle_after: float | None = None,
+        quiet_after: float | None = None,
+        ttl: float | None = None,
+    ) -> SessionView:
+        """Changes its tier or times (seconds), effective at once."""
+        change = {
+            "tier": tier,
+            "idle_after_seconds": idle_after,
+            "quiet_after_seconds": quiet_after,
+            "ttl_seconds": ttl,
+        }
+        return await self._see("PATCH", "", {name: value for name, value in change.items() if value is not None})
+
+    async def delete(self) -> None:
+        """Ends it and deletes its files."""
+        await self._wire.call("DELETE", self._path)
+
+    async def _see(self, method: str, path: str, body: dict[str, Any] | None = None) -> SessionView:
+        self.view = read(SessionView, await self._wire.call(method, self._path + path, json=body))
+        return self.view
+
+
+def _command(
+    command: str | Sequence[str],
+    env: Mapping[str, str] | None,
+    cwd: str | None,
+    user: str | None,
+    timeout: float | None,
+) -> dict[str, Any]:
+    return {
+        "command": command if isinstance(command, str) else list(command),
+        "env": dict(env or {}),
+        "cwd": cwd,
+        "user": user,
+        "timeout_seconds": timeout,
+    }
+
+
+async def _events(
+    wire: AsyncWire, method: str, path: str, body: dict[str, Any] | None, params: Mapping[str, Any]
+) -> AsyncGenerator[Event, None]:
+    async with wire.stream(method, path, json=body, params=params) as response:
+        async for line in response.aiter_lines():
+            if not line:
+                continue
+            fields = json.loads(line)
+            if fields["type"] == "error":
+                raise error_from(500, line.encode())
+            if fields["type"] in EVENTS:
+                yield read(EVENTS[fields["type"]], fields)

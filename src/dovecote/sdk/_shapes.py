@@ -1,0 +1,220 @@
+"""What the client gives back: frozen dataclasses, read from JSON by their fields' names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from typing import Any, TypeVar
+
+Shape = TypeVar("Shape")
+
+
+@dataclass(frozen=True)
+class Start:
+    """How the server of a session or an app is started: a shell command, and the port that it opens."""
+
+    command: str
+    port: int
+    cwd: str = "/home/user"
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SessionView:
+    """A session as the server last told of it."""
+
+    id: str
+    key: str
+    function_id: str
+    user_id: str
+    state: str
+    desired: str
+    reason: str
+    tier: str
+    idle_after_seconds: float | None
+    quiet_after_seconds: float | None
+    created_at: datetime
+    last_active_at: datetime
+    expires_at: datetime | None
+    ended_at: datetime | None
+    saved_at: datetime | None
+    saved_generation: int
+    start: Start | None
+    slug: str
+    address: str | None
+    port_address: str
+
+
+@dataclass(frozen=True)
+class Instance:
+    instance_id: str
+    pid: int
+    address: str
+    usage: dict[str, float]
+
+
+@dataclass(frozen=True)
+class App:
+    id: str
+    name: str
+    address: str
+    function_id: str
+    revision_id: str
+    session_id: str
+    minimum: int
+    maximum: int
+    target_concurrency: int
+    idle_after_seconds: float
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class AppInstance:
+    instance_id: str
+    address: str
+    is_ready: bool
+
+
+@dataclass(frozen=True)
+class Function:
+    id: str
+    name: str
+    address: str
+    revision_id: str
+    affinity_header: str
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Chat:
+    id: str
+    session_id: str
+    user_id: str
+    title: str
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Turn:
+    id: str
+    chat_id: str
+    number: int
+    messages: list[dict[str, Any]]
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Key:
+    """`secret` is there only in the answer that made it."""
+
+    id: str
+    name: str
+    created_at: datetime
+    revoked_at: datetime | None
+    secret: str | None = None
+
+
+@dataclass(frozen=True)
+class User:
+    id: str
+    name: str
+    tier: str
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class File:
+    path: str
+    kind: str
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    modified_at: datetime
+    target: str | None
+
+
+@dataclass(frozen=True)
+class Port:
+    port: int
+    loopback_only: bool
+    address: str
+
+
+@dataclass(frozen=True)
+class CommandView:
+    number: int
+    pid: int
+    is_running: bool
+    exit_code: int | None
+    signal: int | None
+    timed_out: bool
+    tag: str
+    started_at: datetime
+    output_bytes: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command did. `exit_code` is None when a signal ended it."""
+
+    stdout: str
+    stderr: str
+    exit_code: int | None
+    signal: int | None
+    timed_out: bool
+    truncated: bool
+
+    @property
+    def is_ok(self) -> bool:
+        return self.exit_code == 0
+
+
+@dataclass(frozen=True)
+class Started:
+    number: int
+    pid: int
+
+
+@dataclass(frozen=True)
+class Output:
+    """`offset` counts bytes of this command's output, to attach again from there."""
+
+    stream: str
+    data: str
+    offset: int | None
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """So many bytes of output were written over before anybody read them."""
+
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Exited:
+    exit_code: int | None
+    signal: int | None
+    timed_out: bool
+
+
+Event = Started | Output | Dropped | Exited
+
+EVENTS: dict[str, type[Event]] = {"started": Started, "output": Output, "dropped": Dropped, "exited": Exited}
+
+
+def read(kind: type[Shape], document: Mapping[str, Any]) -> Shape:
+    """A shape from JSON. Fields that a newer server added are passed over."""
+    values: dict[str, Any] = {}
+    for each in fields(kind):  # type: ignore[arg-type]
+        if each.name not in document:
+            continue
+        value = document[each.name]
+        if value is not None and str(each.type).startswith("datetime"):
+            value = datetime.fromisoformat(value)
+        elif value is not None and each.name == "start":
+            value = read(Start, value)
+        values[each.name] = value
+    return kind(**values)

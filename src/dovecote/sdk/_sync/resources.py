@@ -1,0 +1,219 @@
+"""Collections of the API: sessions, apps, functions, chats, keys."""
+
+# Generated from _async/resources.py by `python -m dovecote.sdk.generate`; change that and run it.
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dovecote.sdk._shapes import App, AppInstance, Chat, Function, Key, SessionView, Start, Turn, User, read
+from dovecote.sdk._sync.sessions import Session
+from dovecote.sdk._sync.transport import Wire
+
+
+def _pages(wire: Wire, path: str, params: Mapping[str, Any]) -> Iterator[Any]:
+    after: str | None = None
+    while True:
+        page = wire.call("GET", path, params={**params, "after": after})
+        yield from page["items"]
+        after = page["next"]
+        if after is None:
+            return
+
+
+def _start(start: Start | None) -> dict[str, Any] | None:
+    if start is None:
+        return None
+    return {"command": start.command, "port": start.port, "cwd": start.cwd, "env": start.env}
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+class Sessions:
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def create(
+        self,
+        *,
+        function: str = "sandbox",
+        key: str | None = None,
+        user: str = "default",
+        tier: str | None = None,
+        idle_after: float | None = None,
+        quiet_after: float | None = None,
+        ttl: float | None = None,
+        env: Mapping[str, str] | None = None,
+        wake: bool = True,
+    ) -> Session:
+        """Opens a session. `key` is your own name for it; times are in seconds. Raises Conflict (exists)."""
+        body = _given(
+            function=function,
+            key=key,
+            user=user,
+            tier=tier,
+            idle_after_seconds=idle_after,
+            quiet_after_seconds=quiet_after,
+            ttl_seconds=ttl,
+            env=dict(env or {}),
+            wake=wake,
+        )
+        return Session(self._wire, read(SessionView, self._wire.call("POST", "/v1/sessions", json=body)))
+
+    def get(self, session_id: str) -> Session:
+        return Session(self._wire, read(SessionView, self._wire.call("GET", f"/v1/sessions/{session_id}")))
+
+    def list(self, *, function: str | None = None, user: str | None = None, state: str | None = None) -> list[Session]:
+        """All that match, ended ones included; ask for a `state` to narrow it."""
+        params = {"function": function, "user": user, "state": state}
+        return [Session(self._wire, read(SessionView, each)) for each in _pages(self._wire, "/v1/sessions", params)]
+
+
+class Apps:
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def publish(
+        self,
+        session: Session | str,
+        *,
+        name: str | None = None,
+        start: Start | None = None,
+        minimum: int | None = None,
+        maximum: int | None = None,
+        target_concurrency: int | None = None,
+        idle_after: float | None = None,
+    ) -> App:
+        """Turns a session's project into an app. The same name again is a new revision, without downtime.
+
+        What is left out is 0, 5, 10 and 60 seconds for a new app, and stays as it is for one that is there.
+        """
+        body = {
+            "session_id": session if isinstance(session, str) else session.id,
+            "name": name,
+            "start": _start(start),
+            "minimum": minimum,
+            "maximum": maximum,
+            "target_concurrency": target_concurrency,
+            "idle_after_seconds": idle_after,
+        }
+        return read(App, self._wire.call("POST", "/v1/apps", json=body))
+
+    def get(self, name: str) -> App:
+        return read(App, self._wire.call("GET", f"/v1/apps/{name}"))
+
+    def update(
+        self,
+        name: str,
+        *,
+        minimum: int | None = None,
+        maximum: int | None = None,
+        target_concurrency: int | None = None,
+        idle_after: float | None = None,
+    ) -> App:
+        body = _given(
+            minimum=minimum,
+            maximum=maximum,
+            target_concurrency=target_concurrency,
+            idle_after_seconds=idle_after,
+        )
+        return read(App, self._wire.call("PATCH", f"/v1/apps/{name}", json=body))
+
+    def unpublish(self, name: str) -> None:
+        self._wire.call("DELETE", f"/v1/apps/{name}")
+
+    def instances(self, name: str) -> list[AppInstance]:
+        page = self._wire.call("GET", f"/v1/apps/{name}/instances")
+        return [read(AppInstance, each) for each in page["items"]]
+
+    def list(self) -> list[App]:
+        return [read(App, each) for each in _pages(self._wire, "/v1/apps", {})]
+
+
+class Functions:
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def create(
+        self,
+        name: str,
+        *,
+        template: str = "base",
+        spec: str = "small",
+        level: str | None = None,
+        internet: bool = True,
+        allow_cidrs: Sequence[str] = (),
+        affinity_header: str = "x-dovecote-session",
+        env: Mapping[str, str] | None = None,
+        start: Start | None = None,
+    ) -> Function:
+        body = {
+            "name": name,
+            "template": template,
+            "spec": spec,
+            "level": level,
+            "network": {"internet": internet, "allow_cidrs": [*allow_cidrs]},
+            "affinity_header": affinity_header,
+            "env": dict(env or {}),
+            "start": _start(start),
+        }
+        return read(Function, self._wire.call("POST", "/v1/functions", json=body))
+
+    def get(self, name: str) -> Function:
+        return read(Function, self._wire.call("GET", f"/v1/functions/{name}"))
+
+    def templates(self) -> list[str]:
+        return [*(self._wire.call("GET", "/v1/templates"))["items"]]
+
+    def list(self) -> list[Function]:
+        return [read(Function, each) for each in _pages(self._wire, "/v1/functions", {})]
+
+
+class Chats:
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def create(self, session: Session | str, *, user: str = "default", title: str = "") -> Chat:
+        body = {"session_id": session if isinstance(session, str) else session.id, "user": user, "title": title}
+        return read(Chat, self._wire.call("POST", "/v1/chats", json=body))
+
+    def get(self, chat_id: str) -> Chat:
+        return read(Chat, self._wire.call("GET", f"/v1/chats/{chat_id}"))
+
+    def add_turn(self, chat_id: str, messages: Sequence[Mapping[str, Any]]) -> Turn:
+        body = {"messages": [dict(message) for message in messages]}
+        return read(Turn, self._wire.call("POST", f"/v1/chats/{chat_id}/turns", json=body))
+
+    def turns(self, chat_id: str) -> list[Turn]:
+        """Oldest first."""
+        found = [read(Turn, each) for each in _pages(self._wire, f"/v1/chats/{chat_id}/turns", {})]
+        return sorted(found, key=lambda turn: turn.number)
+
+    def list(self, *, user: str | None = None) -> list[Chat]:
+        return [read(Chat, each) for each in _pages(self._wire, "/v1/chats", {"user": user})]
+
+
+class Keys:
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def create(self, name: str) -> Key:
+        """The answer is the only one that has the `secret`."""
+        return read(Key, self._wire.call("POST", "/v1/keys", json={"name": name}))
+
+    def list(self) -> list[Key]:
+        return [read(Key, each) for each in (self._wire.call("GET", "/v1/keys"))["items"]]
+
+    def revoke(self, key_id: str) -> None:
+        self._wire.call("DELETE", f"/v1/keys/{key_id}")
+
+
+class Users:
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def set_tier(self, name: str, tier: str) -> User:
+        return read(User, self._wire.call("PUT", f"/v1/users/{name}", json={"tier": tier}))

@@ -1,0 +1,336 @@
+"""The rooms below the API, in memory, for tests of the edges."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeAlias, cast
+
+from starlette.types import ASGIApp
+
+from dovecote.api.rest import build
+from dovecote.control.sandboxes import Dropped, Event, Exited, Finished, Output, Started
+from dovecote.errors import Conflict, NotFound, Unauthenticated
+from dovecote.model.addresses import Addresses
+from dovecote.model.ids import new_id, random_text
+from dovecote.model.records import ApiKey, App, Chat, Function, Session, Start, Turn, User
+from dovecote.model.states import Desired, SessionState
+
+DEFAULT_SCALE: dict[str, Any] = {
+    "minimum": 0,
+    "maximum": 5,
+    "target_concurrency": 10,
+    "idle_after": timedelta(seconds=60),
+}
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+TENANT = new_id("ten")
+OTHER = new_id("ten")
+Instances: TypeAlias = list[Any]
+Names: TypeAlias = list[str]
+
+KEY = "dvc_good"
+OTHER_KEY = "dvc_other"
+
+
+@dataclass
+class Principal:
+    tenant_id: str
+    key_id: str = "key"
+
+
+@dataclass
+class NewKey:
+    secret: str
+    key: ApiKey
+
+
+class FakeTenancy:
+    def __init__(self) -> None:
+        self.tenants = {KEY: TENANT, OTHER_KEY: OTHER}
+        self.keys: dict[str, ApiKey] = {}
+        self.tiers: dict[str, str] = {}
+
+    async def authenticate(self, secret: str) -> Principal:
+        if secret not in self.tenants:
+            raise Unauthenticated("not a key of ours", hint="`dovecote key create` makes one")
+        return Principal(self.tenants[secret])
+
+    async def create_key(self, tenant_id: str, name: str) -> NewKey:
+        key = ApiKey(new_id("key"), tenant_id, "digest", name, NOW)
+        self.keys[key.id] = key
+        return NewKey(f"dvc_{random_text()}", key)
+
+    async def list_keys(self, tenant_id: str) -> list[ApiKey]:
+        return list(self.keys.values())
+
+    async def revoke_key(self, tenant_id: str, key_id: str) -> None:
+        self.keys[key_id] = replace(self.keys[key_id], revoked_at=NOW)
+
+    async def user(self, tenant_id: str, name: str, tier: str = "default") -> User:
+        return User(new_id("usr"), tenant_id, name, self.tiers.get(name, tier), NOW)
+
+    async def set_tier(self, tenant_id: str, name: str, tier: str) -> None:
+        self.tiers[name] = tier
+
+
+@dataclass
+class View:
+    instance_id: str
+    address: str
+    pid: int
+    usage: dict[str, int | float]
+
+
+class FakeSessions:
+    def __init__(self) -> None:
+        self.all: dict[str, Session] = {}
+        self.lookups = 0
+        self.failure: Exception | None = None
+
+    async def create(self, tenant_id: str, *, key: str | None, env: Any, wake: bool, **rest: Any) -> Session:
+        if any(each.key == key for each in self.all.values()):
+            raise Conflict(f"there is a session {key!r}", code="exists")
+        session = Session(
+            id=new_id("ses"),
+            tenant_id=tenant_id,
+            user_id=new_id("usr"),
+            function_id=new_id("fun"),
+            revision_id=new_id("rev"),
+            key=key or random_text(),
+            slug=random_text(),
+            state=SessionState.READY if wake else SessionState.NEW,
+            desired=Desired.LIVE,
+            created_at=NOW,
+            last_active_at=NOW,
+            tier=rest["tier"] or "default",
+            idle_after=rest["idle_after"],
+        )
+        self.all[session.id] = session
+        return session
+
+    async def get(self, tenant_id: str, session_id: str) -> Session:
+        self.lookups += 1
+        if self.failure is not None:
+            raise self.failure
+        session = self.all.get(session_id)
+        if session is None or session.tenant_id != tenant_id:
+            raise NotFound(f"no session {session_id}", code="no_such_session")
+        return session
+
+    async def list(self, tenant_id: str, *, after: str | None, limit: int, **_: Any) -> list[Session]:
+        mine = [each for each in self.all.values() if each.tenant_id == tenant_id]
+        ids = [each.id for each in mine if each.state is not SessionState.ENDED]
+        first = ids.index(after) + 1 if after else 0
+        return [self.all[each] for each in ids[first : first + limit]]
+
+    async def update(self, tenant_id: str, session_id: str, *, idle_after: timedelta | None, **_: Any) -> Session:
+        return await self._become(tenant_id, session_id, idle_after=idle_after)
+
+    async def delete(self, tenant_id: str, session_id: str) -> None:
+        await self._become(tenant_id, session_id, state=SessionState.ENDED)
+
+    async def wake(self, tenant_id: str, session_id: str) -> Session:
+        return await self._become(tenant_id, session_id, state=SessionState.READY)
+
+    async def freeze(self, tenant_id: str, session_id: str) -> Session:
+        return await self._become(tenant_id, session_id, state=SessionState.FROZEN)
+
+    async def park(self, tenant_id: str, session_id: str) -> Session:
+        return await self._become(tenant_id, session_id, state=SessionState.PARKED)
+
+    async def save(self, tenant_id: str, session_id: str) -> Session:
+        return await self._become(tenant_id, session_id, saved_at=NOW)
+
+    async def set_start(self, tenant_id: str, session_id: str, start: Start | None) -> Session:
+        return await self._become(tenant_id, session_id, start=start)
+
+    async def instance(self, tenant_id: str, session_id: str) -> View:
+        await self.get(tenant_id, session_id)
+        return View("ins_x", "10.201.0.7", 4242, {"memory_bytes": 1 << 20})
+
+    async def _become(self, tenant_id: str, session_id: str, **changes: Any) -> Session:
+        self.all[session_id] = replace(await self.get(tenant_id, session_id), **changes)
+        return self.all[session_id]
+
+
+@dataclass
+class FakeSandboxes:
+    """Commands do what `script` says; files are a dictionary."""
+
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
+    events: list[Event | Exception] = field(default_factory=list)
+    finish: Callable[[tuple[str, ...]], Finished] = field(
+        default=lambda argv: Finished(" ".join(argv).encode(), b"", 0, None, False, False)
+    )
+    is_detached: bool = False
+    largest_piece: int = 0
+    received: int = 0
+
+    async def run(self, tenant_id: str, session_id: str, **arguments: Any) -> Finished:
+        self.calls.append(arguments)
+        return self.finish(arguments["argv"])
+
+    async def start(self, tenant_id: str, session_id: str, **arguments: Any) -> Started:
+        self.calls.append(arguments)
+        return Started(7, 1234, NOW)
+
+    async def stream(self, tenant_id: str, session_id: str, **arguments: Any) -> AsyncIterator[Event]:
+        self.calls.append(arguments)
+        async for event in self._play():
+            yield event
+
+    async def attach(self, tenant_id: str, session_id: str, number: int, *, offset: int = 0) -> AsyncIterator[Event]:
+        self.calls.append({"number": number, "offset": offset})
+        async for event in self._play():
+            yield event
+
+    async def _play(self) -> AsyncIterator[Event]:
+        try:
+            for event in self.events:
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+        except GeneratorExit:
+            self.is_detached = True
+            raise
+
+    async def signal(self, tenant_id: str, session_id: str, number: int, signo: int) -> None:
+        self.calls.append({"number": number, "signo": signo})
+
+    async def write_stdin(self, tenant_id: str, session_id: str, number: int, data: bytes) -> None:
+        self.calls.append({"number": number, "data": data})
+
+    async def close_stdin(self, tenant_id: str, session_id: str, number: int) -> None:
+        self.calls.append({"number": number, "closed": True})
+
+    async def release(self, tenant_id: str, session_id: str, number: int) -> None:
+        self.calls.append({"number": number, "released": True})
+
+    async def read_file(self, tenant_id: str, session_id: str, path: str, **_: Any) -> AsyncIterator[bytes]:
+        if path not in self.files:
+            raise NotFound(f"no file {path}", code="file_not_found")
+        content = self.files[path]
+        for at in range(0, len(content), 1 << 16):
+            yield content[at : at + (1 << 16)]
+
+    async def write_file(
+        self, tenant_id: str, session_id: str, path: str, chunks: AsyncIterator[bytes], **_: Any
+    ) -> None:
+        content = bytearray()
+        async for chunk in chunks:
+            self.largest_piece = max(self.largest_piece, len(chunk))
+            self.received += len(chunk)
+            content = (content + chunk)[: 1 << 20]
+        self.files[path] = bytes(content)
+
+    async def remove(self, tenant_id: str, session_id: str, path: str, **_: Any) -> None:
+        self.files.pop(path)
+
+    async def rename(self, tenant_id: str, session_id: str, source: str, target: str, **_: Any) -> None:
+        self.files[target] = self.files.pop(source)
+
+
+class FakeApps:
+    def __init__(self) -> None:
+        self.all: dict[str, App] = {}
+
+    async def publish(self, tenant_id: str, session_id: str, *, name: str | None, start: Any, **scale: Any) -> App:
+        app = App(
+            new_id("app"),
+            tenant_id,
+            name or "made-up",
+            new_id("fun"),
+            new_id("rev"),
+            session_id,
+            created_at=NOW,
+            **{**DEFAULT_SCALE, **{key: value for key, value in scale.items() if value is not None}},
+        )
+        self.all[app.name] = app
+        return app
+
+    async def get(self, tenant_id: str, name: str) -> App:
+        if name not in self.all:
+            raise NotFound(f"no app {name}", code="no_such_app")
+        return self.all[name]
+
+    async def list(self, tenant_id: str, *, after: str | None, limit: int) -> list[App]:
+        return list(self.all.values())
+
+    async def update(self, tenant_id: str, name: str, **changes: Any) -> App:
+        given = {key: value for key, value in changes.items() if value is not None}
+        self.all[name] = replace(await self.get(tenant_id, name), **given)
+        return self.all[name]
+
+    async def unpublish(self, tenant_id: str, name: str) -> None:
+        self.all.pop((await self.get(tenant_id, name)).name)
+
+    async def instances(self, tenant_id: str, name: str) -> Instances:
+        return []
+
+
+class FakeFunctions:
+    async def get(self, tenant_id: str, name: str) -> Function:
+        return Function(new_id("fun"), tenant_id, name, new_id("rev"), "x-dovecote-session", NOW)
+
+    async def create(self, tenant_id: str, name: str, **_: Any) -> Function:
+        return await self.get(tenant_id, name)
+
+    async def list(self, tenant_id: str, *, after: str | None, limit: int) -> list[Function]:
+        return [await self.get(tenant_id, "sandbox")]
+
+    def templates(self) -> Names:
+        return ["base"]
+
+
+class FakeChats:
+    def __init__(self) -> None:
+        self.chats: dict[str, Chat] = {}
+        self.kept: list[Turn] = []
+
+    async def create(self, tenant_id: str, *, session_id: str, user: str, title: str) -> Chat:
+        chat = Chat(new_id("cha"), tenant_id, user, session_id, title, NOW)
+        self.chats[chat.id] = chat
+        return chat
+
+    async def get(self, tenant_id: str, chat_id: str) -> Chat:
+        return self.chats[chat_id]
+
+    async def add_turn(self, tenant_id: str, chat_id: str, messages: list[dict[str, Any]]) -> Turn:
+        turn = Turn(new_id("trn"), tenant_id, chat_id, len(self.kept) + 1, messages, NOW)
+        self.kept.append(turn)
+        return turn
+
+    async def turns(self, tenant_id: str, chat_id: str, *, after: str | None, limit: int) -> list[Turn]:
+        return self.kept
+
+    async def list(self, tenant_id: str, *, user: str | None, after: str | None, limit: int) -> list[Chat]:
+        return list(self.chats.values())
+
+
+@dataclass
+class Rooms:
+    tenancy: FakeTenancy = field(default_factory=FakeTenancy)
+    sessions: FakeSessions = field(default_factory=FakeSessions)
+    sandboxes: FakeSandboxes = field(default_factory=FakeSandboxes)
+    apps: FakeApps = field(default_factory=FakeApps)
+    functions: FakeFunctions = field(default_factory=FakeFunctions)
+    chats: FakeChats = field(default_factory=FakeChats)
+    is_ready: bool = True
+
+    def api(self) -> ASGIApp:
+        return build(
+            tenancy=cast(Any, self.tenancy),
+            sessions=cast(Any, self.sessions),
+            sandboxes=cast(Any, self.sandboxes),
+            apps=cast(Any, self.apps),
+            functions=cast(Any, self.functions),
+            chats=cast(Any, self.chats),
+            addresses=Addresses("localhost", 8080),
+            is_ready=lambda: self.is_ready,
+            version="0.0.0",
+        )
+
+
+__all__ = ["KEY", "OTHER_KEY", "Dropped", "Exited", "Output", "Rooms", "Started"]

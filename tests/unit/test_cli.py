@@ -1,0 +1,183 @@
+"""The command line: light, clear about what went wrong, and sure of which process it stops."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from dovecote import errors
+from dovecote.cli import app as cli
+from dovecote.cli.demo.story import CheckFailed, Story, check, until
+from dovecote.cli.up import is_ready, running
+from dovecote.config import Settings
+from dovecote.control.sandboxes import Exited, Output, Started
+from tests.unit.fake_rooms import KEY, NOW, Rooms
+from tests.unit.serving import served
+
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
+
+
+@pytest.fixture
+def rooms(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rooms]:
+    made = Rooms()
+    with served(made.api()) as url:
+        monkeypatch.setenv("DOVECOTE_URL", url)
+        monkeypatch.setenv("DOVECOTE_API_KEY", KEY)
+        yield made
+
+
+def dovecote(*words: str) -> int:
+    """Runs a command; its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(list(words))
+    code = ended.value.code
+    return code if isinstance(code, int) else 0
+
+
+def commands() -> list[str]:
+    def below(command: object, path: str) -> Iterator[str]:
+        inner = getattr(command, "commands", None)
+        if inner is None:
+            yield path
+        else:
+            for name, each in inner.items():
+                yield from below(each, f"{path} {name}")
+
+    return list(below(typer.main.get_command(cli.app), "dovecote"))
+
+
+def test_the_reference_page_has_every_command() -> None:
+    text = DOCS.read_text("utf-8")
+    assert [each for each in commands() if f"`{each}`" not in text] == []
+
+
+def test_help_imports_neither_the_server_nor_the_agent() -> None:
+    heavy = {"fastapi", "sqlalchemy", "pydantic_ai", "httpx", "uvicorn", "dovecote.main"}
+    code = f"import sys, dovecote.cli.app; print(*({heavy!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == ""
+
+
+def test_a_session_is_opened_listed_and_ended(rooms: Rooms, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dovecote("session", "create", "--key", "u:c") == 0
+    session = capsys.readouterr().out.strip()
+    assert dovecote("session", "ls") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split("\t")[:3] == [session, "u:c", "ready"]
+    assert dovecote("session", "park", session) == 0
+    assert dovecote("session", "rm", session) == 0
+    capsys.readouterr()
+    assert dovecote("session", "ls") == 0
+    assert session not in capsys.readouterr().out
+
+
+def test_exec_shows_output_and_has_the_commands_exit_code(rooms: Rooms, capsys: pytest.CaptureFixture[str]) -> None:
+    dovecote("session", "create")
+    session = capsys.readouterr().out.strip()
+    rooms.sandboxes.events = [
+        Started(1, 2, NOW),
+        Output("stdout", 0, b"out\n"),
+        Output("stderr", 4, b"err\n"),
+        Exited(7, None, False, 0),
+    ]
+    assert dovecote("sandbox", "exec", session, "--", "make", "-j2") == 7
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("out\n", "err\n")
+    assert rooms.sandboxes.calls[-1]["argv"] == ("make", "-j2")
+    rooms.sandboxes.events = [Started(1, 2, NOW), Exited(None, 9, False, 0)]
+    assert dovecote("sandbox", "exec", session, "exit 7") == 137
+    assert rooms.sandboxes.calls[-1]["argv"] == ("/bin/sh", "-c", "exit 7")
+
+
+def test_files_are_copied_in_and_out(rooms: Rooms, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dovecote("session", "create")
+    session = capsys.readouterr().out.strip()
+    content = os.urandom(3 << 20)
+    (tmp_path / "a").write_bytes(content[: 1 << 20])
+    assert dovecote("sandbox", "cp", str(tmp_path / "a"), f"{session}:dir/") == 0
+    assert list(rooms.sandboxes.files) == ["dir/a"]
+    assert dovecote("sandbox", "cp", f"{session}:dir/a", str(tmp_path / "b")) == 0
+    assert (tmp_path / "b").read_bytes() == content[: 1 << 20]
+    assert dovecote("sandbox", "cp", f"{session}:missing", str(tmp_path / "c")) == 1
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_failure_is_one_line_with_a_code_and_a_hint(rooms: Rooms, capsys: pytest.CaptureFixture[str]) -> None:
+    rooms.sessions.failure = errors.NoCapacity("all memory is taken", code="no_memory", hint="park something")
+    assert dovecote("session", "get", "ses_" + "a" * 26) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["error: all memory is taken [no_memory]", "  park something"]
+
+
+def test_no_server_and_no_key_are_said_plainly(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DOVECOTE_CONFIG_DIR", str(tmp_path))
+    monkeypatch.delenv("DOVECOTE_API_KEY", raising=False)
+    monkeypatch.setenv("DOVECOTE_URL", "http://127.0.0.1:9")
+    assert dovecote("session", "ls") == 1
+    assert "[no_key]" in capsys.readouterr().err
+    monkeypatch.setenv("DOVECOTE_API_KEY", "k")
+    assert dovecote("session", "ls") == 1
+    assert "[unreachable]" in capsys.readouterr().err
+
+
+def test_a_wrong_setting_is_said_plainly(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DOVECOTE_PORT", "many")
+    assert dovecote("status") == 1
+    assert "DOVECOTE_PORT" in capsys.readouterr().err
+
+
+def test_a_stale_pid_is_not_taken_for_the_server(tmp_path: Path) -> None:
+    """Only who holds the lock is the server, whatever the file says."""
+    settings = Settings(run_dir=tmp_path)
+    assert running(settings) is None
+    lock = tmp_path / "serve.lock"
+    lock.write_text(str(os.getpid()))
+    assert running(settings) is None
+    with lock.open("r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert running(settings) == os.getpid()
+
+
+def test_nothing_is_ready_where_nothing_listens() -> None:
+    assert not is_ready(Settings(port=9))
+
+
+def test_a_check_that_fails_says_what_and_what_to_do() -> None:
+    check(True, "fine")
+    with pytest.raises(CheckFailed, match="gone") as raised:
+        check(False, "the file is gone", "look")
+    assert raised.value.hint == "look"
+
+
+@pytest.mark.anyio
+async def test_a_wait_has_a_bound_and_tells_what_it_saw() -> None:
+    seen = iter(["ready", "ready", "frozen"])
+
+    async def look() -> str:
+        return next(seen)
+
+    assert await until(look, lambda state: state == "frozen", within=5, what="freezing") == "frozen"
+
+    async def stuck() -> str:
+        return "ready"
+
+    with pytest.raises(CheckFailed, match="freezing did not happen within 0 s; last seen: 'ready'"):
+        await until(stuck, lambda state: state == "frozen", within=0, what="freezing")
+
+
+def test_a_step_that_fails_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    story = Story()
+    with pytest.raises(CheckFailed), story.step("a request thaws it"):
+        check(False, "no")
+    assert "✗ a request thaws it" in capsys.readouterr().out

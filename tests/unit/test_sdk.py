@@ -1,0 +1,198 @@
+"""The client against the real API over a real socket, with rooms in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from dovecote import errors, sdk
+from dovecote.control.sandboxes import Exited, Finished, Output, Started
+from dovecote.sdk import AsyncDovecote, Dovecote
+from dovecote.sdk._errors import error_from
+from dovecote.sdk._settings import find_access
+from dovecote.sdk.generate import stale, sync_source
+from tests.unit.fake_rooms import KEY, NOW, Rooms
+from tests.unit.serving import served
+
+
+@pytest.fixture
+def rooms() -> Rooms:
+    return Rooms()
+
+
+@pytest.fixture
+def url(rooms: Rooms) -> Iterator[str]:
+    with served(rooms.api()) as address:
+        yield address
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[Dovecote]:
+    with Dovecote(KEY, url) as made:
+        yield made
+
+
+def test_the_blocking_client_is_current() -> None:
+    assert stale() == []
+
+
+def test_generation_changes_words_only() -> None:
+    text = (
+        "async def f(self) -> AsyncGenerator[Event, None]:\n    async with aclosing(x) as y:\n        return await y\n"
+    )
+    assert sync_source(text) == (
+        "def f(self) -> Generator[Event, None, None]:\n    with closing(x) as y:\n        return y\n"
+    )
+
+
+def test_a_session_through_the_blocking_client(client: Dovecote, rooms: Rooms) -> None:
+    rooms.sandboxes.finish = lambda argv: Finished(b"hi\n", b"", 0, None, False, False)
+    with client.sessions.create(key="u:c", idle_after=30, user="u") as session:
+        assert (session.key, session.state, session.view.idle_after_seconds) == ("u:c", "ready", 30)
+        assert session.run("echo hi").stdout == "hi\n"
+        assert session.run(["echo", "hi"]).is_ok
+        view = session.set_start("node server.js", 3000, "/home/user/app", {"A": "b"})
+        assert view.start == sdk.Start("node server.js", 3000, "/home/user/app", {"A": "b"})
+        assert view.address == session.url(3000)
+        assert [session.freeze().state, session.park().state, session.wake().state] == ["frozen", "parked", "ready"]
+        assert session.instance().usage == {"memory_bytes": 1 << 20}
+        assert [each.id for each in client.sessions.list()] == [session.id]
+    assert client.sessions.get(session.id).state == "ended"
+
+
+def test_lists_go_over_all_pages(client: Dovecote) -> None:
+    made = [client.sessions.create(wake=False).id for _ in range(102)]
+    assert [each.id for each in client.sessions.list()] == made
+
+
+def test_events_come_as_values_and_a_break_as_an_error(client: Dovecote, rooms: Rooms) -> None:
+    session = client.sessions.create()
+    rooms.sandboxes.events = [Started(3, 9, NOW), Output("stdout", 0, b"x"), Exited(0, None, False, 0)]
+    assert list(session.stream("x")) == [
+        sdk.Started(3, 9),
+        sdk.Output("stdout", "x", 0),
+        sdk.Exited(0, None, False),
+    ]
+    finished = session.start("x").wait()
+    assert (finished.stdout, finished.exit_code) == ("x", 0)
+    rooms.sandboxes.events = [Started(3, 9, NOW), errors.Failed("it died", code="instance_died")]
+    with pytest.raises(sdk.ServerFailed) as raised:
+        list(session.stream("x"))
+    assert raised.value.code == "instance_died"
+
+
+def test_a_command_that_must_succeed_says_what_it_printed(client: Dovecote, rooms: Rooms) -> None:
+    rooms.sandboxes.finish = lambda argv: Finished(b"", b"no such file\n", 2, None, False, False)
+    with pytest.raises(sdk.CommandFailed) as raised:
+        client.sessions.create().run("cat x", check=True)
+    assert (raised.value.code, raised.value.hint) == ("command_failed", "no such file")
+
+
+def test_files_go_both_ways(client: Dovecote) -> None:
+    files = client.sessions.create().files
+    files.write("a.txt", "é")
+    assert files.read_text("a.txt") == "é"
+    files.write("big", (b"x" * 100_000 for _ in range(3)))
+    assert b"".join(files.download("big")) == b"x" * 300_000
+    files.rename("big", "bigger")
+    with pytest.raises(sdk.NotFound) as raised:
+        files.read("big")
+    assert (raised.value.code, raised.value.status) == ("file_not_found", 404)
+    assert raised.value.request_id.startswith("req_")
+
+
+def test_apps_chats_functions_and_keys(client: Dovecote) -> None:
+    session = client.sessions.create()
+    app = client.apps.publish(session, name="post", idle_after=5)
+    assert (app.name, app.session_id, app.idle_after_seconds) == ("post", session.id, 5)
+    assert client.apps.update("post", maximum=2).maximum == 2
+    assert client.apps.instances("post") == []
+    client.apps.unpublish("post")
+    assert client.apps.list() == []
+    chat = client.chats.create(session, title="t")
+    client.chats.add_turn(chat.id, [{"a": 1}])
+    assert [turn.messages for turn in client.chats.turns(chat.id)] == [[{"a": 1}]]
+    assert client.functions.get("sandbox").affinity_header == "x-dovecote-session"
+    assert client.functions.templates() == ["base"]
+    key = client.keys.create("ci")
+    assert key.secret
+    assert [each.secret for each in client.keys.list()] == [None]
+    assert client.users.set_tier("u", "vip").tier == "vip"
+
+
+@pytest.mark.anyio
+async def test_the_same_for_asyncio(url: str, rooms: Rooms) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"a"
+        yield b"b"
+
+    async with AsyncDovecote(KEY, url) as client:
+        assert await client.is_ready()
+        async with await client.sessions.create() as session:
+            await session.files.write("x", pieces())
+            assert await session.files.read("x") == b"ab"
+            rooms.sandboxes.events = [Started(3, 9, NOW), Exited(None, 9, True, 0)]
+            assert [each async for each in session.stream("x")] == [sdk.Started(3, 9), sdk.Exited(None, 9, True)]
+        assert (await session.refresh()).state == "ended"
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, sdk.BadRequest),
+        (401, sdk.Unauthenticated),
+        (404, sdk.NotFound),
+        (409, sdk.Conflict),
+        (413, sdk.BadRequest),
+        (429, sdk.TooMany),
+        (500, sdk.ServerFailed),
+        (501, sdk.Unsupported),
+        (502, sdk.Unavailable),
+        (504, sdk.TimedOut),
+        (507, sdk.StorageFull),
+    ],
+)
+def test_a_status_has_its_class(status: int, kind: type[sdk.DovecoteError]) -> None:
+    body = json.dumps({"error": {"code": "c", "message": "m", "hint": "h", "request_id": "r"}}).encode()
+    error = error_from(status, body, "7")
+    assert type(error) is kind
+    assert (error.code, error.hint, error.request_id, error.retry_after) == ("c", "h", "r", 7)
+    foreign = error_from(status, b"<html>upstream</html>")
+    assert (type(foreign), foreign.code) == (kind, f"http_{status}")
+
+
+def test_no_server_is_one_clear_error() -> None:
+    with Dovecote("k", "http://127.0.0.1:9") as client, pytest.raises(sdk.Unreachable) as raised:
+        client.sessions.list()
+    assert raised.value.code == "unreachable"
+
+
+def test_the_key_is_found_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DOVECOTE_API_KEY", "DOVECOTE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DOVECOTE_CONFIG_DIR", str(tmp_path))
+    with pytest.raises(sdk.Unauthenticated, match="no_key"):
+        find_access(None, None)
+    (tmp_path / "credentials.json").write_text(json.dumps({"url": "http://file:1/", "api_key": "from-file"}))
+    assert (find_access(None, None).url, find_access(None, None).api_key) == ("http://file:1", "from-file")
+    monkeypatch.setenv("DOVECOTE_API_KEY", "from-env")
+    assert find_access(None, None).api_key == "from-env"
+    assert find_access("given", "http://x").api_key == "given"
+
+
+def test_an_address_below_localhost_needs_no_resolver() -> None:
+    """The connection goes to the server, the request names the host that was asked for."""
+
+    async def host(scope: Scope, receive: Receive, send: Send) -> None:
+        name = dict(scope["headers"])[b"host"]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": name})
+
+    address = "http://5173-abc.box.example.invalid:8080"
+    with served(host) as url, Dovecote("k", url) as client, client.http_for(address) as http:
+        assert http.get("/x").text == "5173-abc.box.example.invalid:8080"
+        assert "authorization" not in http.get("/x").request.headers
