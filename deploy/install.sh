@@ -4,7 +4,7 @@
 set -eu
 
 run="python3 python3-venv ca-certificates crun runc nftables btrfs-progs mmdebstrap iproute2 gcc musl-tools xz-utils"
-test="postgresql libc6-dev"
+test="postgresql libc6-dev erofs-utils git gdb"
 bench="wrk libc6-dev"
 
 wanted=""
