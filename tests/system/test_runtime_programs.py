@@ -122,7 +122,8 @@ PROGRAMS = {
         "niche\t1",
     ),
     "gdb": (
-        "sleep 60 & gdb -batch -nx -ex 'info registers rip' -p $! 2>/dev/null | grep -c '^rip'; kill %1",
+        "sleep 60 >/dev/null & p=$!; "
+        "gdb -batch -nx -ex 'info registers rip' -p $p 2>/dev/null | grep -c '^rip'; kill $p",
         "1",
     ),
     "chromium": (
