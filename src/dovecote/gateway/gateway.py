@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dovecote.errors import Failed, Invalid
+from dovecote.errors import Invalid
 from dovecote.gateway.apps import AppFile
 from dovecote.gateway.bootstrap import Front, Sockets, bootstrap
 from dovecote.gateway.envoy import Envoy
@@ -98,10 +98,8 @@ class Gateway:
             await asyncio.to_thread(self._apps.set, dict(apps))
 
     async def loads(self) -> dict[str, Load]:
-        """Load by app. While Envoy is down nothing is in flight, only waiting."""
-        counters: dict[str, int] = {}
-        with contextlib.suppress(Failed):
-            counters = await self._admin.counters(r"^cluster\.app/.*/instances\.upstream_rq_(active|total)$")
+        """Load by app. Raises Failed while Envoy does not answer: counting nothing would look like new visits later."""
+        counters = await self._admin.counters(r"^cluster\.app/.*/instances\.upstream_rq_(active|total)$")
         return app_loads(counters, self._wake.waiting, self._wake.passed)
 
     async def is_ready(self) -> bool:

@@ -54,10 +54,6 @@ def u32(kind: int, value: int) -> bytes:
     return attribute(kind, struct.pack("=I", value))
 
 
-def be32(kind: int, value: int) -> bytes:
-    return attribute(kind, struct.pack(">I", value))
-
-
 def iterate_attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
     at = 0
     while at + 4 <= len(data):
