@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from dovecote.errors import Failed
 from dovecote.gateway import Answer, Ask
 from tests.system.gateway_world import World, until, world
 
@@ -222,3 +223,11 @@ async def test_a_request_in_flight_outlives_a_change_of_instances(w: World, chan
     old.gate.release()
     answer = await pending
     assert (answer.status_code, answer.json()["name"]) == (200, "old")
+
+
+async def test_load_is_unknown_and_not_nothing_while_envoy_is_away(w: World) -> None:
+    """Zeros would make what is counted afterwards look like visits, and start apps that nobody visits."""
+    assert w.gateway is not None
+    await w.gateway.stop()
+    with pytest.raises(Failed):
+        await w.build().loads()
