@@ -25,6 +25,7 @@ from dovecote.control.fleet import Death, Fleet
 from dovecote.control.functions import Functions
 from dovecote.control.sandboxes import Sandboxes
 from dovecote.control.sessions import Keeping, Routing, Sessions
+from dovecote.control.snapshots import Snapshots
 from dovecote.control.tenancy import Tenancy
 from dovecote.credentials import write_credentials
 from dovecote.errors import Conflict, DovecoteError, Unsupported
@@ -180,6 +181,7 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
         apps=apps,
         functions=functions,
         chats=Chats(store, sessions, tenancy),
+        snapshots=Snapshots(store, sessions, functions),
         addresses=Addresses(settings.domain, settings.port),
         is_ready=lambda: server.is_open,
         version=__version__,

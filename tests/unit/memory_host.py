@@ -25,6 +25,7 @@ Method = Literal[
     "stop",
     "save_leftover",
     "discard",
+    "rewind",
     "observe",
     "list_commands",
     "start",
@@ -226,6 +227,15 @@ class MemoryHost:
     async def discard(self, owner: str) -> None:
         await self._enter("discard", owner)
         self.left.pop(owner, None)
+
+    async def rewind(self, owner: str, *, epoch: int, template: str, tree: str) -> Saved:
+        await self._enter("rewind", owner)
+        if self.of(owner) is not None:
+            raise Conflict(f"{owner} has an instance", code="busy")
+        if epoch < self._epochs.get(owner, 0):
+            raise Conflict("a later epoch has claimed it", code="sealed")
+        self._epochs[owner] = epoch
+        return self._append(owner, self.trees[tree])
 
     async def last_saved(self, owner: str) -> Saved | None:
         return self.logs[owner][-1] if self.logs.get(owner) else None

@@ -21,6 +21,7 @@ KINDS = {
     "app": "app",
     "cha": "chat",
     "trn": "turn",
+    "snp": "snapshot",
     "cmd": "command",
     "out": "outbox row",
     "req": "request",

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from dovecote.model.sizes import NetworkPolicy
-from dovecote.model.states import Desired, SessionState
+from dovecote.model.states import Desired, SessionState, SnapshotCause
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,25 @@ class Turn:
     number: int
     messages: list[dict[str, Any]]
     created_at: datetime
+    generation: int = 0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint of a session's files that can be named: `tree` over `template`. Of files only, not of memory."""
+
+    id: str
+    tenant_id: str
+    session_id: str
+    label: str
+    cause: SnapshotCause
+    template: str
+    tree: str
+    saved_generation: int  # of the session's saves; what it was when the snapshot was taken
+    files: int
+    total_bytes: int
+    created_at: datetime
+    is_pinned: bool = False  # kept whatever the tier says
     generation: int = 0
 
 

@@ -41,19 +41,21 @@ SPECS: dict[str, Spec] = {
 
 @dataclass(frozen=True)
 class Tier:
-    """How long a session of such a user is kept when nobody uses it."""
+    """How long a session of such a user is kept when nobody uses it, and how many of its snapshots, how old."""
 
     name: str
     idle_after: timedelta
+    snapshots: int = 20
+    snapshots_for: timedelta = timedelta(days=7)
 
 
 TIERS: dict[str, Tier] = {
     tier.name: tier
     for tier in (
         Tier("default", timedelta(minutes=5)),
-        Tier("regular", timedelta(hours=1)),
-        Tier("vip", timedelta(hours=10)),
-        Tier("svip", timedelta(hours=24)),
+        Tier("regular", timedelta(hours=1), 50, timedelta(days=30)),
+        Tier("vip", timedelta(hours=10), 200, timedelta(days=180)),
+        Tier("svip", timedelta(hours=24), 1000, timedelta(days=365)),
     )
 }
 

@@ -42,7 +42,7 @@ SESSION_MOVES: dict[SessionState, frozenset[SessionState]] = {
     SessionState.LOST: frozenset(
         {SessionState.STARTING, SessionState.PARKED, SessionState.DAMAGED, SessionState.ENDED}
     ),
-    SessionState.DAMAGED: frozenset({SessionState.STARTING, SessionState.ENDED}),
+    SessionState.DAMAGED: frozenset({SessionState.STARTING, SessionState.PARKED, SessionState.ENDED}),
     SessionState.ENDED: frozenset(),
 }
 
@@ -55,6 +55,15 @@ class Desired(StrEnum):
     LIVE = "live"
     PARKED = "parked"
     ENDED = "ended"
+
+
+class SnapshotCause(StrEnum):
+    """Why a snapshot was taken."""
+
+    ASKED = "asked"
+    TURN = "turn"  # the end of a chat's turn
+    BEFORE_REWIND = "before_rewind"  # so that a rewind can be undone
+    PUBLISHED = "published"
 
 
 class InstanceState(StrEnum):

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
-from dovecote.model.records import ApiKey, App, Chat, Function, OutboxRow, Revision, Session, Tenant, Turn, User
+from dovecote.model.records import ApiKey, App, Chat, Function, OutboxRow, Revision, Session, Snapshot, Tenant, Turn, User
 
-Record = Tenant | User | ApiKey | Function | Revision | Session | App | Chat | Turn | OutboxRow
+Record = Tenant | User | ApiKey | Function | Revision | Session | App | Chat | Turn | OutboxRow | Snapshot
 R = TypeVar("R", bound=Record)
 
 MOST = 1000  # records in one answer
@@ -86,6 +86,8 @@ class Scope(Protocol):
     def chats(self) -> Records[Chat]: ...
     @property
     def turns(self) -> Records[Turn]: ...
+    @property
+    def snapshots(self) -> Records[Snapshot]: ...
     @property
     def outbox(self) -> Records[OutboxRow]: ...
 

@@ -75,6 +75,8 @@ def _shape(hint: Any) -> Shape:
     inner, is_optional = _without_none(hint)
     if inner is str:
         return Shape(sa.Text(), is_optional, _text, None)
+    if inner is bool:
+        return Shape(sa.Boolean(), is_optional, bool, bool)
     if inner is int:
         return Shape(sa.BigInteger(), is_optional, _integer, None)
     if inner is datetime:

@@ -13,7 +13,7 @@ from typing import Any, Generic
 import sqlalchemy as sa
 
 from dovecote.errors import Conflict, Forbidden, Invalid, NotFound
-from dovecote.model.records import ApiKey, App, Chat, Function, OutboxRow, Revision, Session, Tenant, Turn, User
+from dovecote.model.records import ApiKey, App, Chat, Function, OutboxRow, Revision, Session, Snapshot, Tenant, Turn, User
 from dovecote.store import tables
 from dovecote.store.contract import LEASE, MOST, Before, R, Scope
 from dovecote.store.databases import MIGRATION_TIMEOUT, Database, Outcome, Run
@@ -109,6 +109,10 @@ class _Scope:
     @cached_property
     def turns(self) -> _Records[Turn]:
         return self._of(tables.TURNS)
+
+    @cached_property
+    def snapshots(self) -> _Records[Snapshot]:
+        return self._of(tables.SNAPSHOTS)
 
     @cached_property
     def outbox(self) -> _Records[OutboxRow]:

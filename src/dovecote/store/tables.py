@@ -114,6 +114,12 @@ TURNS = _kind(
     sa.ForeignKeyConstraint(["tenant_id", "chat_id"], ["chats.tenant_id", "chats.id"]),
     sa.Index(None, "chat_id", "created_at", "id"),
 )
+SNAPSHOTS = _kind(
+    "snapshot",
+    "snapshots",
+    records.Snapshot,
+    sa.Index(None, "session_id", "created_at", "id"),
+)
 OUTBOX = _kind(
     "outbox row",
     "outbox",
@@ -121,4 +127,4 @@ OUTBOX = _kind(
     _among("ix_outbox_due", "due_at", where="done_at IS NULL"),
 )
 
-KINDS: tuple[Kind[Any], ...] = (TENANTS, USERS, KEYS, FUNCTIONS, REVISIONS, SESSIONS, APPS, CHATS, TURNS, OUTBOX)
+KINDS: tuple[Kind[Any], ...] = (TENANTS, USERS, KEYS, FUNCTIONS, REVISIONS, SESSIONS, APPS, CHATS, TURNS, OUTBOX, SNAPSHOTS)

@@ -21,6 +21,7 @@ from dovecote.api.rest import chats as chat_routes
 from dovecote.api.rest import commands, files, tenancy
 from dovecote.api.rest import functions as function_routes
 from dovecote.api.rest import sessions as session_routes
+from dovecote.api.rest import snapshots as snapshot_routes
 from dovecote.api.rest.here import Rooms
 from dovecote.api.rest.shapes import ErrorShape
 from dovecote.errors import DovecoteError, Failed, Invalid, NotFound
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from dovecote.control.functions import Functions
     from dovecote.control.sandboxes import Sandboxes
     from dovecote.control.sessions import Sessions
+    from dovecote.control.snapshots import Snapshots
     from dovecote.control.tenancy import Tenancy
 
 CONSOLE_POLICY = (
@@ -49,12 +51,13 @@ def build(
     apps: Apps,
     functions: Functions,
     chats: Chats,
+    snapshots: Snapshots,
     addresses: Addresses,
     is_ready: Callable[[], bool],
     version: str,
 ) -> ASGIApp:
     """The API and the console. `is_ready` is asked by each /readyz; it must not block."""
-    rooms = Rooms(tenancy, sessions, sandboxes, apps, functions, chats, addresses)
+    rooms = Rooms(tenancy, sessions, sandboxes, apps, functions, chats, snapshots, addresses)
     return Edge(_routes(rooms, is_ready, version), tenancy.authenticate)
 
 

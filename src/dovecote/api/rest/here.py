@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dovecote.control.functions import Functions
     from dovecote.control.sandboxes import Sandboxes
     from dovecote.control.sessions import Sessions
+    from dovecote.control.snapshots import Snapshots
     from dovecote.control.tenancy import Tenancy
 
 
@@ -29,6 +30,7 @@ class Rooms:
     apps: Apps
     functions: Functions
     chats: Chats
+    snapshots: Snapshots
     addresses: Addresses
 
 
@@ -58,6 +60,7 @@ def _number(value: int) -> int:
 
 Here = Annotated[Call, Depends(call)]
 SessionId = Annotated[str, Path(description="`ses_...`"), _id("ses")]
+SnapshotId = Annotated[str, Path(description="`snp_...`"), _id("snp")]
 ChatId = Annotated[str, Path(description="`cha_...`"), _id("cha")]
 KeyId = Annotated[str, Path(description="`key_...`"), _id("key")]
 AppName = Annotated[str, Path(), AfterValidator(lambda text: parse_name(text, "an app"))]

@@ -36,6 +36,13 @@ class Host(Protocol):
     async def discard(self, owner: str) -> None:
         """Deletes a leftover, once its save has been recorded or is not wanted."""
 
+    async def rewind(self, owner: str, *, epoch: int, template: str, tree: str) -> Saved:
+        """Makes an older tree the newest checkpoint in the owner's log, sealed against owners before `epoch`.
+
+        Called when the owner has no instance; may be repeated. A leftover stays, older than this by its generation.
+        Raises StorageFailed (corrupt), Invalid (wrong_template), Conflict (sealed, busy).
+        """
+
     async def last_saved(self, owner: str) -> Saved | None:
         """The newest checkpoint in the owner's log, wherever it was written."""
 

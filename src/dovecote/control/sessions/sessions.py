@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -23,7 +23,7 @@ from dovecote.model.ids import new_id, parse_session_key, random_text
 from dovecote.model.records import Session, Start
 from dovecote.model.sizes import SPECS
 from dovecote.model.states import LIVE_SESSION, Desired, SessionState, check_session_move
-from dovecote.model.trees import Workspace
+from dovecote.model.trees import Saved, Workspace
 from dovecote.store import Store
 
 log = logging.getLogger(__name__)
@@ -75,8 +75,11 @@ class Sessions:
         ttl: timedelta | None = None,
         env: Mapping[str, str] | None = None,
         wake: bool = True,
+        fork_of: tuple[Session, str] | None = None,
     ) -> Session:
         """A new session. `key` is the caller's own name for it; without one the server makes one.
+
+        `fork_of` is a session and a tree of its: the new one begins there, of the same revision and user.
 
         Raises Invalid, NotFound (no_such_function, no_such_tier), Conflict (exists), and what waking raises.
         """
@@ -101,6 +104,17 @@ class Sessions:
             expires_at=now + ttl if (ttl := parse_time(ttl, "ttl")) else None,
             env=dict(env or {}),
         )
+        if fork_of is not None:
+            source, tree = fork_of
+            session = replace(
+                session,
+                user_id=source.user_id,
+                function_id=source.function_id,
+                revision_id=source.revision_id,
+                tree=tree,
+                env={**source.env, **session.env},
+                start=source.start,
+            )
         session = await self._store.tenant(tenant_id).sessions.insert(session)
         if not wake:
             return session
@@ -362,20 +376,62 @@ class Sessions:
         async with self.live.lock(session_id):
             session = await self._living(tenant_id, session_id)
             live = self.live.get(session_id)
-            if live is not None:
-                if unless_used_since is not None and (live.busy or await _used(live, unless_used_since)):
+            if live is not None and unless_used_since is not None:
+                if live.busy or await _used(live, unless_used_since):
                     return session
-                session = await self._change(session, state=SessionState.PARKING, desired=Desired.PARKED, reason=reason)
-                self.live.drop(session_id)
+            return await self._put_away(session, reason)
+
+    async def _put_away(self, session: Session, reason: str) -> Session:
+        """Ends its instance and saves what that leaves. Called under its lock."""
+        live = self.live.get(session.id)
+        if live is not None:
+            session = await self._change(session, state=SessionState.PARKING, desired=Desired.PARKED, reason=reason)
+            self.live.drop(session.id)
+            with contextlib.suppress(NotFound):
+                await live.host.stop(live.instance_id)
+            return await self.store_leftover(session, live.host, reason)
+        if session.state in (SessionState.LOST, SessionState.PARKING) and session.host_id is not None:
+            if session.instance_id is not None:
                 with contextlib.suppress(NotFound):
-                    await live.host.stop(live.instance_id)
-                return await self.store_leftover(session, live.host, reason)
-            if session.state in (SessionState.LOST, SessionState.PARKING) and session.host_id is not None:
-                if session.instance_id is not None:
-                    with contextlib.suppress(NotFound):
-                        await self._fleet.host(session.host_id).stop(session.instance_id)
-                return await self.store_leftover(session, self._fleet.host(session.host_id), reason)
+                    await self._fleet.host(session.host_id).stop(session.instance_id)
+            return await self.store_leftover(session, self._fleet.host(session.host_id), reason)
+        return session
+
+    async def rewind(
+        self, tenant_id: str, session_id: str, files: Workspace, *, before: Callable[[Session], Awaitable[None]]
+    ) -> Session:
+        """Parks it, and makes `files`, saved earlier, what its next waking finds. What runs in it ends.
+
+        `before` is told of the session as it was, saved, ahead of the change. Until the record is written the old
+        files count, from then on the new ones: a leftover of the old ones is older by its generation.
+        """
+        assert files.tree is not None
+        async with self.live.lock(session_id):
+            session = await self._living(tenant_id, session_id)
+            revision = await self._functions.revision(tenant_id, session.revision_id)
+            if revision.template != files.template:
+                raise Conflict("the snapshot is over another template", code="wrong_template", hint="fork it instead")
+            session = await self._put_away(session, "being rewound")
+            await before(session)
+            session = await self._swap(session, epoch=session.epoch + 1)
+            host = self._fleet.host(self._fleet.place(prefer=session.host_id))
+            saved = await host.rewind(session.id, epoch=session.epoch, template=files.template, tree=files.tree)
+            session = await self._swap(
+                session,
+                state=SessionState.PARKED if session.state is SessionState.DAMAGED else session.state,
+                tree=saved.tree,
+                saved_generation=saved.generation,
+                saved_at=datetime.now(UTC),
+                reason="rewound",
+            )
+            for each in self._hosts_of(session):
+                await each.discard(session.id)
             return session
+
+    async def checkpoint(self, session: Session) -> Saved | None:
+        """What the host's log says of the save that the session's record names; None when it names another."""
+        saved = await self._fleet.host(self._fleet.place(prefer=session.host_id)).last_saved(session.id)
+        return saved if saved is not None and saved.tree == session.tree else None
 
     async def store_leftover(self, session: Session, host: Host, reason: str) -> Session:
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from dovecote.background import Background
-from dovecote.errors import DovecoteError, Failed, NoCapacity, NotFound, Unsupported
+from dovecote.errors import Conflict, DovecoteError, Failed, NoCapacity, NotFound, Unsupported
 from dovecote.host.guest import Guest
 from dovecote.host.instances.adopting import Adoption, answer_again
 from dovecote.host.instances.instance import (
@@ -315,6 +315,13 @@ class Instances:
             base = await self._saving.forget(left.disk)
             if base is not None:
                 self._preparing.ids.release(base)
+
+    async def rewind(self, owner: str, *, epoch: int, template: str, tree: str) -> Saved:
+        """An older tree becomes the newest checkpoint of the owner. Raises Conflict (busy) while it has an instance."""
+        async with self._claims.setdefault(owner, asyncio.Lock()):
+            if owner in self._by_owner:
+                raise Conflict(f"{owner} has an instance", code="busy", hint="stop it first")
+            return await self._saving.rewind(owner, epoch=epoch, template=template, tree=tree)
 
     async def last_saved(self, owner: str) -> Saved | None:
         return await self._saving.last_saved(owner)

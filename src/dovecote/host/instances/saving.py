@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakValueDictionary
 
-from dovecote.errors import DovecoteError, NotFound, StorageFailed
+from dovecote.errors import DovecoteError, Invalid, NotFound, StorageFailed
 from dovecote.host.instances.instance import Claim
 from dovecote.host.instances.preparing import Parts
 from dovecote.host.storage.log import SlotLog
@@ -116,6 +116,27 @@ class Saving:
             )
             await self._write(disk, replace(record, generation=slot.generation))
             return Saved(tree.digest, slot.generation, tree.files, tree.new_bytes, tree.total_bytes)
+
+    async def rewind(self, owner: str, *, epoch: int, template: str, tree: str) -> Saved:
+        """Appends a checkpoint with a tree that was saved earlier, after everyone before `epoch` is sealed off."""
+        return await asyncio.to_thread(self._rewind, owner, epoch, template, tree)
+
+    def _rewind(self, owner: str, epoch: int, template: str, tree: str) -> Saved:
+        usage = self._parts.trees.usage(tree)
+        if usage.template != template:
+            raise Invalid(f"tree {tree[:16]} is not over template {template[:16]}", code="wrong_template")
+        self._parts.trees.verify_stored(tree)
+        slots = self._slots(owner)
+        newest = slots.seal(epoch)
+        slot = slots.append(
+            epoch=epoch,
+            template=template,
+            tree=tree,
+            previous=newest.tree if newest else None,
+            files=usage.files,
+            bytes=usage.total_bytes,
+        )
+        return Saved(tree, slot.generation, usage.files, 0, usage.total_bytes)
 
     async def orphan(self, disk: str) -> None:
         """Files that cannot be their owner's any more (it went on elsewhere) are kept, but never used by themselves."""

@@ -1,0 +1,102 @@
+"""Routes of a session's snapshots: take, list, go back, go on elsewhere."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import AfterValidator, BaseModel, Field
+
+from dovecote.api.rest.here import After, Here, Limit, SessionId, SnapshotId
+from dovecote.api.rest.shapes import Body, Page, SessionShape, session_shape
+from dovecote.model.ids import parse_id
+from dovecote.model.records import Snapshot
+
+routes = APIRouter(prefix="/v1/sessions", tags=["snapshots"])
+
+NamedSnapshot = Annotated[str, AfterValidator(lambda text: parse_id(text, "snp"))]
+
+
+class SnapshotShape(BaseModel):
+    id: str
+    session_id: str
+    label: str
+    cause: str = Field(description="asked, turn, before_rewind or published.")
+    saved_generation: int = Field(description="How many saves the session had.")
+    files: int = Field(description="Files that differ from the template.")
+    total_bytes: int
+    is_pinned: bool
+    created_at: datetime
+
+
+class NewSnapshot(Body):
+    label: str = Field("", max_length=200)
+    is_pinned: bool = Field(False, description="Kept whatever the tier says.")
+
+
+class Rewind(Body):
+    snapshot: NamedSnapshot
+
+
+class Fork(Body):
+    snapshot: NamedSnapshot | None = Field(None, description="Where it begins; as the session is now if null.")
+    key: str | None = Field(None, description="Your own name for the new session.")
+    env: dict[str, str] = Field(default_factory=dict, description="Added to the environment of the original.")
+    wake: bool = True
+
+
+@routes.post("/{session_id}/snapshots", status_code=201, summary="Save its files under a name")
+async def create_snapshot(here: Here, session_id: SessionId, new: NewSnapshot) -> SnapshotShape:
+    taken = await here.rooms.snapshots.create(
+        here.tenant_id, session_id, label=new.label, is_pinned=new.is_pinned
+    )
+    return _shape(taken)
+
+
+@routes.get("/{session_id}/snapshots", summary="Its snapshots, in pages")
+async def list_snapshots(
+    here: Here, session_id: SessionId, after: After = None, limit: Limit = 100
+) -> Page[SnapshotShape]:
+    found = await here.rooms.snapshots.list(here.tenant_id, session_id, after=after, limit=limit)
+    return Page[SnapshotShape](
+        items=[_shape(each) for each in found], next=found[-1].id if len(found) == limit else None
+    )
+
+
+@routes.get("/{session_id}/snapshots/{snapshot_id}", summary="One snapshot")
+async def get_snapshot(here: Here, session_id: SessionId, snapshot_id: SnapshotId) -> SnapshotShape:
+    return _shape(await here.rooms.snapshots.get(here.tenant_id, session_id, snapshot_id))
+
+
+@routes.delete("/{session_id}/snapshots/{snapshot_id}", status_code=204, summary="Forget a snapshot")
+async def delete_snapshot(here: Here, session_id: SessionId, snapshot_id: SnapshotId) -> None:
+    await here.rooms.snapshots.delete(here.tenant_id, session_id, snapshot_id)
+
+
+@routes.post("/{session_id}:rewind", summary="Go back to a snapshot; what runs in the session ends")
+async def rewind_session(here: Here, session_id: SessionId, rewind: Rewind) -> SessionShape:
+    session = await here.rooms.snapshots.rewind(here.tenant_id, session_id, rewind.snapshot)
+    return session_shape(session, here.rooms.addresses)
+
+
+@routes.post("/{session_id}:fork", status_code=201, summary="Open a new session with its files")
+async def fork_session(here: Here, session_id: SessionId, fork: Fork) -> SessionShape:
+    session = await here.rooms.snapshots.fork(
+        here.tenant_id, session_id, snapshot_id=fork.snapshot, key=fork.key, env=fork.env, wake=fork.wake
+    )
+    return session_shape(session, here.rooms.addresses)
+
+
+def _shape(snapshot: Snapshot) -> SnapshotShape:
+    return SnapshotShape(
+        id=snapshot.id,
+        session_id=snapshot.session_id,
+        label=snapshot.label,
+        cause=snapshot.cause,
+        saved_generation=snapshot.saved_generation,
+        files=snapshot.files,
+        total_bytes=snapshot.total_bytes,
+        is_pinned=snapshot.is_pinned,
+        created_at=snapshot.created_at,
+    )

@@ -1,0 +1,6 @@
+"""Snapshots: checkpoints of a session's files by name; going back to one, and going on elsewhere from one."""
+
+from dovecote.control.snapshots.retention import expired
+from dovecote.control.snapshots.snapshots import Snapshots
+
+__all__ = ["Snapshots", "expired"]

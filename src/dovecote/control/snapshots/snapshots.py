@@ -1,0 +1,142 @@
+"""Takes snapshots, goes back to them, forks from them, and lets the old ones go."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import UTC, datetime
+
+from dovecote.control.functions import Functions
+from dovecote.control.sessions import Sessions
+from dovecote.control.snapshots.retention import expired
+from dovecote.errors import Conflict, Invalid, NotFound
+from dovecote.model.ids import new_id
+from dovecote.model.records import Session, Snapshot
+from dovecote.model.sizes import TIERS
+from dovecote.model.states import SessionState, SnapshotCause
+from dovecote.model.trees import Workspace
+from dovecote.store import Store
+
+LONGEST_LABEL = 200
+MOST = 1000  # snapshots of one session that are looked at when old ones go
+
+
+class Snapshots:
+    def __init__(self, store: Store, sessions: Sessions, functions: Functions) -> None:
+        self._store = store
+        self._sessions = sessions
+        self._functions = functions
+
+    async def create(
+        self,
+        tenant_id: str,
+        session_id: str,
+        *,
+        label: str = "",
+        is_pinned: bool = False,
+        cause: SnapshotCause = SnapshotCause.ASKED,
+    ) -> Snapshot:
+        """Saves the session as it is now, and names that. A parked one is not woken. Raises StorageFailed."""
+        if len(label) > LONGEST_LABEL:
+            raise Invalid(f"a label has at most {LONGEST_LABEL} characters")
+        session = await self._saved(tenant_id, session_id)
+        return await self._record(session, cause, label=label, is_pinned=is_pinned)
+
+    async def get(self, tenant_id: str, session_id: str, snapshot_id: str) -> Snapshot:
+        """Raises NotFound, also for a snapshot of another session."""
+        snapshot = await self._store.tenant(tenant_id).snapshots.get(snapshot_id)
+        if snapshot.session_id != session_id:
+            raise NotFound(f"no snapshot {snapshot_id!r} of this session", code="no_such_snapshot")
+        return snapshot
+
+    async def list(
+        self, tenant_id: str, session_id: str, *, after: str | None = None, limit: int = 100
+    ) -> Sequence[Snapshot]:
+        await self._sessions.get(tenant_id, session_id)
+        return await self._store.tenant(tenant_id).snapshots.list(session_id=session_id, after=after, limit=limit)
+
+    async def delete(self, tenant_id: str, session_id: str, snapshot_id: str) -> None:
+        await self.get(tenant_id, session_id, snapshot_id)
+        await self._store.tenant(tenant_id).snapshots.delete(snapshot_id)
+
+    async def rewind(self, tenant_id: str, session_id: str, snapshot_id: str) -> Session:
+        """Its files become those of the snapshot; the next request wakes it there. What runs in it ends.
+
+        What it was before is a snapshot too (`before_rewind`), so that this can be undone.
+        """
+        snapshot = await self.get(tenant_id, session_id, snapshot_id)
+
+        async def before(session: Session) -> None:
+            if session.tree is not None:
+                await self._record(session, SnapshotCause.BEFORE_REWIND, label=f"before going back to {snapshot.id}")
+
+        return await self._sessions.rewind(
+            tenant_id, session_id, Workspace(snapshot.template, snapshot.tree), before=before
+        )
+
+    async def fork(
+        self,
+        tenant_id: str,
+        session_id: str,
+        *,
+        snapshot_id: str | None = None,
+        key: str | None = None,
+        env: Mapping[str, str] | None = None,
+        wake: bool = True,
+    ) -> Session:
+        """A new session of the same user and revision that begins with the files of a snapshot, or as they are now."""
+        if snapshot_id is None:
+            source = await self._saved(tenant_id, session_id)
+            tree = source.tree
+        else:
+            snapshot = await self.get(tenant_id, session_id, snapshot_id)
+            source = await self._sessions.get(tenant_id, session_id)
+            tree = snapshot.tree
+        assert tree is not None
+        return await self._sessions.create(
+            tenant_id, key=key, tier=source.tier, env=env, wake=wake, fork_of=(source, tree)
+        )
+
+    async def expire(self, session: Session, now: datetime) -> int:
+        """Deletes the records of what the session's tier does not keep; counts them. May be repeated."""
+        scope = self._store.tenant(session.tenant_id)
+        old = expired(await scope.snapshots.list(session_id=session.id, limit=MOST), TIERS[session.tier], now)
+        for snapshot in old:
+            await scope.snapshots.delete(snapshot.id)
+        return len(old)
+
+    async def workspaces(self) -> AsyncIterator[Workspace]:
+        """Everything that snapshots of all tenants name: what a collection of garbage must leave alone."""
+        async for snapshot in self._store.everyone().snapshots.each():
+            yield Workspace(snapshot.template, snapshot.tree)
+
+    async def _saved(self, tenant_id: str, session_id: str) -> Session:
+        session = await self._sessions.get(tenant_id, session_id)
+        if session.state is SessionState.ENDED:
+            raise Conflict("the session has ended", code="session_ended")
+        if session.state is SessionState.PARKED and session.tree is not None:
+            return session
+        return await self._sessions.save(tenant_id, session_id)
+
+    async def _record(
+        self, session: Session, cause: SnapshotCause, *, label: str = "", is_pinned: bool = False
+    ) -> Snapshot:
+        assert session.tree is not None
+        revision = await self._functions.revision(session.tenant_id, session.revision_id)
+        saved = await self._sessions.checkpoint(session)
+        snapshot = Snapshot(
+            id=new_id("snp"),
+            tenant_id=session.tenant_id,
+            session_id=session.id,
+            label=label,
+            cause=cause,
+            template=revision.template,
+            tree=session.tree,
+            saved_generation=session.saved_generation,
+            files=saved.files if saved else 0,
+            total_bytes=saved.total_bytes if saved else 0,
+            created_at=datetime.now(UTC),
+            is_pinned=is_pinned,
+        )
+        snapshot = await self._store.tenant(session.tenant_id).snapshots.insert(snapshot)
+        await self.expire(session, snapshot.created_at)
+        return snapshot

@@ -1,0 +1,159 @@
+"""Snapshots over a real store and a host in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from dovecote.control.snapshots import Snapshots, expired
+from dovecote.errors import Conflict, NotFound, StorageFailed
+from dovecote.model.records import Snapshot
+from dovecote.model.sizes import TIERS
+from dovecote.model.states import SessionState, SnapshotCause
+from tests.unit.control_world import World, world_on
+from tests.unit.memory_host import Clock, MemoryHost
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+ONE = Snapshot("snp_0", "ten_a", "ses_a", "", SnapshotCause.ASKED, "t", "d", 1, 0, 0, NOW)
+
+
+@pytest.fixture
+async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    async with world_on(MemoryHost(Clock()), tmp_path, monkeypatch) as world:
+        yield world
+
+
+@pytest.fixture
+def snapshots(world: World) -> Snapshots:
+    return Snapshots(world.store, world.sessions, world.functions)
+
+
+@pytest.mark.anyio
+async def test_a_rewind_brings_files_back_and_can_be_undone(world: World, snapshots: Snapshots) -> None:
+    session = await world.sessions.create(world.tenant)
+    await world.write(session, b"first")
+    first = await snapshots.create(world.tenant, session.id, label="one")
+    await world.write(session, b"second")
+    await world.write(session, b"new", "/home/user/other")
+    rewound = await snapshots.rewind(world.tenant, session.id, first.id)
+    assert (rewound.state, rewound.tree is not None) == (SessionState.PARKED, True)
+    assert await world.read(session) == b"first"
+    with pytest.raises(NotFound):
+        await world.read(session, "/home/user/other")
+    undo = (await snapshots.list(world.tenant, session.id))[-1]
+    assert undo.cause is SnapshotCause.BEFORE_REWIND
+    await snapshots.rewind(world.tenant, session.id, undo.id)
+    assert await world.read(session) == b"second"
+
+
+@pytest.mark.anyio
+async def test_a_rewind_that_fails_or_is_cut_short_leaves_the_files_as_they_were(
+    world: World, snapshots: Snapshots
+) -> None:
+    session = await world.sessions.create(world.tenant)
+    await world.write(session, b"first")
+    first = await snapshots.create(world.tenant, session.id)
+    await world.write(session, b"second")
+    for method in ("stop", "save_leftover", "rewind"):
+        world.host.refuse(method, StorageFailed("no store", code="disk_full"), times=1)  # type: ignore[arg-type]
+        with pytest.raises(StorageFailed):
+            await snapshots.rewind(world.tenant, session.id, first.id)
+        await world.restart()
+        snapshots = Snapshots(world.store, world.sessions, world.functions)
+        assert await world.read(session) == b"second", method
+
+
+@pytest.mark.anyio
+async def test_files_of_before_do_not_come_back_when_control_dies_before_it_discards_them(
+    world: World, snapshots: Snapshots
+) -> None:
+    session = await world.sessions.create(world.tenant)
+    await world.write(session, b"first")
+    first = await snapshots.create(world.tenant, session.id)
+    await world.write(session, b"second")
+    world.host.refuse("discard", StorageFailed("gone", code="disk_full"))
+    with pytest.raises(StorageFailed):
+        await snapshots.rewind(world.tenant, session.id, first.id)  # parking has not discarded its leftover
+    with pytest.raises(StorageFailed):
+        await snapshots.rewind(world.tenant, session.id, first.id)  # nor has rewinding
+    assert session.id in world.host.left
+    world.host.mend("discard")
+    assert await world.read(session) == b"first"
+
+
+@pytest.mark.anyio
+async def test_forks_diverge_and_leave_the_original_alone(world: World, snapshots: Snapshots) -> None:
+    session = await world.sessions.create(world.tenant, env={"A": "1"}, user="u1")
+    await world.write(session, b"first")
+    first = await snapshots.create(world.tenant, session.id)
+    await world.write(session, b"second")
+    old = await snapshots.fork(world.tenant, session.id, snapshot_id=first.id, key="old")
+    new = await snapshots.fork(world.tenant, session.id, env={"B": "2"})
+    assert (await world.read(old), await world.read(new)) == (b"first", b"second")
+    await world.write(old, b"mine")
+    await world.sessions.park(world.tenant, old.id)
+    assert [await world.read(each) for each in (old, new, session)] == [b"mine", b"second", b"second"]
+    assert (old.user_id, new.env, old.key) == (session.user_id, {"A": "1", "B": "2"}, "old")
+    assert len({each.slug for each in (old, new, session)}) == 3
+
+
+@pytest.mark.anyio
+async def test_nobody_names_what_is_another_tenants_or_another_sessions(world: World, snapshots: Snapshots) -> None:
+    session = await world.sessions.create(world.tenant)
+    mine = await snapshots.create(world.tenant, session.id)
+    theirs = await world.sessions.create(world.other)
+    beside = await world.sessions.create(world.tenant)
+    for tenant, owner in ((world.other, theirs.id), (world.other, session.id), (world.tenant, beside.id)):
+        for act in (snapshots.get, snapshots.rewind, snapshots.delete):
+            with pytest.raises(NotFound):
+                await act(tenant, owner, mine.id)
+        with pytest.raises(NotFound):
+            await snapshots.fork(tenant, owner, snapshot_id=mine.id)
+    with pytest.raises(NotFound):
+        await snapshots.list(world.other, session.id)
+    with pytest.raises(NotFound):
+        await snapshots.create(world.other, session.id)
+    assert await snapshots.get(world.tenant, session.id, mine.id) == mine
+
+
+@pytest.mark.anyio
+async def test_a_parked_session_is_not_woken_for_a_snapshot_and_an_ended_one_has_none(
+    world: World, snapshots: Snapshots
+) -> None:
+    session = await world.sessions.create(world.tenant)
+    await world.sessions.park(world.tenant, session.id)
+    taken = await snapshots.create(world.tenant, session.id)
+    assert world.host.of(session.id) is None
+    assert [each.tree async for each in snapshots.workspaces()] == [taken.tree]
+    await world.sessions.delete(world.tenant, session.id)
+    with pytest.raises(Conflict):
+        await snapshots.create(world.tenant, session.id)
+
+
+TAKEN = some.lists(some.tuples(some.integers(0, 400), some.booleans()), max_size=60)
+
+
+@given(TAKEN, some.sampled_from(list(TIERS.values())))
+def test_retention_keeps_pinned_ones_the_newest_and_no_more_than_the_tier_says(
+    taken: list[tuple[int, bool]], tier: object
+) -> None:
+    all_of_them = [
+        replace(ONE, id=f"snp_{i}", created_at=NOW - timedelta(days=days), is_pinned=pinned)
+        for i, (days, pinned) in enumerate(taken)
+    ]
+    gone = expired(all_of_them, tier, NOW)  # type: ignore[arg-type]
+    kept = [each for each in all_of_them if each not in gone]
+    assert not any(each.is_pinned for each in gone)
+    if all_of_them:
+        newest = max(all_of_them, key=lambda each: (each.created_at, each.id))
+        assert newest in kept
+        loose = [each for each in kept if not each.is_pinned and each is not newest]
+        assert len(loose) <= tier.snapshots  # type: ignore[attr-defined]
+        assert all(NOW - each.created_at <= tier.snapshots_for for each in loose)  # type: ignore[attr-defined]
+    assert expired(kept, tier, NOW) == []  # type: ignore[arg-type]
