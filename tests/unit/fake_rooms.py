@@ -317,6 +317,7 @@ class Rooms:
     apps: FakeApps = field(default_factory=FakeApps)
     functions: FakeFunctions = field(default_factory=FakeFunctions)
     chats: FakeChats = field(default_factory=FakeChats)
+    snapshots: object = None
     is_ready: bool = True
 
     def api(self) -> ASGIApp:
@@ -327,6 +328,7 @@ class Rooms:
             apps=cast(Any, self.apps),
             functions=cast(Any, self.functions),
             chats=cast(Any, self.chats),
+            snapshots=cast(Any, self.snapshots),
             addresses=Addresses("localhost", 8080),
             is_ready=lambda: self.is_ready,
             version="0.0.0",

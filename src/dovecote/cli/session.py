@@ -104,6 +104,71 @@ def park(session_id: SessionId) -> None:
     _change(session_id, "park")
 
 
+@commands.command()
+def snapshot(
+    session_id: SessionId,
+    label: Annotated[str, typer.Option(help="What to call it.")] = "",
+    pin: Annotated[bool, typer.Option(help="Keep it whatever the tier says.")] = False,
+) -> None:
+    """Save its files under a name and print the snapshot's id."""
+    from dovecote.sdk import Dovecote
+
+    with Dovecote() as client:
+        print(client.sessions.get(session_id).snapshot(label, is_pinned=pin).id)
+
+
+@commands.command()
+def snapshots(session_id: SessionId) -> None:
+    """List its snapshots, oldest first."""
+    from dovecote.sdk import Dovecote
+
+    with Dovecote() as client:
+        found = client.sessions.get(session_id).snapshots()
+    table(
+        ("id", "cause", "label", "files", "bytes", "pinned", "age"),
+        [
+            (
+                each.id,
+                each.cause,
+                each.label,
+                str(each.files),
+                str(each.total_bytes),
+                "yes" if each.is_pinned else "",
+                age(each.created_at),
+            )
+            for each in found
+        ],
+    )
+
+
+SnapshotId = Annotated[str, typer.Argument(metavar="SNAPSHOT", help="snp_...")]
+
+
+@commands.command()
+def rewind(session_id: SessionId, snapshot_id: SnapshotId) -> None:
+    """Go back to a snapshot; what runs in the session ends."""
+    from dovecote.sdk import Dovecote
+
+    with Dovecote() as client:
+        view = client.sessions.get(session_id).rewind(snapshot_id)
+    say(f"{view.state}: {view.reason}" if view.reason else view.state)
+
+
+@commands.command()
+def fork(
+    session_id: SessionId,
+    snapshot_id: Annotated[
+        str | None, typer.Argument(metavar="SNAPSHOT", help="snp_...; as it is now if none.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="Your own name for the new session.")] = None,
+) -> None:
+    """Open a new session with its files and print its id."""
+    from dovecote.sdk import Dovecote
+
+    with Dovecote() as client:
+        print(client.sessions.get(session_id).fork(snapshot_id, key=key).id)
+
+
 def _change(session_id: str, verb: str) -> None:
     from dovecote.sdk import Dovecote
 

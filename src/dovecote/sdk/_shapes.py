@@ -47,6 +47,21 @@ class SessionView:
 
 
 @dataclass(frozen=True)
+class Snapshot:
+    """A session's files as they were saved, by name. `cause` is asked, turn, before_rewind or published."""
+
+    id: str
+    session_id: str
+    label: str
+    cause: str
+    saved_generation: int
+    files: int
+    total_bytes: int
+    is_pinned: bool
+    created_at: datetime
+
+
+@dataclass(frozen=True)
 class Instance:
     instance_id: str
     pid: int

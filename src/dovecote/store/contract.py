@@ -9,7 +9,19 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
-from dovecote.model.records import ApiKey, App, Chat, Function, OutboxRow, Revision, Session, Snapshot, Tenant, Turn, User
+from dovecote.model.records import (
+    ApiKey,
+    App,
+    Chat,
+    Function,
+    OutboxRow,
+    Revision,
+    Session,
+    Snapshot,
+    Tenant,
+    Turn,
+    User,
+)
 
 Record = Tenant | User | ApiKey | Function | Revision | Session | App | Chat | Turn | OutboxRow | Snapshot
 R = TypeVar("R", bound=Record)

@@ -13,7 +13,19 @@ from typing import Any, Generic
 import sqlalchemy as sa
 
 from dovecote.errors import Conflict, Forbidden, Invalid, NotFound
-from dovecote.model.records import ApiKey, App, Chat, Function, OutboxRow, Revision, Session, Snapshot, Tenant, Turn, User
+from dovecote.model.records import (
+    ApiKey,
+    App,
+    Chat,
+    Function,
+    OutboxRow,
+    Revision,
+    Session,
+    Snapshot,
+    Tenant,
+    Turn,
+    User,
+)
 from dovecote.store import tables
 from dovecote.store.contract import LEASE, MOST, Before, R, Scope
 from dovecote.store.databases import MIGRATION_TIMEOUT, Database, Outcome, Run

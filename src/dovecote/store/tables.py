@@ -127,4 +127,16 @@ OUTBOX = _kind(
     _among("ix_outbox_due", "due_at", where="done_at IS NULL"),
 )
 
-KINDS: tuple[Kind[Any], ...] = (TENANTS, USERS, KEYS, FUNCTIONS, REVISIONS, SESSIONS, APPS, CHATS, TURNS, OUTBOX, SNAPSHOTS)
+KINDS: tuple[Kind[Any], ...] = (
+    TENANTS,
+    USERS,
+    KEYS,
+    FUNCTIONS,
+    REVISIONS,
+    SESSIONS,
+    APPS,
+    CHATS,
+    TURNS,
+    OUTBOX,
+    SNAPSHOTS,
+)

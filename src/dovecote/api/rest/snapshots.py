@@ -48,9 +48,7 @@ class Fork(Body):
 
 @routes.post("/{session_id}/snapshots", status_code=201, summary="Save its files under a name")
 async def create_snapshot(here: Here, session_id: SessionId, new: NewSnapshot) -> SnapshotShape:
-    taken = await here.rooms.snapshots.create(
-        here.tenant_id, session_id, label=new.label, is_pinned=new.is_pinned
-    )
+    taken = await here.rooms.snapshots.create(here.tenant_id, session_id, label=new.label, is_pinned=new.is_pinned)
     return _shape(taken)
 
 

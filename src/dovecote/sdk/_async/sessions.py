@@ -21,6 +21,7 @@ from dovecote.sdk._shapes import (
     Output,
     Port,
     SessionView,
+    Snapshot,
     read,
 )
 
@@ -260,6 +261,46 @@ class AsyncSession:
 
     async def save(self) -> SessionView:
         return await self._see("POST", ":save")
+
+    # -- its past
+
+    async def snapshot(self, label: str = "", *, is_pinned: bool = False) -> Snapshot:
+        """Saves its files under a name. A parked session is not woken for it."""
+        body = {"label": label, "is_pinned": is_pinned}
+        return read(Snapshot, await self._wire.call("POST", f"{self._path}/snapshots", json=body))
+
+    async def snapshots(self) -> list[Snapshot]:
+        """Oldest first."""
+        found: list[Snapshot] = []
+        after: str | None = None
+        while True:
+            page = await self._wire.call("GET", f"{self._path}/snapshots", params={"after": after})
+            found += [read(Snapshot, each) for each in page["items"]]
+            after = page["next"]
+            if after is None:
+                return found
+
+    async def delete_snapshot(self, snapshot_id: str) -> None:
+        await self._wire.call("DELETE", f"{self._path}/snapshots/{snapshot_id}")
+
+    async def rewind(self, snapshot_id: str) -> SessionView:
+        """Goes back to a snapshot; what runs in it ends. How it was before is a snapshot too."""
+        return await self._see("POST", ":rewind", {"snapshot": snapshot_id})
+
+    async def fork(
+        self,
+        snapshot_id: str | None = None,
+        *,
+        key: str | None = None,
+        env: Mapping[str, str] | None = None,
+        wake: bool = True,
+    ) -> AsyncSession:
+        """A new session with the files of a snapshot, or as they are now; this one stays as it is."""
+        body = {"snapshot": snapshot_id, "key": key, "env": dict(env or {}), "wake": wake}
+        answer = await self._wire.call("POST", f"{self._path}:fork", json=body)
+        return AsyncSession(self._wire, read(SessionView, answer))
+
+    # -- its times
 
     async def update(
         self,

@@ -22,6 +22,7 @@ from dovecote.sdk._shapes import (
     Output,
     Port,
     SessionView,
+    Snapshot,
     read,
 )
 from dovecote.sdk._sync.transport import Wire
@@ -257,6 +258,46 @@ class Session:
 
     def save(self) -> SessionView:
         return self._see("POST", ":save")
+
+    # -- its past
+
+    def snapshot(self, label: str = "", *, is_pinned: bool = False) -> Snapshot:
+        """Saves its files under a name. A parked session is not woken for it."""
+        body = {"label": label, "is_pinned": is_pinned}
+        return read(Snapshot, self._wire.call("POST", f"{self._path}/snapshots", json=body))
+
+    def snapshots(self) -> list[Snapshot]:
+        """Oldest first."""
+        found: list[Snapshot] = []
+        after: str | None = None
+        while True:
+            page = self._wire.call("GET", f"{self._path}/snapshots", params={"after": after})
+            found += [read(Snapshot, each) for each in page["items"]]
+            after = page["next"]
+            if after is None:
+                return found
+
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        self._wire.call("DELETE", f"{self._path}/snapshots/{snapshot_id}")
+
+    def rewind(self, snapshot_id: str) -> SessionView:
+        """Goes back to a snapshot; what runs in it ends. How it was before is a snapshot too."""
+        return self._see("POST", ":rewind", {"snapshot": snapshot_id})
+
+    def fork(
+        self,
+        snapshot_id: str | None = None,
+        *,
+        key: str | None = None,
+        env: Mapping[str, str] | None = None,
+        wake: bool = True,
+    ) -> Session:
+        """A new session with the files of a snapshot, or as they are now; this one stays as it is."""
+        body = {"snapshot": snapshot_id, "key": key, "env": dict(env or {}), "wake": wake}
+        answer = self._wire.call("POST", f"{self._path}:fork", json=body)
+        return Session(self._wire, read(SessionView, answer))
+
+    # -- its times
 
     def update(
         self,
