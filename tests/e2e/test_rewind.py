@@ -22,7 +22,7 @@ SPOIL = (
     " && chmod 777 app/src/mode && rm app/src/link && echo new > app/src/new && sudo rm /etc/issue"
 )
 LOOK = (
-    "cd / && sudo find home/user/app etc/issue -printf '%p %y %m %u %s %T@ %l\\n' | sort;"
+    "cd / && sudo find home/user/app etc/issue -printf '%p %y %m %u %T@ %l\\n' | sort;"
     " find home/user/app -type f -exec md5sum {} + | sort"
 )
 

@@ -128,15 +128,6 @@ OUTBOX = _kind(
 )
 
 KINDS: tuple[Kind[Any], ...] = (
-    TENANTS,
-    USERS,
-    KEYS,
-    FUNCTIONS,
-    REVISIONS,
-    SESSIONS,
-    APPS,
-    CHATS,
-    TURNS,
-    OUTBOX,
+    *(TENANTS, USERS, KEYS, FUNCTIONS, REVISIONS, SESSIONS, APPS, CHATS, TURNS, OUTBOX),
     SNAPSHOTS,
 )

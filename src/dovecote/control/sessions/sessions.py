@@ -376,9 +376,9 @@ class Sessions:
         async with self.live.lock(session_id):
             session = await self._living(tenant_id, session_id)
             live = self.live.get(session_id)
-            if live is not None and unless_used_since is not None:
-                if live.busy or await _used(live, unless_used_since):
-                    return session
+            is_asked = live is not None and unless_used_since is not None
+            if live is not None and is_asked and (live.busy or await _used(live, unless_used_since)):
+                return session
             return await self._put_away(session, reason)
 
     async def _put_away(self, session: Session, reason: str) -> Session:

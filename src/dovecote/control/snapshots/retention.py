@@ -10,7 +10,7 @@ from dovecote.model.sizes import Tier
 
 
 def expired(snapshots: Sequence[Snapshot], tier: Tier, now: datetime) -> list[Snapshot]:
-    """Those that are too many or too old. Pinned ones stay and do not count; so does the newest of all, whatever its age."""
+    """Those that are too many or too old. Pinned ones stay and do not count; the newest of all stays."""
     newest_first = sorted(snapshots, key=lambda each: (each.created_at, each.id), reverse=True)
     counted = [each for each in newest_first if not each.is_pinned]
     return [
