@@ -35,6 +35,7 @@ from dovecote.host.storage.manifest import (
 )
 from dovecote.host.storage.objects import Index, ObjectCache, Piece, boot_id, disk_errors, hash_file
 from dovecote.host.storage.packs import Packs, PackWriter, pack, parse_locations, render_locations
+from dovecote.host.storage.whole import CacheSink, flattened
 
 _TEMPLATES = 4  # whose paths are kept in memory
 _REMEMBERED = 20_000  # images that were checked
@@ -128,6 +129,20 @@ class Trees:
                 bounds=self._bounds,
             )
         return self._save(plan, template=_binary(template), previous=previous)
+
+    def save_entries(self, entries: list[Entry], *, notes: tuple[str, ...] = (), like: Sequence[str] = ()) -> TreeSaved:
+        """A tree of its own whose contents are in the cache or in the trees `like`; no file is read."""
+        return self._save(Plan(entries, [], notes), template=b"", previous=None, like=like)
+
+    def flatten(self, delta: str) -> TreeSaved:
+        """The tree that a delta and its template make together. Parts that did not change keep their manifests."""
+        template = self._root(delta).template.hex()
+        if not template:
+            raise Invalid(f"tree {delta[:16]} is not a delta", code="wrong_template")
+        return self.save_entries(flattened(self.entries(template), self.entries(delta)), like=(template, delta))
+
+    def sink(self) -> CacheSink:
+        return CacheSink(self._cache)
 
     def entries(self, digest: str) -> list[Entry]:
         """Everything that the tree itself holds; of a delta, not what its template holds."""
@@ -247,7 +262,7 @@ class Trees:
             self._paths.move_to_end(template)
             return paths
 
-    def _save(self, plan: Plan, *, template: bytes, previous: str | None) -> TreeSaved:
+    def _save(self, plan: Plan, *, template: bytes, previous: str | None, like: Sequence[str] = ()) -> TreeSaved:
         writer = PackWriter(self._packs)
         entries = plan.complete(writer.absorb(plan.sources))
         parts = split(entries)
@@ -255,8 +270,8 @@ class Trees:
         named = [(Part(path, digest_of(raw), len(some)), some, raw) for path, some, raw in rendered]
         new = [(part, some, raw) for part, some, raw in named if not self._has_manifest("manifests", part.digest.hex())]
         wanted = _objects(e for _, some, _ in new for e in some)
-        if previous is not None:
-            self._learn(wanted, previous)
+        for tree in (*like, *([previous] if previous is not None else [])):
+            self._learn(wanted, tree)
         writer.absorb_cached(wanted)
         writer.flush()
         new_bytes = writer.new_bytes
