@@ -3,8 +3,8 @@
 # usage: install.sh [run] [test] [bench]
 set -eu
 
-run="python3 python3-venv ca-certificates crun runc nftables btrfs-progs mmdebstrap iproute2 gcc musl-tools xz-utils"
-test="postgresql libc6-dev erofs-utils git gdb"
+run="python3 python3-venv ca-certificates crun runc nftables btrfs-progs mmdebstrap iproute2 gcc musl-tools xz-utils skopeo"
+test="postgresql libc6-dev erofs-utils git gdb docker-registry"
 bench="wrk libc6-dev"
 
 wanted=""

@@ -37,7 +37,7 @@ class Machine:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.files = dict(PROC)
-        self.tools = {"mkfs.btrfs", "mmdebstrap", "gcc"}
+        self.tools = {"mkfs.btrfs", "mmdebstrap", "gcc", "skopeo"}
         self.release = "6.18.0-1-amd64"
         self.machine = "x86_64"
         self.user = 0
@@ -306,3 +306,9 @@ def test_serve_goes_on_without_what_is_only_advised(
         assert main.serve(settings) == 1
     (said,) = [record.getMessage() for record in caplog.records]
     assert "went_on" in said
+
+
+def test_skopeo_is_looked_for_and_not_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda tool: None)
+    (finding,) = doctor._optional_tools(Settings())
+    assert (finding.name, finding.ok, finding.is_required) == ("skopeo", False, False)

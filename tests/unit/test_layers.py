@@ -14,6 +14,7 @@ import zstandard
 
 from dovecote.errors import Invalid
 from dovecote.host.storage.bucket import open_bucket
+from dovecote.host.storage.fold import Plan
 from dovecote.host.storage.layers import LayerBounds, LayeredTree
 from dovecote.host.storage.manifest import Entry, Kind
 from dovecote.host.storage.trees import Trees
@@ -212,3 +213,27 @@ def test_a_delta_flattened_is_what_its_user_saw(trees: Trees) -> None:
     assert [e.path for e in found] == [b"", b"a", b"a/y", b"b", b"b/new", b"keep"]
     assert [e.kind for e in found if e.path == b"b"] == [Kind.DIR]
     assert [e.mode for e in found if e.path == b"a"] == [0o700]
+
+
+def test_flattening_reads_no_file_and_keeps_manifests_that_did_not_change(trees: Trees) -> None:
+    modules = [file(f"app/node_modules/m{i}", b"m%d" % i) for i in range(80)]
+    template = trees.save_entries(list(apply(trees, tar(*modules, file("old"), file("kept"))).values()))
+    digest = trees.sink().keep(io.BytesIO(b"new content"), 11)
+    changed = [
+        Entry(b"", Kind.DIR, 0o755),
+        Entry(b"new", Kind.FILE, 0o644, size=11, digest=digest),
+        Entry(b"old", Kind.WHITEOUT),
+    ]
+    delta = trees._save(Plan(changed, [], ()), template=bytes.fromhex(template.digest), previous=None)
+    packs = sorted(stored.name for stored in trees._bucket.list("packs"))
+    whole = trees.flatten(delta.digest)
+    assert sorted(stored.name for stored in trees._bucket.list("packs")) == packs
+    paths = [entry.path for entry in trees.entries(whole.digest)]
+    assert (b"new" in paths, b"old" in paths, b"kept" in paths, len(paths)) == (True, False, True, 85)
+    parts = {part.path: part.digest for part in trees._root(template.digest).parts}
+    flat = {part.path: part.digest for part in trees._root(whole.digest).parts}
+    assert flat[b"app/node_modules"] == parts[b"app/node_modules"]
+    assert flat[b""] != parts[b""]
+    trees.verify_stored(whole.digest)
+    with pytest.raises(Invalid):
+        trees.flatten(whole.digest)

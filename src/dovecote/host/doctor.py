@@ -47,6 +47,7 @@ def examine(settings: Settings) -> list[Finding]:
         _system,
         _file_systems,
         _tools,
+        _optional_tools,
         _guest,
         _gateway,
         _template,
@@ -92,6 +93,11 @@ def _tools(_: Settings) -> Iterator[Finding]:
     for tool, (purpose, hint) in TOOLS.items():
         path = shutil.which(tool)
         yield Finding(tool, path is not None, path or "missing", f"{hint}: {purpose}")
+
+
+def _optional_tools(_: Settings) -> Iterator[Finding]:
+    path = shutil.which("skopeo")
+    yield Finding("skopeo", path is not None, path or "missing", "apt-get install skopeo: fetches OCI images", False)
 
 
 def _guest(settings: Settings) -> Iterator[Finding]:
