@@ -16,6 +16,8 @@ from uuid import uuid4
 
 import pytest
 
+from tests.s3 import SeaweedFSServer, seaweedfs
+
 WAIT_SECONDS = 60.0
 
 
@@ -94,6 +96,12 @@ def postgresql_server() -> Iterator[PostgreSQLServer]:
                 process.wait(30)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def seaweedfs_server() -> Iterator[SeaweedFSServer]:
+    with seaweedfs() as server:
+        yield server
 
 
 def _as_postgres() -> list[str]:

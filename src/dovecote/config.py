@@ -31,7 +31,9 @@ class Settings:
     )
     database_url: str = setting("", "`postgresql://user:password@host/name`; empty means SQLite in the data directory.")
     objects_url: str = setting(
-        "", "`file:///path` or `s3://bucket/prefix`; empty means a folder in the data directory."
+        "",
+        "`file:///path`, `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`; empty means a folder "
+        "in the data directory.",
     )
     level: str = setting("crun", "Isolation level of instances where a function names none: crun or runc.")
     network: str = setting("10.201.0.0/16", "Private range for instances; every host may use the same one.")

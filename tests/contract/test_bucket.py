@@ -1,4 +1,4 @@
-"""What every kind of bucket promises. An S3 server is tested too where its address is given."""
+"""What every kind of bucket promises. S3 is SeaweedFS on loopback, and another server too where one is given."""
 
 import os
 import threading
@@ -11,19 +11,24 @@ import pytest
 
 from dovecote.errors import Conflict, Invalid, NotFound, StorageFailed
 from dovecote.host.storage.bucket import Bucket, local_bucket, open_bucket
+from tests.s3 import SeaweedFSServer, seaweedfs
+from tests.servers import seaweedfs_server  # noqa: F401
 
-# `s3://bucket/prefix`; endpoint and keys come from AWS_*. Without it there is no server to ask.
-S3_URL = os.environ.get("TEST_S3_URL", "")
+# `s3://bucket/prefix`, or gs:// or az://; endpoint and keys come from AWS_*, GOOGLE_* or AZURE_*.
+GIVEN_URL = os.environ.get("TEST_OBJECTS_URL", "")
 
 
-@pytest.fixture(params=["memory", "local", *(["s3"] if S3_URL else [])])
+@pytest.fixture(params=["memory", "local", "s3", *(["given"] if GIVEN_URL else [])])
 def bucket(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bucket]:
     if request.param == "memory":
         yield open_bucket("memory:")
     elif request.param == "local":
         yield open_bucket((tmp_path / "store").as_uri())
+    elif request.param == "s3":
+        server: SeaweedFSServer = request.getfixturevalue("seaweedfs_server")
+        yield server.bucket(uuid4().hex)
     else:
-        yield open_bucket(f"{S3_URL.rstrip('/')}/{uuid4().hex}")
+        yield open_bucket(f"{GIVEN_URL.rstrip('/')}/{uuid4().hex}")
 
 
 def test_put_new_creates_once(bucket: Bucket) -> None:
@@ -170,3 +175,52 @@ def test_a_directory_that_went_away_is_not_an_empty_one(tmp_path: Path) -> None:
 def test_other_addresses_are_refused(url: str) -> None:
     with pytest.raises(Invalid):
         open_bucket(url)
+
+
+def test_a_killed_server_is_unreachable_and_what_it_had_confirmed_is_there_after() -> None:
+    """An object whose `put_new` returned survives kill -9 of the server; while it is away nothing is called absent."""
+    with seaweedfs() as server:
+        bucket = server.bucket("k", retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=5)})
+        bucket.put_new("kept", b"first")
+        server.kill()
+        for act in (lambda: bucket.get("kept"), lambda: bucket.size("none"), lambda: bucket.put_new("new", b"x")):
+            with pytest.raises(StorageFailed) as caught:
+                act()
+            assert caught.value.code == "store_unreachable"
+        server.start()
+        assert bucket.get("kept") == b"first"
+        with pytest.raises(Conflict):
+            bucket.put_new("kept", b"second")
+
+
+def test_a_wrong_key_is_refused(seaweedfs_server: SeaweedFSServer) -> None:  # noqa: F811
+    """Neither an absent object nor a full disk: the operator must see that it is the credentials."""
+    bucket = seaweedfs_server.bucket("denied", secret_access_key="wrong")
+    with pytest.raises(StorageFailed) as read:
+        bucket.get("x")
+    with pytest.raises(StorageFailed) as written:
+        bucket.put_new("x", b"1")
+    assert (read.value.code, written.value.code) == ("store_unreachable", "store_read_only")
+
+
+def test_azure_without_an_account_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("AZURE_")]:
+        monkeypatch.delenv(name)
+    with pytest.raises(Invalid):
+        open_bucket("az://container/prefix")
+
+
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("gs://b/p", {"base_url": "http://127.0.0.1:9", "skip_signature": True}),
+        ("az://b/p", {"endpoint": "http://127.0.0.1:9", "account_name": "a", "skip_signature": True}),
+    ],
+)
+def test_other_clouds_say_that_they_are_unreachable(url: str, options: dict[str, object]) -> None:
+    """Google and Azure go through the same mapping of errors; nobody listens at that port."""
+    retries = {"retry_config": {"max_retries": 0, "retry_timeout": timedelta(seconds=5)}}
+    bucket = open_bucket(url, options={**options, **retries})
+    with pytest.raises(StorageFailed) as caught:
+        bucket.put_new("x", b"1")
+    assert caught.value.code == "store_unreachable"

@@ -1,4 +1,4 @@
-"""A bucket of named bytes: a local directory, S3 or memory, with create-if-absent."""
+"""A bucket of named bytes: a local directory, S3, Google Cloud Storage, Azure or memory, with create-if-absent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore import exceptions as refused
-from obstore.store import LocalStore, MemoryStore, S3Store
+from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, S3Store
 
 from dovecote.errors import Conflict, DovecoteError, Invalid, NotFound, StorageFailed
 
@@ -24,7 +24,15 @@ IDENTITY = "identity"  # one random name a bucket, so that a host notices that i
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR})
+Backend = LocalStore | MemoryStore | S3Store | GCSStore | AzureStore
 T = TypeVar("T")
+
+_CLOUDS: dict[str, type[S3Store] | type[GCSStore] | type[AzureStore]] = {
+    "s3": S3Store,
+    "gs": GCSStore,
+    "az": AzureStore,
+    "azure": AzureStore,
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class Bucket:
     `disk_full`. tests/contract/test_bucket.py says the rest; every kind of bucket passes it.
     """
 
-    def __init__(self, store: LocalStore | MemoryStore | S3Store, *, directory: Path | None = None) -> None:
+    def __init__(self, store: Backend, *, directory: Path | None = None) -> None:
         self._store = store
         self._directory = directory
 
@@ -149,22 +157,33 @@ class Bucket:
 
 
 def open_bucket(url: str, *, options: dict[str, Any] | None = None) -> Bucket:
-    """`file:///path`, `s3://bucket/prefix` or `memory:`.
+    """`file:///path`, `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix` or `memory:`.
 
-    `options` go to the S3 client as they are (endpoint, region, access_key_id, ...); without them it reads `AWS_*`.
+    `options` go to the client of the store as they are (endpoint, region, access_key_id, ...); without them it reads
+    `AWS_*`, `GOOGLE_*` or `AZURE_*` from the environment.
     """
     parts = urlsplit(url)
     if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
         return local_bucket(Path(unquote(parts.path)))
     if parts.scheme == "memory":
         return Bucket(MemoryStore())
-    if parts.scheme == "s3" and parts.netloc:
+    if parts.scheme in _CLOUDS and parts.netloc:
         defaults: dict[str, Any] = {
             "client_options": {"timeout": "60s", "connect_timeout": "5s", "allow_http": True},
             "retry_config": {"max_retries": 4, "retry_timeout": timedelta(seconds=60)},
         }
-        return Bucket(S3Store(parts.netloc, prefix=parts.path.strip("/") or None, **{**defaults, **(options or {})}))
-    raise Invalid(f"not an object store: {url!r}", hint="file:///path or s3://bucket/prefix")
+        prefix = parts.path.strip("/") or None
+        try:
+            return Bucket(_CLOUDS[parts.scheme](parts.netloc, prefix=prefix, **{**defaults, **(options or {})}))
+        except refused.BaseError as error:
+            raise Invalid(
+                f"the object store {parts.scheme}://{parts.netloc} cannot be used: {str(error)[:300]}",
+                hint="its account and keys come from AWS_*, GOOGLE_* or AZURE_*",
+            ) from error
+    raise Invalid(
+        f"not an object store: {url!r}",
+        hint="file:///path, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix",
+    )
 
 
 def local_bucket(directory: Path) -> Bucket:
