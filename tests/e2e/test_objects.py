@@ -82,9 +82,8 @@ def packs(own: Installation) -> set[Path]:
     return {path for path in (own.settings.data_dir / "objects/packs").glob("*/*") if "#" not in path.name}
 
 
-def park_writing_packs(own: Installation, session: Session) -> dict[Path, bytes]:
-    """What the packs hold that parking added to the store."""
-    before = packs(own)
+def park_writing_packs(own: Installation, session: Session, before: set[Path]) -> dict[Path, bytes]:
+    """What the packs hold that came to the store since `before`, while the session ran and when it parked."""
     assert session.park().state == "parked"
     added = {path: path.read_bytes() for path in packs(own) - before}
     assert added
@@ -123,11 +122,12 @@ def test_a_spoiled_save_is_named_damages_one_session_and_heals_with_its_bytes(
     own: Installation, client: Dovecote
 ) -> None:
     with client.sessions.create() as session, client.sessions.create() as other:
-        session.run("head -c 3M /dev/urandom > big; for i in $(seq 200); do echo $i > f$i; done", check=True)
         other.files.write("a", b"whole")
         other.park()
+        there = packs(own)
+        session.run("head -c 3M /dev/urandom > big; for i in $(seq 200); do echo $i > f$i; done", check=True)
         before = session.run(LOOK).stdout
-        contents = park_writing_packs(own, session)
+        contents = park_writing_packs(own, session, there)
         with spoiled(own, contents):
             for _ in range(2):  # and a second try says the same
                 damage_of(session)
@@ -141,9 +141,10 @@ def test_a_spoiled_save_is_named_damages_one_session_and_heals_with_its_bytes(
 def test_the_reason_of_damage_names_the_last_good_save(own: Installation, client: Dovecote) -> None:
     with client.sessions.create() as session:
         session.run("echo first > a", check=True)
-        assert session.park().saved_generation == 1
+        good = session.park().saved_generation
+        there = packs(own)
         session.run("head -c 3M /dev/urandom > big", check=True)
-        contents = park_writing_packs(own, session)
-        assert session.view.saved_generation == 2
+        contents = park_writing_packs(own, session, there)
+        assert session.view.saved_generation > good
         with spoiled(own, contents):
-            assert "last good save is generation 1" in damage_of(session)
+            assert f"last good save is generation {good}" in damage_of(session)

@@ -23,7 +23,8 @@ class Claim:
     """What somebody wants an instance for.
 
     `owner` is opaque to the host and has at most one instance; `keeps_files` says whether its files outlive the
-    instance. `generation` is the last save that the owner knows of, `epoch` grows with each claim of the owner.
+    instance. `generation` is the last save that the owner knows of (the log may be ahead of it), `epoch` grows with
+    each claim of the owner.
     """
 
     owner: str
@@ -35,6 +36,7 @@ class Claim:
     generation: int = 0
     keeps_files: bool = True
     allow_setuid: bool = True
+    recovery_point: float = 2.0  # seconds of work that the loss of this host may cost
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from dovecote.background import Background
-from dovecote.errors import Conflict, DovecoteError, Failed, NoCapacity, NotFound, Unsupported
+from dovecote.errors import Conflict, DovecoteError, Failed, NoCapacity, NotFound, StorageFailed, Unsupported
 from dovecote.host.guest import Guest
 from dovecote.host.instances.adopting import Adoption, answer_again
+from dovecote.host.instances.checkpoints import Checkpoints, Lag
 from dovecote.host.instances.instance import (
     Claim,
     Death,
@@ -29,7 +30,7 @@ from dovecote.host.instances.saving import Saving
 from dovecote.host.instances.warm import WarmPool
 from dovecote.model.sizes import MIB
 from dovecote.model.states import InstanceState
-from dovecote.model.trees import Saved
+from dovecote.model.trees import Saved, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,9 @@ class Instances:
         self._leftovers: dict[str, Leftover] = {}
         self._claims: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._background = Background()
+        self._checkpoints = Checkpoints(
+            saving, parts.disks, live=lambda: list(self._live.values()), on_sealed=self._sealed
+        )
 
     # -- coming and going of the host itself
 
@@ -80,10 +84,12 @@ class Instances:
         self._leftovers.update(found.leftovers)
         if warm:
             self._warm.start(self._watch)
+            self._checkpoints.start()
 
     async def stop_host(self) -> None:
         """Lets go of everything without ending it: instances go on, a next start adopts them."""
         await self._warm.stop()
+        await self._checkpoints.stop()
         await self._background.stop()
         for instance in self._live.values():
             self._unwatch(instance)
@@ -110,6 +116,7 @@ class Instances:
                     continue
                 return Placed(there.id, there.address, there.pid, "there")
             self._admit(claim)
+            claim = await self._brought_up(claim)
             survivor = await self._survivor(claim)
             if survivor is not None:
                 instance, how = await self._revive(claim, survivor), "survivor"
@@ -138,6 +145,29 @@ class Instances:
                 code="no_root_swap",
                 hint="use crun",
             )
+
+    async def _brought_up(self, claim: Claim) -> Claim:
+        """The claim with the newest checkpoint of the owner's log: a host that was lost may have saved after the owner
+        heard of it last. Not where what an instance left on this host is at least as new."""
+        if not claim.keeps_files or claim.epoch <= 1:
+            return claim
+        left = self._leftovers.get(claim.owner)
+        try:
+            newest = await self._saving.newest(claim.owner)
+        except StorageFailed as error:
+            if left is None or error.code == "corrupt":
+                raise
+            log.warning("%s goes on with what it left here, the log cannot be read: %s", claim.owner, error)
+            return claim
+        if newest is None or newest.generation <= claim.generation:
+            return claim
+        if left is not None and (left.epoch == newest.epoch or left.generation >= newest.generation):
+            return claim
+        saved = await self._saving.last_saved(claim.owner)
+        assert saved is not None
+        log.info("%s goes on with generation %d of its log", claim.owner, saved.generation)
+        workspace = Workspace(newest.template, saved.tree)
+        return replace(claim, workspace=workspace, generation=saved.generation)
 
     async def _survivor(self, claim: Claim) -> Leftover | None:
         left = self._leftovers.get(claim.owner)
@@ -218,8 +248,15 @@ class Instances:
         """Writes down whose files these are, and ends what an earlier owner of them may still save."""
         if claim.keeps_files and is_new:
             await self._saving.take(instance.disk, instance.id_base, claim)
-        if claim.keeps_files and claim.generation:
+        if not claim.keeps_files or not (claim.generation or claim.epoch > 1):
+            return
+        try:
             await self._saving.seal(claim)
+        except StorageFailed as error:
+            if is_new:
+                raise
+            # Work goes on where the files are; whoever else writes to the log is found out by the first checkpoint.
+            log.warning("%s goes on without a seal, the store fails: %s", claim.owner, error)
 
     async def _swap_root(self, instance: Instance, claim: Claim, *, is_new: bool) -> None:
         root = await self._parts.roots.assemble(
@@ -272,8 +309,11 @@ class Instances:
     async def save(self, instance_id: str) -> Saved:
         """A checkpoint of its files while it goes on. Raises StorageFailed, Conflict (sealed)."""
         instance = self._get(instance_id)
-        frozen = instance.state is InstanceState.FROZEN
-        return await self._saving.save(instance.disk, before=None if frozen else instance.guest.sync)
+        return await self._saving.save(instance.disk)
+
+    async def lag(self, instance_id: str) -> Lag:
+        """How far its files are ahead of the store."""
+        return await self._checkpoints.lag(self._get(instance_id))
 
     async def stop(self, instance_id: str, *, grace: float = 2.0) -> None:
         """Ends it: refuse, SIGTERM to its processes, `grace` seconds, SIGKILL. Kept files become a leftover."""
@@ -359,6 +399,21 @@ class Instances:
         }
 
     # -- inside
+
+    def _sealed(self, instance_id: str) -> None:
+        """Its session goes on elsewhere: it ends, and what it has that was not saved stays here as an orphan."""
+        self._background.run(self._step_down(instance_id), f"stepping down with {instance_id}")
+
+    async def _step_down(self, instance_id: str) -> None:
+        instance = self._live.get(instance_id)
+        if instance is None or instance.claim is None:
+            return
+        owner = instance.claim.owner
+        log.warning("%s of %s ends: the session was taken over elsewhere", instance_id, owner)
+        await self.stop(instance_id, grace=0)
+        left = self._leftovers.pop(owner, None)
+        if left is not None:
+            await self._saving.orphan(left.disk)
 
     async def _look(self, instance: Instance, activity: dict[str, float], now: float) -> None:
         if instance.state is not InstanceState.READY:

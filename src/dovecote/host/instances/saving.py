@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
 from weakref import WeakValueDictionary
 
-from dovecote.errors import DovecoteError, Invalid, NotFound, StorageFailed
+from dovecote.errors import Conflict, DovecoteError, Invalid, NotFound, StorageFailed
 from dovecote.host.instances.instance import Claim
 from dovecote.host.instances.preparing import Parts
-from dovecote.host.storage.log import SlotLog
+from dovecote.host.storage.change import TooTangled
+from dovecote.host.storage.log import Slot, SlotLog
 from dovecote.model.ids import random_text
 from dovecote.model.trees import Saved, Workspace
 
 log = logging.getLogger(__name__)
 
+FOLD_AFTER = 64  # slots of changes
+MOST_CHANGES = 4000  # inodes; beyond that looking at the whole upper costs no more
+KNOWN_LOGS = 4096
 FURTHEST_BACK = 100  # slots of a log that are looked at for a good save
 SNAPSHOT = "save-"  # begins the name of a snapshot that is being folded
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What one did. `behind`: slots of changes since the last tree in the log."""
+
+    generation: int
+    names: int
+    new_bytes: int
+    behind: int
 
 
 @dataclass(frozen=True)
@@ -39,8 +54,16 @@ class DiskRecord:
 class Saving:
     def __init__(self, parts: Parts, *, slots: Callable[[str], SlotLog]) -> None:
         self._parts = parts
-        self._slots = slots
+        self._open_log = slots
+        self._logs: OrderedDict[str, SlotLog] = OrderedDict()  # of owners seen last: they know where they end
         self._busy: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def _slots(self, owner: str) -> SlotLog:
+        slots = self._logs.get(owner) or self._open_log(owner)
+        self._logs[owner] = slots
+        while len(self._logs) > KNOWN_LOGS:
+            self._logs.popitem(last=False)
+        return slots
 
     async def seal(self, claim: Claim) -> None:
         """From now on no earlier owner's save is accepted. Raises Conflict (sealed) when a later one has claimed."""
@@ -76,46 +99,125 @@ class Saving:
         except TypeError as error:
             raise StorageFailed(f"the record of disk {disk} cannot be read", code="corrupt") from error
 
-    async def save(self, disk: str, *, before: Callable[[], Awaitable[Any]] | None = None) -> Saved:
-        """Snapshot, fold, write, append to the owner's log. What was saved earlier stays whatever happens.
+    async def save(self, disk: str) -> Saved:
+        """A checkpoint that is a tree of its own. What was saved earlier stays whatever happens.
 
-        `before` runs just ahead of the snapshot (flushing the file system from inside).
         Raises StorageFailed; Conflict (sealed) when another host owns the session by now.
         """
         async with self._busy.setdefault(disk, asyncio.Lock()):
             record = await self.read(disk)
-            if before is not None:
-                await before()
-            snapshot = SNAPSHOT + random_text(12)
-            async with AsyncExitStack() as undo:
-                undo.push_async_callback(self._parts.disks.delete, snapshot)
-                path = await self._parts.disks.snapshot(disk, snapshot)
-                workspace = Workspace(record.template, record.tree)
-                merged = await undo.enter_async_context(
-                    self._parts.roots.merged(workspace, path / "upper", id_base=record.id_base)
-                )
-                tree = await asyncio.to_thread(
-                    self._parts.trees.save_delta,
-                    path / "upper",
-                    merged,
-                    id_base=record.id_base,
-                    template=record.template,
-                    previous=record.tree,
-                )
-                for note in tree.notes:
-                    log.info("saving %s: %s", record.owner, note)
-                await asyncio.to_thread(self._parts.trees.verify_stored, tree.digest)
-            slot = await asyncio.to_thread(
-                self._slots(record.owner).append,
-                epoch=record.epoch,
-                template=record.template,
-                tree=tree.digest,
-                previous=record.tree,
-                files=tree.files,
-                bytes=tree.total_bytes,
+            new_bytes = (await self._checkpoint(disk, record)).new_bytes
+            tree = await asyncio.to_thread(self._fold, await self.read(disk))
+            return replace(tree, new_bytes=tree.new_bytes + new_bytes)
+
+    async def checkpoint(self, disk: str) -> Checkpoint:
+        """Brings the owner's log up to this moment. Costs what has changed since the last one, not what is there.
+
+        Raises StorageFailed; Conflict (sealed) when another host owns the session by now.
+        """
+        async with self._busy.setdefault(disk, asyncio.Lock()):
+            record = await self.read(disk)
+            done = await self._checkpoint(disk, record)
+            if done.behind >= FOLD_AFTER:
+                await asyncio.to_thread(self._fold, await self.read(disk))
+            return done
+
+    async def _checkpoint(self, disk: str, record: DiskRecord) -> Checkpoint:
+        if record.generation and not await self._parts.disks.is_changed(disk):
+            return Checkpoint(record.generation, 0, 0, 0)
+        snapshot = SNAPSHOT + random_text(12)
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self._parts.disks.delete, snapshot)
+            path = await self._parts.disks.snapshot(disk, snapshot)
+            workspace = Workspace(record.template, record.tree)
+            async with self._parts.roots.merged(workspace, path / "upper", id_base=record.id_base) as merged:
+                done = await self._append_changes(disk, record, snapshot, merged)
+                if done is None:
+                    done = await self._append_tree(record, path / "upper", merged)
+            # Once the log has it: a mark may be older than the log, never newer.
+            await self._parts.disks.mark(disk, snapshot)
+            await self._write(disk, replace(record, generation=done.generation))
+        return done
+
+    async def _append_changes(self, disk: str, record: DiskRecord, snapshot: str, merged: Path) -> Checkpoint | None:
+        """None where only the whole upper tells, or where the log has moved on from what the mark stands for."""
+        if not record.generation:
+            return None
+        changed = await self._parts.disks.changed(disk, snapshot=snapshot, most=MOST_CHANGES)
+        if changed is None:
+            return None
+        try:
+            made = await asyncio.to_thread(
+                self._parts.trees.save_change,
+                self._parts.disks.path(snapshot) / "upper",
+                self._parts.disks.mark_of(disk) / "upper",
+                merged,
+                changed=changed,
+                id_base=record.id_base,
             )
-            await self._write(disk, replace(record, generation=slot.generation))
-            return Saved(tree.digest, slot.generation, tree.files, tree.new_bytes, tree.total_bytes)
+            if made is None:
+                return Checkpoint(record.generation, 0, 0, 0)
+            payload, names = made
+            slot = await asyncio.to_thread(
+                self._slots(record.owner).append_changes, payload, epoch=record.epoch, generation=record.generation
+            )
+        except TooTangled:
+            return None
+        except Conflict as error:
+            if error.code != "log_moved":
+                raise
+            return None
+        return Checkpoint(slot.generation, names, len(payload), slot.n - slot.since)
+
+    async def _append_tree(self, record: DiskRecord, upper: Path, merged: Path) -> Checkpoint:
+        tree = await asyncio.to_thread(
+            self._parts.trees.save_delta,
+            upper,
+            merged,
+            id_base=record.id_base,
+            template=record.template,
+            previous=record.tree,
+        )
+        for note in tree.notes:
+            log.info("saving %s: %s", record.owner, note)
+        await asyncio.to_thread(self._parts.trees.verify_stored, tree.digest)
+        slot = await asyncio.to_thread(
+            self._slots(record.owner).append,
+            epoch=record.epoch,
+            template=record.template,
+            tree=tree.digest,
+            previous=record.tree,
+            files=tree.files,
+            bytes=tree.total_bytes,
+        )
+        return Checkpoint(slot.generation, tree.files, tree.new_bytes, 0)
+
+    def _fold(self, record: DiskRecord) -> Saved:
+        """Makes the newest checkpoint one with a tree of its own."""
+        slots = self._slots(record.owner)
+        newest = slots.last(epoch=record.epoch)
+        if newest is None:
+            raise StorageFailed(f"nothing of {record.owner} is saved", code="corrupt")
+        saved = self._resolve(slots, newest)
+        if newest.since:
+            self._parts.trees.verify_stored(saved.tree)
+            slots.append(
+                epoch=record.epoch,
+                template=newest.template,
+                tree=saved.tree,
+                previous=newest.tree,
+                files=saved.files,
+                bytes=saved.total_bytes,
+                generation=newest.generation,
+            )
+        return saved
+
+    def _resolve(self, slots: SlotLog, slot: Slot) -> Saved:
+        """A slot's whole state as a tree, which is made if the slot carries changes."""
+        if not slot.since:
+            return Saved(slot.tree, slot.generation, slot.files, 0, slot.bytes)
+        tree = self._parts.trees.fold(slot.tree, slots.changes(slot))
+        return Saved(tree.digest, slot.generation, tree.files, tree.new_bytes, tree.total_bytes)
 
     async def rewind(self, owner: str, *, epoch: int, template: str, tree: str) -> Saved:
         """Appends a checkpoint with a tree that was saved earlier, after everyone before `epoch` is sealed off."""
@@ -160,11 +262,17 @@ class Saving:
                 await self._parts.disks.delete(name)
 
     async def last_saved(self, owner: str) -> Saved | None:
-        """The newest checkpoint in the owner's log, for a caller that died between the save and its own record."""
-        slot = await asyncio.to_thread(self._slots(owner).last)
-        if slot is None:
-            return None
-        return Saved(slot.tree, slot.generation, slot.files, 0, slot.bytes)
+        """The newest checkpoint in the owner's log as a tree: the log may be ahead of every record."""
+        return await asyncio.to_thread(self._last_saved, owner)
+
+    def _last_saved(self, owner: str) -> Saved | None:
+        slots = self._slots(owner)
+        newest = slots.last()
+        return self._resolve(slots, newest) if newest else None
+
+    async def newest(self, owner: str) -> Slot | None:
+        """The newest checkpoint in the owner's log as it stands there; a few small questions to the store."""
+        return await asyncio.to_thread(self._slots(owner).last)
 
     async def last_good(self, owner: str, *, before: int) -> int | None:
         """The newest generation earlier than `before` whose tree can be mounted; None when there is none."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 _MAGIC = 0x94
@@ -28,6 +30,8 @@ _FS_INFO = _request(_READ, 31, 1024)
 _QUOTA_CTL = _request(_WRITE | _READ, 40, 16)
 _QGROUP_LIMIT = _request(_READ, 43, 48)
 _QUOTA_RESCAN_WAIT = (_MAGIC << 8) | 46
+_TREE_SEARCH_V2 = _request(_WRITE | _READ, 17, 112)
+_SUBVOL_INFO = _request(_READ, 60, 504)
 
 _QUOTA_ENABLE, _QUOTA_ENABLE_SIMPLE = 1, 4
 
@@ -85,3 +89,64 @@ def sysfs(top: int) -> Path:
     fcntl.ioctl(top, _FS_INFO, answer)
     text = bytes(answer[16:32]).hex()
     return Path("/sys/fs/btrfs") / "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
+@dataclass(frozen=True)
+class Generations:
+    """Numbers of transactions: of the last change to an inode of the subvolume, and of its own making."""
+
+    changed: int
+    made: int
+
+
+def generations(subvolume: int) -> Generations:
+    """Costs no I/O. `changed` of a snapshot's source exceeds the snapshot's `made` as soon as it is written to."""
+    answer = bytearray(504)
+    fcntl.ioctl(subvolume, _SUBVOL_INFO, answer)
+    changed, made = struct.unpack_from("QQ", answer, 344)
+    return Generations(changed, made)
+
+
+_INODE_ITEM = 1
+_SEARCH = struct.Struct("7Q4I4QQ")  # struct btrfs_ioctl_search_key, and the size of the buffer behind it
+_FOUND = struct.Struct("QQQII")  # transaction of the tree's block, object, offset, type, length
+_BUFFER = 256 << 10
+_ANY = (1 << 64) - 1
+
+
+def changed_inodes(subvolume: int, since: int) -> Iterator[int]:
+    """Inodes of which anything was written after the transaction `since`: content, attributes, names in a directory.
+
+    Reads only the blocks of the subvolume's tree that are newer: its cost is that of the change.
+    """
+    first, kind, offset = _TOP_OF_SUBVOLUME, 0, 0
+    buffer = bytearray(_SEARCH.size + _BUFFER)
+    while True:
+        _SEARCH.pack_into(
+            buffer, 0, 0, first, _ANY, offset, _ANY, since + 1, _ANY, kind, 255, 1 << 31, 0, 0, 0, 0, 0, _BUFFER
+        )
+        fcntl.ioctl(subvolume, _TREE_SEARCH_V2, buffer)
+        count = struct.unpack_from("I", buffer, 64)[0]
+        if not count:
+            return
+        at = _SEARCH.size
+        for _ in range(count):
+            _, number, place, found, length = _FOUND.unpack_from(buffer, at)
+            at += _FOUND.size
+            # An item does not know its transaction, an inode does.
+            if found == _INODE_ITEM and struct.unpack_from("Q", buffer, at + 8)[0] > since:
+                yield number
+            at += length
+        first, kind, offset = number, found, place + 1
+        if offset > _ANY:
+            first, kind, offset = number, found + 1, 0
+
+
+def path_of(subvolume: int, inode: int) -> bytes | None:
+    """One name of an inode, from the top of the subvolume; None when it has none any more."""
+    answer = bytearray(struct.pack("QQ4080s", 0, inode, b""))
+    try:
+        fcntl.ioctl(subvolume, _INO_LOOKUP, answer)
+    except FileNotFoundError:
+        return None
+    return bytes(answer[16:]).split(b"\0", 1)[0].rstrip(b"/")

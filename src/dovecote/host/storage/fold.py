@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +23,7 @@ from dovecote.host.storage.manifest import (
     Kind,
     is_kept_xattr,
     normalized,
+    order,
 )
 from dovecote.host.storage.packs import Content, Source
 
@@ -95,7 +96,7 @@ def plan_directory(
     root: bytes, *, id_base: int = 0, rules: Rules = DEFAULT_RULES, bounds: Bounds | None = None
 ) -> Plan:
     """A tree of everything in a plain directory that nobody writes to meanwhile."""
-    scan = _Scan(root, None, id_base, rules, bounds or Bounds())
+    scan = Scan(root, None, id_base, rules, bounds or Bounds())
     scan.take(b"", Kind.DIR)
     return Plan(list(scan.entries.values()), scan.sources, tuple(scan.notes))
 
@@ -118,7 +119,7 @@ def plan_delta(
     whether the template has a path, so that whiteouts of what is no longer there do not pile up.
     Raises Invalid `foreign_id` or `too_large`, StorageFailed `inconsistent`.
     """
-    scan = _Scan(merged, upper, id_base, rules, bounds or Bounds())
+    scan = Scan(merged, upper, id_base, rules, bounds or Bounds())
     kinds = {entry.path: entry.kind for entry in previous}
     scan.add(b"", Kind.DIR)
     folders = [b""]
@@ -126,53 +127,81 @@ def plan_delta(
         folder = folders.pop()
         if not rules.prunes(folder):
             folders += _fold_folder(scan, folder, kinds)
-    entries = _kept(previous, scan, rules) + list(scan.entries.values())
-    entries.sort(key=lambda e: e.path.replace(b"/", b"\0"))
-    return Plan(_needed(entries, in_template), scan.sources, tuple(scan.notes))
+    entries = kept(previous, scan.replaced, scan.entries, rules) + list(scan.entries.values())
+    entries.sort(key=lambda e: order(e.path))
+    return Plan(needed(entries, in_template), scan.sources, tuple(scan.notes))
 
 
-def _fold_folder(scan: _Scan, folder: bytes, kinds: Mapping[bytes, Kind]) -> list[bytes]:
+def _fold_folder(scan: Scan, folder: bytes, kinds: Mapping[bytes, Kind]) -> list[bytes]:
     """Takes what the upper has in one directory that is merged. Returns the directories to go on with."""
     assert scan.upper is not None
-    go_on: list[bytes] = []
-    has_marked_whiteouts = _xattr(_join(scan.upper, folder), "trusted.overlay.opaque") == b"x"
-    for path, full, status in scan.children(scan.upper, folder):
-        if _is_whiteout(full, status, marked=has_marked_whiteouts):
+    marked = has_marked_whiteouts(join_path(scan.upper, folder))
+    return [
+        path
+        for path, full, status in scan.children(scan.upper, folder)
+        if fold_name(scan, path, full, status, kinds, marked=marked)
+    ]
+
+
+def fold_name(
+    scan: Scan, path: bytes, full: bytes, status: os.stat_result, kinds: Mapping[bytes, Kind], *, marked: bool
+) -> bool:
+    """Takes one name that the upper has; `full` is its place there. True: a merged directory, go on in it."""
+    if is_whiteout(full, status, marked=marked):
+        scan.hide(path)
+    elif not stat.S_ISDIR(status.st_mode):
+        scan.replaced.add(path)
+        if not scan.add(path, None):
             scan.hide(path)
-        elif not stat.S_ISDIR(status.st_mode):
-            scan.replaced.add(path)
-            if not scan.add(path, None):
-                scan.hide(path)
-        elif (
-            _xattr(full, "trusted.overlay.opaque") == b"y"
-            or _xattr(full, "trusted.overlay.redirect") is not None
-            or kinds.get(path, Kind.DIR) not in DIRS
-        ):
-            scan.replaced.add(path)
-            scan.take(path, Kind.OPAQUE)
-        else:
-            scan.add(path, kinds.get(path, Kind.DIR))
-            go_on.append(path)
-    return go_on
+    elif is_whole(full) or kinds.get(path, Kind.DIR) not in DIRS:
+        scan.replaced.add(path)
+        scan.take(path, Kind.OPAQUE)
+    else:
+        scan.add(path, kinds.get(path, Kind.DIR))
+        return True
+    return False
 
 
-def _kept(previous: Sequence[Entry], scan: _Scan, rules: Rules) -> list[Entry]:
-    """What of the previous delta is neither replaced nor taken again."""
-    kept: list[Entry] = []
-    gone: bytes | None = None
-    for entry in previous:
-        if gone is not None and entry.path.startswith(gone):
-            continue
-        gone = None
-        if entry.path in scan.replaced:
-            gone = entry.path + b"/"
-        elif entry.path not in scan.entries and not rules.excludes(entry.path):
-            kept.append(entry)
-    return kept
+def is_whole(full: bytes) -> bool:
+    """Whether a directory of an upper is not merged with the one of the same name below: it is taken whole."""
+    return xattr(full, "trusted.overlay.opaque") == b"y" or xattr(full, "trusted.overlay.redirect") is not None
 
 
-def _needed(entries: list[Entry], in_template: Callable[[bytes], bool]) -> list[Entry]:
-    """Without whiteouts that hide nothing."""
+def has_marked_whiteouts(full: bytes) -> bool:
+    return xattr(full, "trusted.overlay.opaque") == b"x"
+
+
+def kept(previous: Sequence[Entry], replaced: Collection[bytes], taken: Collection[bytes], rules: Rules) -> list[Entry]:
+    """What of an older delta (sorted) is neither replaced nor taken again."""
+    replacements = Replacements(replaced)
+    return [
+        entry
+        for entry in previous
+        if entry.path not in taken and entry.path not in replacements and not rules.excludes(entry.path)
+    ]
+
+
+class Replacements:
+    """Paths, and all that is below them, whether or not somebody has an entry for them."""
+
+    def __init__(self, paths: Collection[bytes]) -> None:
+        self._paths = paths
+        self._below: dict[bytes, bool] = {b"": b"" in paths}  # directories that were asked about
+
+    def __contains__(self, path: bytes) -> bool:
+        if not self._paths:
+            return False
+        return path in self._paths or self._is_below(path.rpartition(b"/")[0])
+
+    def _is_below(self, folder: bytes) -> bool:
+        known = self._below.get(folder)
+        if known is None:
+            known = self._below[folder] = folder in self._paths or self._is_below(folder.rpartition(b"/")[0])
+        return known
+
+
+def needed(entries: Sequence[Entry], in_template: Callable[[bytes], bool]) -> list[Entry]:
+    """Without whiteouts that hide nothing, nor directories opaque inside opaque ones. `entries` are sorted."""
     result: list[Entry] = []
     opaque: bytes | None = None
     for entry in entries:
@@ -180,14 +209,17 @@ def _needed(entries: list[Entry], in_template: Callable[[bytes], bool]) -> list[
             opaque = None
         if entry.kind is Kind.WHITEOUT and (opaque is not None or not in_template(entry.path)):
             continue
-        if entry.kind is Kind.OPAQUE and opaque is None:
-            opaque = entry.path + b"/"
+        if entry.kind is Kind.OPAQUE:
+            if opaque is None:
+                opaque = entry.path + b"/"
+            else:
+                entry = entry._replace(kind=Kind.DIR)
         result.append(entry)
     return result
 
 
 @dataclass
-class _Scan:
+class Scan:
     """Entries taken so far from `root`, where content is read."""
 
     root: bytes
@@ -204,7 +236,7 @@ class _Scan:
 
     def children(self, base: bytes, folder: bytes) -> list[tuple[bytes, bytes, os.stat_result]]:
         found: list[tuple[bytes, bytes, os.stat_result]] = []
-        with os.scandir(_join(base, folder)) as names:
+        with os.scandir(join_path(base, folder)) as names:
             for name in names:
                 if len(found) > self.bounds.entries:
                     raise _too_large(f"more than {self.bounds.entries} files")
@@ -236,7 +268,7 @@ class _Scan:
 
     def add(self, path: bytes, kind: Kind | None, status: os.stat_result | None = None) -> bool:
         """Takes one name; `kind` only for directories. False for what is left out."""
-        full = _join(self.root, path)
+        full = join_path(self.root, path)
         try:
             status = status or os.lstat(full)
         except OSError as error:
@@ -293,7 +325,7 @@ class _Scan:
         # Inode numbers are compared in the upper where the file is there; NUL, as no path has it.
         if self.upper is not None:
             with suppress(OSError):
-                own = os.lstat(_join(self.upper, path))
+                own = os.lstat(join_path(self.upper, path))
                 return b"\0u%d" % own.st_ino if own.st_nlink > 1 else b""
         return b"\0m%d.%d" % (status.st_dev, status.st_ino)
 
@@ -338,22 +370,22 @@ def container_capability(value: bytes, id_base: int) -> bytes | None:
     return None
 
 
-def _join(base: bytes, path: bytes) -> bytes:
+def join_path(base: bytes, path: bytes) -> bytes:
     return base + b"/" + path if path else base
 
 
-def _is_whiteout(full: bytes, status: os.stat_result, *, marked: bool) -> bool:
+def is_whiteout(full: bytes, status: os.stat_result, *, marked: bool) -> bool:
     if stat.S_ISCHR(status.st_mode):
         return status.st_rdev == 0
     return (
         marked
         and stat.S_ISREG(status.st_mode)
         and not status.st_size
-        and _xattr(full, "trusted.overlay.whiteout") is not None
+        and xattr(full, "trusted.overlay.whiteout") is not None
     )
 
 
-def _xattr(full: bytes, name: str) -> bytes | None:
+def xattr(full: bytes, name: str) -> bytes | None:
     try:
         return os.getxattr(full, name, follow_symlinks=False)
     except OSError as error:

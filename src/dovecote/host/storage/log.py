@@ -16,18 +16,20 @@ from dovecote.host.storage.bucket import Bucket
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _TRIES = 1000  # slots that others may create while we try to create one
 _FURTHEST = 1 << 40
+_HINT_EVERY = 16  # slots of changes: a hint costs as much as such a slot
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One line of the log. A seal repeats what the checkpoint before it says, so that the last slot says everything.
+    """One line of the log. A seal repeats what the slot before it says, so that the last slot says everything.
 
     `generation` counts checkpoints from 1; 0 means that there is none yet. `tree`, `previous` and `template` are
-    digests in hex, `previous` is the tree that this one replaced.
+    digests in hex, `previous` is the tree that this one replaced. A slot of `changes` is a checkpoint too: it carries
+    what changed since the slot before it. `since` is then the slot whose tree they start from; 0: `tree` is all.
     """
 
     n: int
-    kind: Literal["checkpoint", "seal"]
+    kind: Literal["checkpoint", "changes", "seal"]
     epoch: int
     generation: int
     template: str
@@ -37,6 +39,7 @@ class Slot:
     bytes: int
     at: str  # ISO 8601, UTC
     nonce: str  # tells our own slot from another's when an answer got lost
+    since: int = 0
 
 
 class SlotLog:
@@ -79,34 +82,82 @@ class SlotLog:
         files: int,
         bytes: int,
         at: datetime | None = None,
+        generation: int | None = None,
     ) -> Slot:
         """Records a tree, which must be whole in the store, as the newest. Its generation is one more than the last.
 
-        Raises Conflict `sealed` when a newer owner has taken over.
+        With `generation`, which must be the newest, it is that one again, folded: the same files in another form.
+        Raises Conflict: `sealed` when a newer owner has taken over, `log_moved`.
         """
         nonce = _nonce()
         for tries in range(_TRIES):
             # What we saw last is the newest as long as nobody has created the slot behind it.
             end = (self._end if tries == 0 else None) or self._newest() or _NOTHING
             _check_epoch(end, epoch)
-            generation = end.generation + 1
+            if generation not in (None, end.generation):
+                raise Conflict(f"generation {end.generation} is the newest, not {generation}", code="log_moved")
+            number = generation or end.generation + 1
             time = (at or datetime.now(UTC)).astimezone(UTC).isoformat()
-            slot = Slot(end.n + 1, "checkpoint", epoch, generation, template, tree, previous, files, bytes, time, nonce)
+            slot = Slot(end.n + 1, "checkpoint", epoch, number, template, tree, previous, files, bytes, time, nonce)
             if self._create(slot):
                 return slot
         raise _busy()
 
-    def last(self) -> Slot | None:
-        """The newest checkpoint, or None. What a seal repeats is returned with that seal's number and epoch."""
+    def append_changes(self, payload: bytes, *, epoch: int, generation: int) -> Slot:
+        """Records what changed since `generation`, which must be the newest.
+
+        Raises Conflict: `sealed` when a newer owner has taken over, `log_moved` when another checkpoint is the newest.
+        """
+        nonce = _nonce()
+        for tries in range(_TRIES):
+            end = (self._end if tries == 0 else None) or self._newest() or _NOTHING
+            _check_epoch(end, epoch)
+            if end.generation != generation or not generation:
+                raise Conflict(f"generation {end.generation} is the newest, not {generation}", code="log_moved")
+            slot = replace(
+                end,
+                n=end.n + 1,
+                kind="changes",
+                epoch=epoch,
+                generation=generation + 1,
+                at=_now(),
+                nonce=nonce,
+                since=end.since or end.n,
+            )
+            if self._create(slot, payload):
+                return slot
+        raise _busy()
+
+    def changes(self, newest: Slot) -> list[bytes]:
+        """What comes on top of `newest.tree`, the oldest first. Raises StorageFailed `corrupt` for a gap."""
+        found: list[bytes] = []
+        for n in range(newest.since + 1, newest.n + 1) if newest.since else ():
+            try:
+                head, _, payload = self._bucket.get(self._name(n)).partition(b"\n")
+            except NotFound as error:
+                raise StorageFailed(f"slot {n} of a log is missing", code="corrupt") from error
+            if _parse(head, n).kind == "changes":
+                found.append(payload)
+        return found
+
+    def last(self, *, epoch: int | None = None) -> Slot | None:
+        """The newest checkpoint, or None. What a seal repeats is returned with that seal's number and epoch.
+
+        With `epoch`, the asker's, raises Conflict `sealed` when a newer owner has taken over.
+        """
         end = self._newest()
+        if epoch is not None:
+            _check_epoch(end, epoch)
         return _checkpoint(end) if end else None
 
     def read(self, n: int) -> Slot:
         """Raises NotFound, or StorageFailed `corrupt`."""
-        return _parse(self._bucket.get(self._name(n)), n)
+        return _parse(self._bucket.get(self._name(n)).partition(b"\n")[0], n)
 
-    def _create(self, slot: Slot) -> bool:
+    def _create(self, slot: Slot, payload: bytes = b"") -> bool:
         body = json.dumps(asdict(slot), separators=(",", ":")).encode()
+        if payload:
+            body += b"\n" + payload
         try:
             self._bucket.put_new(self._name(slot.n), body)
         except Conflict:
@@ -115,6 +166,8 @@ class SlotLog:
             if there.nonce != slot.nonce:
                 return False
         self._end = slot
+        if slot.kind == "changes" and slot.n % _HINT_EVERY:
+            return True
         with suppress(StorageFailed):  # a hint that is lost costs a few questions
             self._bucket.put(f"{self._folder}/hint", json.dumps({"n": slot.n}).encode())
         return True
@@ -186,7 +239,7 @@ def _parse(body: bytes, n: int) -> Slot:
         values = json.loads(body)
         slot = Slot(**values)
         for field in fields(Slot):
-            value = values[field.name]
+            value = values.get(field.name, field.default)
             if field.name == "previous":
                 good = value is None or isinstance(value, str)
             elif field.type == "int":
@@ -195,7 +248,7 @@ def _parse(body: bytes, n: int) -> Slot:
                 good = isinstance(value, str)
             if not good:
                 raise ValueError(f"bad {field.name}")
-        if slot.n != n or slot.kind not in ("checkpoint", "seal"):
+        if slot.n != n or slot.kind not in ("checkpoint", "changes", "seal"):
             raise ValueError("bad slot")
     except (ValueError, TypeError, KeyError) as error:
         raise StorageFailed(f"slot {n} of a log cannot be read: {error}", code="corrupt") from error

@@ -19,6 +19,7 @@ from dovecote.errors import Conflict, Invalid, NotFound, StorageFailed, Unsuppor
 from dovecote.host.storage import btrfs, loops, mounts
 
 T = TypeVar("T")
+Paths = list[bytes]
 
 MIN_POOL_BYTES = 256 << 20
 FORMAT_TIMEOUT = 120.0  # seconds
@@ -28,6 +29,7 @@ MOUNT_OPTIONS = {"discard": "async", "commit": "5"}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,119}")
 _RECORDS = ".records"
 _NEW = ".new-"
+_MARK = ".mark-"
 _MAX_RECORD_BYTES = 64 << 10
 
 
@@ -61,8 +63,30 @@ class Disks(Protocol):
     async def snapshot(self, name: str, to: str) -> Path:
         """A read-only copy of this moment, with what was stored by mmap. Raises NotFound, Conflict."""
 
+    async def mark(self, name: str, snapshot: str) -> None:
+        """Makes a snapshot of the disk the moment that `changed` and `mark_of` go back to; an older one is deleted.
+
+        A mark belongs to its disk: it is not listed, and goes away with the disk. Raises NotFound.
+        """
+
+    def mark_of(self, name: str) -> Path:
+        """Where the mark of a disk is, if it has one."""
+
+    async def is_changed(self, name: str) -> bool:
+        """Whether anything was written since the mark; True without one. Costs microseconds. Raises NotFound."""
+
+    async def changed(self, name: str, *, snapshot: str | None = None, most: int) -> Paths | None:
+        """Paths below the `upper` of the disk, or of a later snapshot of it, that were written to since the mark.
+
+        What is gone is not named; the directory that it was in is. None without a mark, or when there are more than
+        `most`. Its cost is that of the change.
+        """
+
+    async def unmark(self, name: str) -> None:
+        """May be repeated."""
+
     async def delete(self, name: str) -> None:
-        """A disk or a snapshot, and its record. May be repeated."""
+        """A disk or a snapshot, its record and its mark. May be repeated."""
 
     async def list(self) -> list[str]:
         """Disks and snapshots."""
@@ -105,6 +129,22 @@ class BtrfsDisks:
 
     async def snapshot(self, name: str, to: str) -> Path:
         return await self._in_thread(self._snapshot, name, to)
+
+    async def mark(self, name: str, snapshot: str) -> None:
+        await self._in_thread(self._mark, name, snapshot)
+
+    def mark_of(self, name: str) -> Path:
+        _check_name(name)
+        return self._at / (_MARK + name)
+
+    async def is_changed(self, name: str) -> bool:
+        return await self._in_thread(self._is_changed, name)
+
+    async def changed(self, name: str, *, snapshot: str | None = None, most: int) -> Paths | None:
+        return await self._in_thread(self._changed, name, snapshot, most)
+
+    async def unmark(self, name: str) -> None:
+        await self._in_thread(self._unmark, name)
 
     async def delete(self, name: str) -> None:
         await self._in_thread(self._delete, name)
@@ -154,7 +194,9 @@ class BtrfsDisks:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(_RECORDS, 0o700, dir_fd=top)
             for name in os.listdir(top):
-                if name.startswith(_NEW):  # a create that was cut off
+                of = name.removeprefix(_MARK)
+                # A create that was cut off, or a mark whose disk was deleted.
+                if name.startswith(_NEW) or (of != name and not (self._at / of).is_dir()):
                     btrfs.delete_subvolume(top, name)
 
     def _format(self) -> None:
@@ -251,7 +293,36 @@ class BtrfsDisks:
             self._with_disk(name, lambda disk: btrfs.create_snapshot(top, to, disk))
         return self._at / to
 
+    def _mark(self, name: str, snapshot: str) -> None:
+        _check_name(snapshot)
+        with self._top() as top:
+            if not (self._at / name).is_dir():
+                raise FileNotFoundError
+            self._unmark(name)
+            os.rename(snapshot, _MARK + name, src_dir_fd=top, dst_dir_fd=top)
+
+    def _unmark(self, name: str) -> None:
+        with self._top() as top, contextlib.suppress(FileNotFoundError):
+            btrfs.delete_subvolume(top, _MARK + name)
+
+    def _is_changed(self, name: str) -> bool:
+        made = self._marked_at(name)
+        return made is None or self._with_disk(name, btrfs.generations).changed > made
+
+    def _changed(self, name: str, snapshot: str | None, most: int) -> Paths | None:
+        made = self._marked_at(name)
+        if made is None:
+            return None
+        return self._with_disk(snapshot or name, lambda disk: _paths(disk, made, most))
+
+    def _marked_at(self, name: str) -> int | None:
+        try:
+            return self._with_disk(_MARK + name, btrfs.generations).made
+        except FileNotFoundError:
+            return None
+
     def _delete(self, name: str) -> None:
+        self._unmark(name)
         with self._top() as top:
             with contextlib.suppress(FileNotFoundError):
                 btrfs.delete_subvolume(top, name)
@@ -282,6 +353,17 @@ class BtrfsDisks:
             hint = "its files are kept; nobody is given them"
             raise StorageFailed(f"the record of disk {name} cannot be read", code="corrupt", hint=hint)
         return record
+
+
+def _paths(disk: int, since: int, most: int) -> list[bytes] | None:
+    found: list[bytes] = []
+    for count, inode in enumerate(btrfs.changed_inodes(disk, since)):
+        if count >= most:
+            return None
+        top, _, path = (btrfs.path_of(disk, inode) or b"").partition(b"/")
+        if top == b"upper":
+            found.append(path)
+    return found
 
 
 def pool_bytes(wanted: int, room: int) -> int:

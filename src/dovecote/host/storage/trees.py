@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ import zstandard
 
 from dovecote.errors import Conflict, Invalid, NotFound, StorageFailed
 from dovecote.host.storage.bucket import Bucket
+from dovecote.host.storage.change import Change, applied, combined, parse_change, plan_change, render_change
 from dovecote.host.storage.erofs import write_image
 from dovecote.host.storage.fold import DEFAULT_RULES, Bounds, Plan, Rules, plan_delta, plan_directory
 from dovecote.host.storage.manifest import (
@@ -27,6 +29,7 @@ from dovecote.host.storage.manifest import (
     Root,
     digest_of,
     join,
+    order,
     parse_part,
     parse_root,
     render_part,
@@ -129,6 +132,51 @@ class Trees:
                 bounds=self._bounds,
             )
         return self._save(plan, template=_binary(template), previous=previous)
+
+    def save_change(
+        self, upper: Path, mark: Path, merged: Path, *, changed: Iterable[bytes], id_base: int
+    ) -> tuple[bytes, int] | None:
+        """What an upper has become since its mark, durable, as the payload of a log's slot; and how many names it has.
+
+        See `change.plan_change` for what the directories are. None when nothing changed that is kept.
+        Raises TooTangled: then only `save_delta` can tell.
+        """
+        with _reading(upper):
+            change = plan_change(
+                os.fsencode(upper),
+                os.fsencode(mark),
+                os.fsencode(merged),
+                changed,
+                id_base=id_base,
+                rules=self._rules,
+                bounds=self._bounds,
+            )
+        if not change.entries and not change.replaced:
+            return None
+        writer = PackWriter(self._packs)
+        change = change.complete(writer.absorb(change.sources))
+        writer.flush()
+        digests = _objects(sorted(change.entries, key=lambda e: order(e.path)))
+        raw = pack(render_change(change))
+        payload = struct.pack("<I", len(raw)) + raw + pack(render_locations(digests, writer.located))
+        return payload, len(change.entries) + len(change.replaced)
+
+    def fold(self, tree: str, payloads: Sequence[bytes]) -> TreeSaved:
+        """The delta that `tree` becomes with the changes of `save_change` on top, the oldest first. Reads no file."""
+        template = self._root(tree).template
+        changes = []
+        for payload in payloads:
+            change, located = _parse_payload(payload)
+            self._index.add(located)
+            changes.append(change)
+        entries = applied(
+            self.entries(tree),
+            combined(changes, self._rules),
+            rules=self._rules,
+            in_template=self._template_paths(template.hex()).__contains__,
+        )
+        join([(b"", entries)])  # a tree that could not be read again is not written
+        return self._save(Plan(entries, [], ()), template=template, previous=tree)
 
     def save_entries(self, entries: list[Entry], *, notes: tuple[str, ...] = (), like: Sequence[str] = ()) -> TreeSaved:
         """A tree of its own whose contents are in the cache or in the trees `like`; no file is read."""
@@ -323,6 +371,14 @@ class Trees:
         part = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
         part.write_text(json.dumps(record), encoding="ascii")
         os.rename(part, path)
+
+
+def _parse_payload(payload: bytes) -> tuple[Change, dict[bytes, tuple[Piece, ...]]]:
+    if len(payload) < 4:
+        raise StorageFailed("a slot of changes that is cut short", code="corrupt")
+    end = 4 + int.from_bytes(payload[:4], "little")
+    change = parse_change(_unpack(payload[4:end]))
+    return change, parse_locations(_unpack(payload[end:]), _objects(change.entries))
 
 
 def _objects(entries: Iterable[Entry]) -> list[bytes]:

@@ -1,0 +1,148 @@
+"""Saves what runs while it runs: looks for instances that were written to, and brings their logs up to now."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from dovecote.background import Background
+from dovecote.errors import Conflict, DovecoteError
+from dovecote.host.instances.instance import Instance
+from dovecote.host.instances.saving import Saving
+from dovecote.host.storage.pool import Disks
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY = 0.2  # seconds
+DEBOUNCE = 0.2  # seconds between the first write that is seen and its checkpoint, so that a burst is one
+SHARE = 0.1  # of the time that checkpoints of one instance may take
+LONGEST_REST = 12.0  # seconds between the checkpoints of a burst: with the checkpoint itself the lag stays below 15
+RETRY = 1.0  # seconds after a failure, doubled with each one up to LONGEST_REST
+AT_ONCE = 2
+MOST_PENDING = 10_000  # files counted for a person
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far behind the store the files of an instance are. Times are `time.monotonic()`."""
+
+    saved_at: float | None = None
+    dirty_since: float | None = None
+    rested_since: float = 0.0
+    took: float = 0.0
+    failures: int = 0
+    error: str = ""
+
+
+def is_due(saved: Progress, *, now: float, recovery_point: float) -> bool:
+    """Half of the recovery point is rest, unless checkpoints take so long that they must rest longer."""
+    if saved.dirty_since is None or now - saved.dirty_since < DEBOUNCE:
+        return False
+    if saved.failures:
+        rest = min(RETRY * 2.0 ** min(saved.failures - 1, 10), LONGEST_REST)
+    else:
+        rest = min(max(recovery_point / 2 - DEBOUNCE, saved.took / SHARE), LONGEST_REST)
+    return now - saved.rested_since >= rest
+
+
+@dataclass(frozen=True)
+class Lag:
+    """For a person: "last saved 0.8 s ago, 3 files pending". Seconds; `pending` stops counting at MOST_PENDING."""
+
+    saved_ago: float | None
+    behind: float
+    pending: int
+    error: str
+
+
+class Checkpoints:
+    """`live` are the instances that run now; `on_sealed` is told of one whose session goes on elsewhere."""
+
+    def __init__(
+        self, saving: Saving, disks: Disks, *, live: Callable[[], Iterable[Instance]], on_sealed: Callable[[str], None]
+    ) -> None:
+        self._saving = saving
+        self._disks = disks
+        self._live = live
+        self._on_sealed = on_sealed
+        self._saved: dict[str, Progress] = {}
+        self._busy: set[str] = set()
+        self._background = Background()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.ensure_future(self._run())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        await self._background.stop()
+
+    async def lag(self, instance: Instance) -> Lag:
+        """Raises NotFound when its disk is gone."""
+        saved = self._saved.get(instance.id, Progress())
+        now = time.monotonic()
+        changed = await self._disks.changed(instance.disk, most=MOST_PENDING)
+        return Lag(
+            saved_ago=None if saved.saved_at is None else now - saved.saved_at,
+            behind=0.0 if saved.dirty_since is None else now - saved.dirty_since,
+            pending=MOST_PENDING if changed is None else len(changed),
+            error=saved.error,
+        )
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._look()
+            except Exception:
+                log.exception("a look for what must be saved failed, the next one is in %s s", LOOK_EVERY)
+            await asyncio.sleep(LOOK_EVERY)
+
+    async def _look(self) -> None:
+        instances = {i.id: i for i in self._live() if i.claim is not None and i.claim.keeps_files and not i.is_dead}
+        for gone in self._saved.keys() - instances.keys():
+            del self._saved[gone]
+        for instance in instances.values():
+            if instance.id in self._busy:
+                continue
+            saved = self._saved.get(instance.id, Progress())
+            if saved.dirty_since is None and await self._is_changed(instance):
+                saved = replace(saved, dirty_since=time.monotonic())
+                self._saved[instance.id] = saved
+            assert instance.claim is not None
+            due = is_due(saved, now=time.monotonic(), recovery_point=instance.claim.recovery_point)
+            if due and len(self._busy) < AT_ONCE:
+                self._busy.add(instance.id)
+                self._background.run(self._save(instance), f"saving {instance.id}")
+
+    async def _is_changed(self, instance: Instance) -> bool:
+        try:
+            return await self._disks.is_changed(instance.disk)
+        except DovecoteError:
+            return False  # it is being taken apart
+
+    async def _save(self, instance: Instance) -> None:
+        saved = self._saved.get(instance.id, Progress())
+        began = time.monotonic()
+        try:
+            await self._saving.checkpoint(instance.disk)
+        except Exception as error:
+            if isinstance(error, Conflict) and error.code == "sealed":
+                self._on_sealed(instance.id)
+            elif instance.is_dead:
+                log.debug("%s ended while it was saved: %s", instance.id, error)
+            else:
+                expected = isinstance(error, (DovecoteError, OSError))
+                log.warning("%s could not be saved, tried again: %s", instance.id, error, exc_info=not expected)
+            saved = replace(saved, failures=saved.failures + 1, error=str(error)[:500])
+        else:
+            # Written to meanwhile or not: the next look will see.
+            saved = Progress(saved_at=began, took=time.monotonic() - began)
+        finally:
+            self._busy.discard(instance.id)
+        self._saved[instance.id] = replace(saved, rested_since=time.monotonic())

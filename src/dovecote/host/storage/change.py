@@ -1,0 +1,178 @@
+"""What changed in an upper since its mark, a snapshot: found without a walk, written as bytes, put on top of a tree."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from dovecote.errors import StorageFailed
+from dovecote.host.storage.fold import (
+    Bounds,
+    Replacements,
+    Rules,
+    Scan,
+    fold_name,
+    has_marked_whiteouts,
+    is_whole,
+    join_path,
+    kept,
+    needed,
+)
+from dovecote.host.storage.manifest import DIRS, Entry, Kind, normalized, order, parse_part, render_part
+from dovecote.host.storage.packs import Content, Source
+
+
+class TooTangled(Exception):
+    """The change cannot be told apart by names alone; the whole upper has to be looked at."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """`replaced`: nothing of the tree stays there and below. `entries` come on top; each path is there once."""
+
+    replaced: frozenset[bytes]
+    entries: tuple[Entry, ...]
+    sources: tuple[Source, ...] = ()  # content of entries that has yet to be read
+    notes: tuple[str, ...] = ()
+
+    def complete(self, contents: Mapping[bytes, Content]) -> Change:
+        """With the content that reading `sources` gave."""
+        return Change(self.replaced, tuple(_filled(entry, contents) for entry in self.entries), (), self.notes)
+
+
+def _filled(entry: Entry, contents: Mapping[bytes, Content]) -> Entry:
+    if entry.kind is not Kind.FILE or entry.digest or not entry.size:
+        return entry
+    content = contents[entry.path]
+    return entry._replace(digest=content.digest, size=content.size)
+
+
+def plan_change(
+    upper: bytes,
+    mark: bytes,
+    merged: bytes,
+    changed: Iterable[bytes],
+    *,
+    id_base: int,
+    rules: Rules,
+    bounds: Bounds | None = None,
+) -> Change:
+    """`upper` and `mark` are snapshots of one upper, the mark the older; `merged` is as for `fold.plan_delta`.
+
+    `changed` names everything in `upper` whose inode was written since the mark. A directory among them is compared
+    with itself in the mark by name and inode; what it has that is new is taken, with all that is below it.
+    Raises TooTangled for files with several names, and what `plan_delta` raises.
+    """
+    scan = Scan(merged, upper, id_base, rules, bounds or Bounds())
+    for path in sorted(set(changed), key=order):
+        if path in scan.entries or rules.excludes(path):
+            continue
+        full = join_path(upper, path)
+        status = os.lstat(full)
+        if stat.S_ISDIR(status.st_mode):
+            _compare(scan, mark, path, status)
+        else:
+            parent = path.rpartition(b"/")[0]
+            fold_name(scan, path, full, status, {}, marked=has_marked_whiteouts(join_path(upper, parent)))
+    if any(entry.link for entry in scan.entries.values()):
+        raise TooTangled
+    return Change(frozenset(scan.replaced), tuple(scan.entries.values()), tuple(scan.sources), tuple(scan.notes))
+
+
+def _compare(scan: Scan, mark: bytes, path: bytes, status: os.stat_result) -> None:
+    """A directory that was there at the mark: its own attributes, and the names that came, went or changed hands."""
+    assert scan.upper is not None
+    full, older = join_path(scan.upper, path), join_path(mark, path)
+    before = _names(older, status.st_ino)
+    if before is None or is_whole(full) != is_whole(older):
+        raise TooTangled  # it is new, so the directory above it has taken it; or it came to be hidden behind itself
+    scan.add(path, Kind.DIR)
+    if scan.rules.prunes(path):
+        return
+    marked = has_marked_whiteouts(full)
+    go_on: list[bytes] = []
+    for child, place, found in scan.children(scan.upper, path):
+        known = before.pop(child[len(path) + 1 :] if path else child, None)
+        if known != found.st_ino and fold_name(scan, child, place, found, {}, marked=marked):
+            go_on.append(child)
+    scan.replaced.update(path + b"/" + name if path else name for name in before)
+    while go_on:
+        folder = go_on.pop()
+        if not scan.rules.prunes(folder):
+            inside = has_marked_whiteouts(join_path(scan.upper, folder))
+            for child, place, found in scan.children(scan.upper, folder):
+                if fold_name(scan, child, place, found, {}, marked=inside):
+                    go_on.append(child)
+
+
+def _names(directory: bytes, inode: int) -> dict[bytes, int] | None:
+    """Inodes by name; None when the directory was not there, or was another one."""
+    try:
+        if os.lstat(directory).st_ino != inode:
+            return None
+        with os.scandir(directory) as names:
+            return {name.name: name.inode() for name in names}
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def combined(changes: Sequence[Change], rules: Rules) -> Change:
+    """Several, the oldest first, as one."""
+    replaced: set[bytes] = set()
+    entries: list[Entry] = []
+    for change in changes:
+        entries = _over(entries, change, rules)
+        replaced |= change.replaced
+    return Change(frozenset(replaced), tuple(entries))
+
+
+def applied(
+    tree: Sequence[Entry], change: Change, *, rules: Rules, in_template: Callable[[bytes], bool]
+) -> list[Entry]:
+    """The sorted delta that a sorted delta becomes."""
+    return normalized(needed(_over(tree, change, rules), in_template))
+
+
+def _over(entries: Sequence[Entry], change: Change, rules: Rules) -> list[Entry]:
+    taken = {entry.path for entry in change.entries}
+    staying = kept(entries, change.replaced, taken, rules)
+    # A directory that was opaque stays so until it is replaced: the upper only says that it has been there.
+    replacements = Replacements(change.replaced)
+    opaque = {e.path for e in entries if e.kind is Kind.OPAQUE and e.path in taken and e.path not in replacements}
+    new = [e._replace(kind=Kind.OPAQUE) if e.path in opaque and e.kind in DIRS else e for e in change.entries]
+    return sorted([*staying, *new], key=lambda e: order(e.path))
+
+
+_HEAD = struct.Struct("<4sII")
+_MAGIC = b"DVC1"
+MAX_REPLACED = 1_000_000
+
+
+def render_change(change: Change) -> bytes:
+    """Bytes of a completed change."""
+    replaced = sorted(change.replaced)
+    part = render_part(b"", sorted(change.entries, key=lambda e: order(e.path)))
+    names = b"".join(struct.pack("<H", len(path)) + path for path in replaced)
+    return _HEAD.pack(_MAGIC, len(replaced), len(names)) + names + part
+
+
+def parse_change(raw: bytes) -> Change:
+    """Raises StorageFailed `corrupt`."""
+    try:
+        magic, count, size = _HEAD.unpack_from(raw)
+        if magic != _MAGIC or count > MAX_REPLACED:
+            raise ValueError("bad header")
+        replaced: list[bytes] = []
+        at = _HEAD.size
+        for _ in range(count):
+            (length,) = struct.unpack_from("<H", raw, at)
+            replaced.append(raw[at + 2 : at + 2 + length])
+            at += 2 + length
+        if at != _HEAD.size + size or at > len(raw):
+            raise ValueError("bad names")
+    except (struct.error, ValueError) as error:
+        raise StorageFailed(f"a change that cannot be read: {error}", code="corrupt") from error
+    return Change(frozenset(replaced), tuple(parse_part(b"", raw[at:])))

@@ -1,0 +1,201 @@
+"""What is found by generation and put on top of a tree is what a look at the whole upper finds, to the byte."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from dovecote.host.storage.bucket import open_bucket
+from dovecote.host.storage.change import TooTangled
+from dovecote.host.storage.pool import BtrfsDisks
+from dovecote.host.storage.trees import Trees, TreeSaved
+from tests.system.tree_rig import Life, Rig
+
+pytestmark = pytest.mark.system
+
+STEPS = 24
+
+
+class World:
+    """One upper on a real pool, written to through a real overlay, and what its log would hold."""
+
+    def __init__(self, directory: Path) -> None:
+        self.disks = BtrfsDisks(directory / "pool", directory / "at", max_bytes=1 << 30)
+        anyio.run(self.disks.ensure)
+        self.rig = Rig(directory)
+        self.trees = Trees(open_bucket("memory:"), directory / "cache")
+        root = self.rig.folder("template")
+        for name in ("lib/deep/er", "etc", "home"):
+            (root / name).mkdir(parents=True)
+        for i in range(12):
+            (root / f"lib/l{i}").write_text(f"template {i}")
+            (root / f"lib/deep/er/d{i}").write_text(f"deep {i}")
+        self.template = self.trees.save_directory(root).digest
+        disk = anyio.run(lambda: self.disks.create("disk", max_bytes=500 << 20, owner=0))
+        for made in ("upper", "work"):
+            (disk / made).rmdir()
+        self.life: Life = self.rig.life(self.trees, self.template, None, base=disk)
+        self.root = self.life.root
+        self.tree: str | None = None
+        self.payloads: list[bytes] = []
+        self.tangled = 0
+        self.count = 0
+
+    def close(self) -> None:
+        self.rig.close()
+        self.trees.close()
+        anyio.run(self.disks.remove)
+
+    def checkpoint(self) -> tuple[str, TreeSaved]:
+        """The tree that the log stands for now, and the one that a look at everything makes."""
+        self.count += 1
+        name = f"s{self.count}"
+        snapshot = anyio.run(lambda: self.disks.snapshot("disk", name))
+        whole = self.life.save(snapshot / "upper")
+        changed = anyio.run(lambda: self.disks.changed("disk", snapshot=name, most=10_000))
+        if self.tree is None or changed is None:
+            self.tree = whole.digest
+        else:
+            self._append(snapshot, changed, whole)
+        anyio.run(lambda: self.disks.mark("disk", name))
+        return self.trees.fold(self.tree, self.payloads).digest, whole
+
+    def _append(self, snapshot: Path, changed: list[bytes], whole: TreeSaved) -> None:
+        merged = self.rig.mount(
+            "overlay", "o", f"lowerdir={snapshot / 'upper'}:{self.life.lower},metacopy=on,redirect_dir=follow", 1
+        )
+        try:
+            made = self.trees.save_change(
+                snapshot / "upper", self.disks.mark_of("disk") / "upper", merged, changed=changed, id_base=0
+            )
+            if made is not None:
+                self.payloads.append(made[0])
+        except TooTangled:
+            self.tangled += 1
+            self.tree, self.payloads = whole.digest, []
+        finally:
+            self.rig.unmount(merged)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    there = World(tmp_path)
+    try:
+        yield there
+    finally:
+        there.close()
+
+
+def test_nothing_written_is_nothing_found(world: World) -> None:
+    world.checkpoint()
+    assert not anyio.run(lambda: world.disks.is_changed("disk"))
+    (world.root / "home/a").write_text("a")
+    assert anyio.run(lambda: world.disks.is_changed("disk"))
+    world.checkpoint()
+    assert len(world.payloads) == 1
+    assert not anyio.run(lambda: world.disks.is_changed("disk"))
+
+
+def test_a_store_by_mmap_is_found(world: World) -> None:
+    (world.root / "home/db").write_bytes(bytes(8192))
+    with (world.root / "home/db").open("r+b") as file, mmap.mmap(file.fileno(), 8192) as memory:
+        memory[0] = 1
+        world.checkpoint()
+        for value in (2, 3):
+            memory[4097] = value
+            assert anyio.run(lambda: world.disks.is_changed("disk"))
+            folded, whole = world.checkpoint()
+            assert folded == whole.digest
+    assert len(world.payloads) == 2
+
+
+def test_a_copied_up_directory_takes_only_what_changed(world: World) -> None:
+    world.checkpoint()
+    (world.root / "lib/deep/er/d3").write_text("changed")
+    folded, whole = world.checkpoint()
+    assert folded == whole.digest
+    assert {e.path for e in world.trees.entries(folded)} == {
+        b"",
+        b"lib",
+        b"lib/deep",
+        b"lib/deep/er",
+        b"lib/deep/er/d3",
+    }
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_sequence_of_changes_gives_the_tree_of_the_whole(world: World, seed: int) -> None:
+    chance = random.Random(seed)
+    world.checkpoint()
+    for step in range(STEPS):
+        for _ in range(chance.randint(1, 4)):
+            act(chance, world.root)
+        folded, whole = world.checkpoint()
+        assert folded == whole.digest, (seed, step)
+    assert world.tangled < STEPS / 2
+
+
+def act(chance: random.Random, root: Path) -> None:
+    """One thing that a person's tools do to files."""
+    everything = sorted(p for p in root.rglob("*") if len(p.relative_to(root).parts) > 1)
+    files = [p for p in everything if p.is_file() and not p.is_symlink()]
+    folders = [p for p in everything if p.is_dir() and not p.is_symlink()]
+    parent = chance.choice([root / "home", root / "lib", *folders])
+    new = parent / f"n{chance.randrange(30)}"
+    kind = chance.choice(
+        [
+            "write",
+            "write",
+            "append",
+            "chmod",
+            "move",
+            "movedir",
+            "remove",
+            "tree",
+            "link",
+            "rmtree",
+            "swap",
+            "xattr",
+            "hard",
+        ]
+    )
+    if kind == "write" and not new.is_dir():
+        new.unlink(missing_ok=True)
+        new.write_text(f"{chance.random()}" * chance.randrange(1, 40))
+    elif kind == "append" and files:
+        with chance.choice(files).open("a") as file:
+            file.write("more")
+    elif kind == "chmod" and everything:
+        found = chance.choice(everything)
+        if not found.is_symlink():
+            found.chmod(chance.choice([0o700, 0o755, 0o750]))
+    elif kind == "move" and files and not new.is_dir():
+        chance.choice(files).rename(new)
+    elif kind == "movedir" and folders and not os.path.lexists(new):
+        found = chance.choice(folders)
+        if not new.is_relative_to(found):
+            found.rename(new)
+    elif kind == "remove" and files:
+        chance.choice(files).unlink()
+    elif kind == "tree" and not os.path.lexists(new):
+        (new / "x/y").mkdir(parents=True)
+        (new / "x/y/z").write_text("z")
+    elif kind == "link" and not os.path.lexists(new):
+        new.symlink_to("../target")
+    elif kind == "rmtree" and folders:
+        shutil.rmtree(chance.choice(folders))
+    elif kind == "swap" and folders:
+        found = chance.choice(folders)
+        shutil.rmtree(found)
+        found.write_text("a file now")
+    elif kind == "xattr" and files:
+        os.setxattr(chance.choice(files), "user.note", chance.randbytes(4))
+    elif kind == "hard" and files and chance.random() < 0.2 and not os.path.lexists(new):
+        os.link(chance.choice(files), new)
