@@ -1,6 +1,8 @@
 """Objects, packs and rules: what may be lost is learned again, and what is damaged is refused."""
 
+import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -207,3 +209,28 @@ def test_times_beyond_the_format_are_clamped(tmp_path: Path) -> None:
     os.utime(tmp_path / "far", (15_000_000_000, 15_000_000_000))  # in the year 2445
     entries = plan_directory(os.fsencode(tmp_path)).complete({})
     assert [e.mtime_ns for e in entries if e.path == b"far"] == [(1 << 63) - 1]
+
+
+def test_many_threads_may_put_at_once(tmp_path: Path) -> None:
+    """Each object is whole under its own name, whoever else writes it, and nothing half-written stays behind."""
+    cache = packs_at(tmp_path, open_bucket("memory:")).cache
+    contents = [bytes([1 + i % 251]) * (i % 9) + b"%d" % i for i in range(2000)] + [bytes(9), bytes(5000)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda data: cache.put(digest_of(data), data), contents * 2))
+    assert all(cache.path(digest_of(data)).read_bytes() == data for data in contents)
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_half_written_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = packs_at(tmp_path, open_bucket("memory:")).cache
+
+    def full(fd: int, data: bytes) -> None:
+        os.write(fd, data[:3])
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr("dovecote.host.storage.objects.write_all", full)
+    with pytest.raises(StorageFailed) as refused:
+        cache.put(digest_of(b"content"), b"content")
+    assert refused.value.code == "disk_full"
+    assert cache.missing([digest_of(b"content")]) == [digest_of(b"content")]
+    assert list((tmp_path / "tmp").iterdir()) == []

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import RawIOBase
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,10 @@ class ObjectCache:
     def __init__(self, directory: Path, index: Index) -> None:
         self.objects_dir = directory / "objects"
         self._tmp = directory / "tmp"
+        self._prefix = f"{self.objects_dir}/"
+        # Random for each cache, so that no two processes ever mean the same file; `next` of a count is atomic.
+        self._part = f"{self._tmp}/{os.getpid()}-{secrets.token_hex(8)}"
+        self._numbers = count()
         self._index = index
         self._verified: set[bytes] = set()
         with disk_errors("the object cache cannot be made"):
@@ -80,15 +85,30 @@ class ObjectCache:
 
     def put(self, digest: bytes, data: bytes) -> None:
         """Keeps `data`, which the caller has just hashed to `digest` and which `missing` named."""
-        with self.writer() as part:
-            if data:
+        if len(data) > CHUNK or not data or not data[0]:  # large, or perhaps all zeros: room for holes
+            with self.writer() as part:
                 part.write(data)
-            part.keep(digest)
+                part.keep(digest)
+            return
+        # The same with as few calls as it takes: a tree has tens of thousands of these.
+        path = f"{self._part}-{next(self._numbers)}"
+        with disk_errors("the object cache cannot be written"):
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                try:
+                    write_all(fd, data)
+                finally:
+                    os.close(fd)
+                self.adopt(path, digest)
+            except BaseException:
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
+                raise
 
     @contextmanager
     def writer(self) -> Iterator[Part]:
         """A file to fill in pieces; it is gone unless `keep` is called."""
-        path = self._tmp / f"{os.getpid()}-{secrets.token_hex(8)}"
+        path = f"{self._part}-{next(self._numbers)}"
         with disk_errors("the object cache cannot be written"):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             part = Part(fd, path, self)
@@ -100,12 +120,13 @@ class ObjectCache:
                     with suppress(FileNotFoundError):
                         os.unlink(path)
 
-    def adopt(self, part: Path, digest: bytes) -> None:
+    def adopt(self, part: str, digest: bytes) -> None:
         # What is there already was checked by `missing`, and may be in use: it is not replaced.
-        if os.path.lexists(self.path(digest)):
+        path = self._prefix + object_name(digest)
+        if os.path.lexists(path):
             os.unlink(part)
         else:
-            os.rename(part, self.path(digest))
+            os.rename(part, path)
         self._remember([digest])
 
     def _remember(self, digests: Iterable[bytes]) -> None:
@@ -117,7 +138,7 @@ class ObjectCache:
         """Which of them are not here whole. Hashes those that nobody has checked since this boot; bad ones go."""
         result, doubtful = [], []
         for digest in digests:
-            if not os.path.lexists(self.path(digest)):
+            if not os.path.lexists(self._prefix + object_name(digest)):
                 result.append(digest)
             elif digest not in self._verified:
                 doubtful.append(digest)
@@ -152,7 +173,7 @@ class ObjectCache:
 class Part:
     """A file on its way into the cache. Blocks of zeros become holes, so that a sparse file stays cheap."""
 
-    def __init__(self, fd: int, path: Path, cache: ObjectCache) -> None:
+    def __init__(self, fd: int, path: str, cache: ObjectCache) -> None:
         self._fd, self._path, self._cache = fd, path, cache
         self._size = 0
         self.kept = False

@@ -95,7 +95,7 @@ class Packs:
     def _fetch_run(self, run: list[tuple[Piece, bytes]]) -> None:
         start = run[0][0].offset
         end = max(piece.offset + piece.stored for piece, _ in run)
-        data = self._read(run[0][0].pack, start, end - start)
+        data = memoryview(self._read(run[0][0].pack, start, end - start))
         for piece, digest in run:
             raw = unpack(data[piece.offset - start : piece.offset - start + piece.stored], piece.raw)
             if blake3(raw).digest() != digest:
@@ -271,22 +271,27 @@ class PackWriter:
         self._written.clear()
 
 
-_compressors = threading.local()
+class _Codecs(threading.local):
+    """One thread's: making a context costs more than most files take."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=_LEVEL)
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_codecs = _Codecs()
 
 
 def pack(raw: bytes) -> bytes:
-    if not hasattr(_compressors, "zstd"):
-        _compressors.zstd = zstandard.ZstdCompressor(level=_LEVEL)
-    frame: bytes = _compressors.zstd.compress(raw)
-    return frame
+    return _codecs.compressor.compress(raw)
 
 
-def unpack(frame: bytes, raw: int) -> bytes:
+def unpack(frame: bytes | memoryview, raw: int) -> bytes:
     """Exactly `raw` bytes, or StorageFailed `corrupt`: a frame cannot make us use more memory than that."""
     try:
         if zstandard.frame_content_size(frame) != raw:
             raise _corrupt("a compressed frame has another size than was recorded")
-        return zstandard.ZstdDecompressor().decompress(frame, max_output_size=raw)
+        return _codecs.decompressor.decompress(frame, max_output_size=raw)
     except zstandard.ZstdError as error:
         raise _corrupt(f"a compressed frame cannot be read: {error}") from error
 
