@@ -40,6 +40,8 @@ class Settings:
     dns: str = setting("", "Resolver for instances, an address; empty means the host's own.")
     pool_size: int = setting(4, "Instances kept prepared for the next claim.", "instances")
     pool_bytes: int = setting(64 << 30, "Size of the sparse file that holds the disks of instances.", "bytes")
+    volumes_bytes: int = setting(64 << 30, "Size of the sparse file that holds volumes. Back it up.", "bytes")
+    volumes_driver: str = setting("btrfs", "How volumes are kept: `btrfs`, or `loop` for one ext4 image a volume.")
     memory_reserve_bytes: int = setting(
         1 << 30, "Memory left to the machine: a claim that would eat into it is refused.", "bytes"
     )
@@ -65,7 +67,9 @@ class Settings:
             object.__setattr__(self, name, Path(getattr(self, name)).expanduser().absolute())
         if not 0 < self.port < 65536:
             raise Invalid(f"not a port: {self.port}", hint="set DOVECOTE_PORT to 1-65535")
-        for name in ("pool_size", "pool_bytes", "quiet_after", "start_timeout", "route_ttl", "tick"):
+        if self.volumes_driver not in ("btrfs", "loop"):
+            raise Invalid(f"no such driver: {self.volumes_driver}", hint="DOVECOTE_VOLUMES_DRIVER is btrfs or loop")
+        for name in ("pool_size", "pool_bytes", "volumes_bytes", "quiet_after", "start_timeout", "route_ttl", "tick"):
             if getattr(self, name) < 0:
                 raise Invalid(f"{name} cannot be negative", hint=f"set DOVECOTE_{name.upper()} to 0 or more")
 

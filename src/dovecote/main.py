@@ -27,6 +27,7 @@ from dovecote.control.sandboxes import Sandboxes
 from dovecote.control.sessions import Keeping, Routing, Sessions
 from dovecote.control.snapshots import Snapshots
 from dovecote.control.tenancy import Tenancy
+from dovecote.control.volumes import Volumes
 from dovecote.credentials import write_credentials
 from dovecote.errors import Conflict, DovecoteError, Unsupported
 from dovecote.gateway import Answer, Ask, Gateway, stop_envoy
@@ -182,6 +183,7 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
         functions=functions,
         chats=Chats(store, sessions, tenancy),
         snapshots=Snapshots(store, sessions, functions),
+        volumes=Volumes(store, fleet, tenancy, sessions),
         addresses=Addresses(settings.domain, settings.port),
         is_ready=lambda: server.is_open,
         version=__version__,

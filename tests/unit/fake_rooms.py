@@ -309,6 +309,11 @@ class FakeChats:
         return list(self.chats.values())
 
 
+class FakeVolumes:
+    async def resolve(self, tenant_id: str, mounts: list[Any]) -> tuple[Any, ...]:
+        return tuple(mounts)
+
+
 @dataclass
 class Rooms:
     tenancy: FakeTenancy = field(default_factory=FakeTenancy)
@@ -318,6 +323,7 @@ class Rooms:
     functions: FakeFunctions = field(default_factory=FakeFunctions)
     chats: FakeChats = field(default_factory=FakeChats)
     snapshots: object = None
+    volumes: FakeVolumes = field(default_factory=FakeVolumes)
     is_ready: bool = True
 
     def api(self) -> ASGIApp:
@@ -329,6 +335,7 @@ class Rooms:
             functions=cast(Any, self.functions),
             chats=cast(Any, self.chats),
             snapshots=cast(Any, self.snapshots),
+            volumes=cast(Any, self.volumes),
             addresses=Addresses("localhost", 8080),
             is_ready=lambda: self.is_ready,
             version="0.0.0",

@@ -15,6 +15,8 @@ from dovecote.errors import Conflict, Failed, NoCapacity, NotFound, StorageFaile
 from dovecote.host.guest import CommandStatus, Dropped, Exited, Finished, Guest, PortState, Started
 from dovecote.model.states import InstanceState, check_instance_move
 from dovecote.model.trees import Saved
+from dovecote.model.volumes import Mount
+from tests.unit.memory_volumes import MemoryVolumes
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 Method = Literal[
@@ -99,6 +101,8 @@ class MemoryHost:
     does_last = True  # whether a server goes on once started
 
     def __init__(self, clock: Clock) -> None:
+        self.kept_volumes = MemoryVolumes()
+        self.used_mounts: set[str] = set()
         self.clock = clock
         self.on_death: Callable[[Death], None] = lambda _: None
         self.calls: list[tuple[str, str]] = []
@@ -209,6 +213,21 @@ class MemoryHost:
         saved = self._append(instance.claim.owner, instance.files)
         instance.generation = saved.generation
         return saved
+
+    @property
+    def volumes(self) -> MemoryVolumes:
+        return self.kept_volumes
+
+    async def mount(self, instance_id: str, mount: Mount) -> None:
+        instance = self._get(instance_id)
+        instance.claim = replace(instance.claim, mounts=(*instance.claim.mounts, mount))
+
+    async def unmount(self, instance_id: str, at: str, *, force: bool = False) -> None:
+        instance = self._get(instance_id)
+        if at in self.used_mounts and not force:
+            raise StorageFailed("something inside uses the mount", code="busy")
+        left = tuple(mount for mount in instance.claim.mounts if mount.at != at)
+        instance.claim = replace(instance.claim, mounts=left)
 
     async def stop(self, instance_id: str, *, grace: float = 2.0) -> None:
         instance = self._get(instance_id)

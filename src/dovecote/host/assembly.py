@@ -26,6 +26,7 @@ from dovecote.host.storage.pool import BtrfsDisks
 from dovecote.host.storage.roots import Roots
 from dovecote.host.storage.templates import BASE, ensure_base
 from dovecote.host.storage.trees import Trees
+from dovecote.host.storage.volumes import LoopVolumes, PoolVolumes, Volumes
 from dovecote.model.trees import Template, Workspace
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ async def assemble(settings: Settings, *, on_death: Callable[[Death], None]) -> 
     template = await _base_template(settings, parts.trees)
     await parts.network.ensure()
     await parts.disks.ensure()
+    await parts.volumes.ensure()
     await parts.entrance.start()
     instances = _instances(settings, parts, bucket, guest, on_death=on_death)
     await instances.start()
@@ -87,7 +89,8 @@ async def disassemble(settings: Settings) -> list[str]:
     await parts.roots.remove()
     await parts.entrance.stop()
     await parts.disks.remove()
-    removed.append("the pool of disks (its file stays)")
+    await parts.volumes.remove()
+    removed.append("the pools of disks and volumes (their files stay)")
     await parts.network.remove()
     await parts.network.close()
     removed.append("the network")
@@ -130,7 +133,15 @@ def _parts(settings: Settings, bucket: Bucket) -> Parts:
         roots=Roots(image, trees.objects_dir, settings.run_dir),
         entrance=Entrance(),
         trees=trees,
+        volumes=_volumes(settings),
     )
+
+
+def _volumes(settings: Settings) -> Volumes:
+    at = settings.run_dir / "volumes"
+    if settings.volumes_driver == "loop":
+        return LoopVolumes(settings.data_dir / "volumes", at)
+    return PoolVolumes(settings.data_dir / "volumes.btrfs", at, max_bytes=settings.volumes_bytes)
 
 
 def _instances(

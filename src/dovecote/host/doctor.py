@@ -54,6 +54,7 @@ def examine(settings: Settings) -> list[Finding]:
         _network,
         _cgroups,
         _places,
+        _volumes,
         _room,
     ]
     return [finding for check in checks for finding in check(settings)]
@@ -161,6 +162,14 @@ def _cgroups(settings: Settings) -> Iterator[Finding]:
             yield Finding(f"isolation level {level}", False, error.message, error.hint, level == settings.level)
         else:
             yield Finding(f"isolation level {level}", True, "works", is_required=level == settings.level)
+
+
+def _volumes(settings: Settings) -> Iterator[Finding]:
+    tool, package = {"btrfs": ("mkfs.btrfs", "btrfs-progs"), "loop": ("mkfs.ext4", "e2fsprogs")}[
+        settings.volumes_driver
+    ]
+    kind = {"btrfs": "btrfs quotas in a pool file", "loop": "ext4 images, one a volume"}[settings.volumes_driver]
+    yield Finding("quota of volumes", shutil.which(tool) is not None, kind, f"apt-get install {package}")
 
 
 def _places(settings: Settings) -> Iterator[Finding]:

@@ -26,6 +26,7 @@ KINDS = {
     "out": "outbox row",
     "req": "request",
     "hst": "host",
+    "vol": "volume",
 }
 
 _ID = re.compile(rf"({'|'.join(KINDS)})_[{ALPHABET}]{{{LENGTH}}}")

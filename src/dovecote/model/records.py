@@ -8,6 +8,7 @@ from typing import Any
 
 from dovecote.model.sizes import NetworkPolicy
 from dovecote.model.states import Desired, SessionState, SnapshotCause
+from dovecote.model.volumes import Mount
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Revision:
     start: Start | None
     env: dict[str, str]
     created_at: datetime
+    mounts: tuple[Mount, ...] = ()
     generation: int = 0
 
 
@@ -119,6 +121,7 @@ class Session:
     epoch: int = 0
     reason: str = ""  # why it is in this state, for a person: "idle for 5 min"
     ended_at: datetime | None = None
+    mounts: tuple[Mount, ...] = ()  # of its own, besides those of its revision
     live_marker: str = "live"  # the session's own id once ended, so that the key becomes free again
     generation: int = 0
 
@@ -184,6 +187,20 @@ class Snapshot:
     total_bytes: int
     created_at: datetime
     is_pinned: bool = False  # kept whatever the tier says
+    generation: int = 0
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Files that outlive instances and may be shared by them, with a hard limit; one user's, or the tenant's."""
+
+    id: str
+    tenant_id: str
+    name: str
+    user_id: str | None
+    host_id: str
+    max_bytes: int
+    created_at: datetime
     generation: int = 0
 
 

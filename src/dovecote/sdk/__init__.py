@@ -32,6 +32,7 @@ from dovecote.sdk._shapes import (
     Function,
     Instance,
     Key,
+    Mount,
     Output,
     Port,
     SessionView,
@@ -40,6 +41,7 @@ from dovecote.sdk._shapes import (
     Started,
     Turn,
     User,
+    Volume,
 )
 from dovecote.sdk._sync.client import Dovecote
 from dovecote.sdk._sync.sessions import Command, Files, Session
@@ -70,6 +72,7 @@ __all__ = [
     "Gone",
     "Instance",
     "Key",
+    "Mount",
     "NotFound",
     "Output",
     "Port",
@@ -88,4 +91,5 @@ __all__ = [
     "Unreachable",
     "Unsupported",
     "User",
+    "Volume",
 ]

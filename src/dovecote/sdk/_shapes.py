@@ -21,6 +21,28 @@ class Start:
 
 
 @dataclass(frozen=True)
+class Mount:
+    """A volume by its name, or a path in it, and where it shows inside. `uid` and `gid` own the mounted directory."""
+
+    volume: str
+    at: str
+    path: str = ""
+    read_only: bool = False
+    uid: int = 1000
+    gid: int = 1000
+
+
+@dataclass(frozen=True)
+class Volume:
+    id: str
+    name: str
+    user_id: str | None
+    max_bytes: int
+    used_bytes: int
+    created_at: datetime
+
+
+@dataclass(frozen=True)
 class SessionView:
     """A session as the server last told of it."""
 

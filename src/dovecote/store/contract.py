@@ -21,9 +21,10 @@ from dovecote.model.records import (
     Tenant,
     Turn,
     User,
+    Volume,
 )
 
-Record = Tenant | User | ApiKey | Function | Revision | Session | App | Chat | Turn | OutboxRow | Snapshot
+Record = Tenant | User | ApiKey | Function | Revision | Session | App | Chat | Turn | OutboxRow | Snapshot | Volume
 R = TypeVar("R", bound=Record)
 
 MOST = 1000  # records in one answer
@@ -100,6 +101,8 @@ class Scope(Protocol):
     def turns(self) -> Records[Turn]: ...
     @property
     def snapshots(self) -> Records[Snapshot]: ...
+    @property
+    def volumes(self) -> Records[Volume]: ...
     @property
     def outbox(self) -> Records[OutboxRow]: ...
 

@@ -25,6 +25,7 @@ from dovecote.model.records import (
     Tenant,
     Turn,
     User,
+    Volume,
 )
 from dovecote.store import tables
 from dovecote.store.contract import LEASE, MOST, Before, R, Scope
@@ -125,6 +126,10 @@ class _Scope:
     @cached_property
     def snapshots(self) -> _Records[Snapshot]:
         return self._of(tables.SNAPSHOTS)
+
+    @cached_property
+    def volumes(self) -> _Records[Volume]:
+        return self._of(tables.VOLUMES)
 
     @cached_property
     def outbox(self) -> _Records[OutboxRow]:

@@ -127,7 +127,10 @@ OUTBOX = _kind(
     _among("ix_outbox_due", "due_at", where="done_at IS NULL"),
 )
 
+VOLUMES = _kind("volume", "volumes", records.Volume, sa.UniqueConstraint("tenant_id", "name"))
+
 KINDS: tuple[Kind[Any], ...] = (
     *(TENANTS, USERS, KEYS, FUNCTIONS, REVISIONS, SESSIONS, APPS, CHATS, TURNS, OUTBOX),
     SNAPSHOTS,
+    VOLUMES,
 )

@@ -22,6 +22,7 @@ from dovecote.api.rest import commands, files, tenancy
 from dovecote.api.rest import functions as function_routes
 from dovecote.api.rest import sessions as session_routes
 from dovecote.api.rest import snapshots as snapshot_routes
+from dovecote.api.rest import volumes as volume_routes
 from dovecote.api.rest.here import Rooms
 from dovecote.api.rest.shapes import ErrorShape
 from dovecote.errors import DovecoteError, Failed, Invalid, NotFound
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from dovecote.control.sessions import Sessions
     from dovecote.control.snapshots import Snapshots
     from dovecote.control.tenancy import Tenancy
+    from dovecote.control.volumes import Volumes
 
 CONSOLE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
@@ -52,12 +54,13 @@ def build(
     functions: Functions,
     chats: Chats,
     snapshots: Snapshots,
+    volumes: Volumes,
     addresses: Addresses,
     is_ready: Callable[[], bool],
     version: str,
 ) -> ASGIApp:
     """The API and the console. `is_ready` is asked by each /readyz; it must not block."""
-    rooms = Rooms(tenancy, sessions, sandboxes, apps, functions, chats, snapshots, addresses)
+    rooms = Rooms(tenancy, sessions, sandboxes, apps, functions, chats, snapshots, addresses, volumes)
     return Edge(_routes(rooms, is_ready, version), tenancy.authenticate)
 
 
@@ -79,7 +82,7 @@ def _routes(rooms: Rooms, is_ready: Callable[[], bool], version: str) -> FastAPI
     )
     app.state.rooms = rooms
     app.state.is_ready = is_ready
-    parts = (session_routes, snapshot_routes, commands, files, app_routes, function_routes, chat_routes, tenancy)
+    parts = (session_routes, snapshot_routes, commands, files, app_routes, function_routes, chat_routes, tenancy, volume_routes)
     for part in parts:
         app.include_router(part.routes)
     app.include_router(plain)

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from dovecote.api.rest.here import After, FunctionName, Here, Limit
-from dovecote.api.rest.shapes import Body, FunctionShape, Page, StartShape, function_shape
+from dovecote.api.rest.shapes import Body, FunctionShape, MountShape, Page, StartShape, function_shape
 from dovecote.model.sizes import NetworkPolicy
 
 routes = APIRouter(prefix="/v1", tags=["functions"])
@@ -28,6 +28,7 @@ class NewFunction(Body):
     affinity_header: str = Field("x-dovecote-session", description="The header that names a request's session.")
     env: dict[str, str] = Field(default_factory=dict)
     start: StartShape | None = None
+    mounts: list[MountShape] = Field(default_factory=list, max_length=32, description="In each of its instances.")
 
 
 @routes.post("/functions", status_code=201, summary="Define a function")
@@ -42,6 +43,7 @@ async def create_function(here: Here, new: NewFunction) -> FunctionShape:
         affinity_header=new.affinity_header,
         env=new.env,
         start=new.start.record() if new.start else None,
+        mounts=await here.rooms.volumes.resolve(here.tenant_id, [mount.record() for mount in new.mounts]),
     )
     return function_shape(function, here.rooms.addresses)
 

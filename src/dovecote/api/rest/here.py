@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dovecote.control.sessions import Sessions
     from dovecote.control.snapshots import Snapshots
     from dovecote.control.tenancy import Tenancy
+    from dovecote.control.volumes import Volumes
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Rooms:
     chats: Chats
     snapshots: Snapshots
     addresses: Addresses
+    volumes: Volumes
 
 
 @dataclass(frozen=True)

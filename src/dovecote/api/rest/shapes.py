@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dovecote.model import records
 from dovecote.model.addresses import Addresses
+from dovecote.model.volumes import Mount
 
 Item = TypeVar("Item")
 
@@ -45,6 +46,20 @@ class StartShape(Body):
 
     def record(self) -> records.Start:
         return records.Start(self.command, self.port, self.cwd, self.env)
+
+
+class MountShape(Body):
+    """A volume, or a path in one, and where it shows inside."""
+
+    volume: str = Field(min_length=1, max_length=40, description="The volume's name.")
+    at: str = Field(max_length=4096, description="An absolute path inside; made where it is missing.")
+    path: str = Field("", max_length=4096, description="`user/session/task` in the volume; made where it is missing.")
+    read_only: bool = False
+    uid: int = Field(1000, ge=0, le=65535, description="Who owns the mounted directory, inside.")
+    gid: int = Field(1000, ge=0, le=65535)
+
+    def record(self) -> Mount:
+        return Mount(self.volume, self.at, self.path, self.read_only, self.uid, self.gid)
 
 
 class SessionShape(BaseModel):

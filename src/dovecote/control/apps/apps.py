@@ -108,7 +108,7 @@ class Apps:
         function = await self._functions.create(
             tenant_id,
             f"app-{random_text(16)}",
-            like=replace(made_for, env=env, start=start, tree=session.tree),
+            like=replace(made_for, env=env, start=start, tree=session.tree, mounts=(*made_for.mounts, *session.mounts)),
         )
         app = scale.on(
             App(
@@ -314,6 +314,7 @@ class Apps:
                 epoch=1,
                 keeps_files=False,
                 allow_setuid=template.has_sudo,
+                mounts=revision.mounts,
             )
         )
         instance.host, instance.instance_id, instance.pid = host, placed.instance_id, placed.pid

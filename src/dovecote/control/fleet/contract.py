@@ -6,7 +6,9 @@ from typing import Protocol
 
 from dovecote.host.guest import Guest
 from dovecote.host.instances import Claim, Leftover, Observed, Placed
+from dovecote.host.storage.volumes import Volumes
 from dovecote.model.trees import Saved
+from dovecote.model.volumes import Mount
 
 
 class Host(Protocol):
@@ -26,6 +28,16 @@ class Host(Protocol):
 
     async def save(self, instance_id: str) -> Saved:
         """A checkpoint while it goes on. Raises StorageFailed, Conflict (sealed)."""
+
+    @property
+    def volumes(self) -> Volumes:
+        """The volumes of this host."""
+
+    async def mount(self, instance_id: str, mount: Mount) -> None:
+        """Into an instance that runs or is frozen. Raises Conflict (exists), NotFound (no_such_path), StorageFailed."""
+
+    async def unmount(self, instance_id: str, at: str, *, force: bool = False) -> None:
+        """Raises StorageFailed (busy) when something inside uses it, unless forced."""
 
     async def stop(self, instance_id: str, *, grace: float = 2.0) -> None:
         """Ends its processes, asking them first for `grace` seconds. Kept files become the owner's leftover."""

@@ -11,6 +11,7 @@ from dovecote.model.ids import new_id, parse_header_name, parse_name
 from dovecote.model.records import Function, Revision, Start
 from dovecote.model.sizes import SPECS, NetworkPolicy
 from dovecote.model.trees import Template
+from dovecote.model.volumes import Mount, apart
 from dovecote.store import Store
 
 SANDBOX = "sandbox"  # every tenant has this function
@@ -39,6 +40,7 @@ class Functions:
         affinity_header: str = DEFAULT_HEADER,
         env: Mapping[str, str] | None = None,
         start: Start | None = None,
+        mounts: tuple[Mount, ...] = (),
         like: Revision | None = None,
     ) -> Function:
         """A function with its first revision. Raises Invalid, NotFound (no_such_template, ...), Conflict (exists).
@@ -55,6 +57,7 @@ class Functions:
             revision = self._plan(
                 tenant_id, function_id, template=template, spec=spec, level=level, network=network, env=env, start=start
             )
+            revision = replace(revision, mounts=apart(mounts))
         function = Function(
             id=function_id,
             tenant_id=tenant_id,

@@ -15,6 +15,7 @@ from dovecote.background import Background
 from dovecote.control.fleet import SERVER_TAG, Claim, Death, Fleet, Host, Placed
 from dovecote.control.functions import SANDBOX, Functions
 from dovecote.control.sessions.live import Live, LiveSessions
+from dovecote.control.sessions.mounting import added, without
 from dovecote.control.sessions.rules import alive, parse_state, parse_tier, parse_time
 from dovecote.control.sessions.starting import ensure_started, wait_for_port
 from dovecote.control.tenancy import Tenancy
@@ -24,6 +25,7 @@ from dovecote.model.records import Session, Start
 from dovecote.model.sizes import SPECS
 from dovecote.model.states import LIVE_SESSION, Desired, SessionState, check_session_move
 from dovecote.model.trees import Saved, Workspace
+from dovecote.model.volumes import Mount
 from dovecote.store import Store
 
 log = logging.getLogger(__name__)
@@ -183,6 +185,27 @@ class Sessions:
             session = await self._living(tenant_id, session_id)
             return await self._change(session, start=start)
 
+    async def mount(self, tenant_id: str, session_id: str, mount: Mount) -> Session:
+        """Of a volume of the same tenant; at once where it lives, and whenever it wakes. Raises Conflict (exists)."""
+        async with self.live.lock(session_id):
+            session = await self._living(tenant_id, session_id)
+            revision = await self._functions.revision(tenant_id, session.revision_id)
+            mounts = added(session, revision, mount)
+            live = self.live.get(session_id)
+            if live is not None:
+                await live.host.mount(live.instance_id, mount)
+            return await self._change(session, mounts=mounts)
+
+    async def unmount(self, tenant_id: str, session_id: str, at: str, *, force: bool = False) -> Session:
+        """Raises NotFound (no_such_mount), StorageFailed (busy) when something inside uses it, unless forced."""
+        async with self.live.lock(session_id):
+            session = await self._living(tenant_id, session_id)
+            mounts = without(session, at)
+            live = self.live.get(session_id)
+            if live is not None:
+                await live.host.unmount(live.instance_id, at, force=force)
+            return await self._change(session, mounts=mounts)
+
     async def delete(self, tenant_id: str, session_id: str, *, reason: str = "deleted") -> None:
         """Ends it and its files. May be repeated."""
         session = await self._store.tenant(tenant_id).sessions.get(session_id)
@@ -303,6 +326,7 @@ class Sessions:
                     epoch=session.epoch,
                     generation=session.saved_generation,
                     allow_setuid=template.has_sudo,
+                    mounts=(*revision.mounts, *session.mounts),
                 )
             )
         except BaseException as error:

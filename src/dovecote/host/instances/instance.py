@@ -16,6 +16,7 @@ from dovecote.host.network import Attachment
 from dovecote.model.sizes import Limits, NetworkPolicy
 from dovecote.model.states import InstanceState, check_instance_move
 from dovecote.model.trees import Workspace
+from dovecote.model.volumes import Mount
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Claim:
     keeps_files: bool = True
     allow_setuid: bool = True
     recovery_point: float = 2.0  # seconds of work that the loss of this host may cost
+    mounts: tuple[Mount, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Instance:
     pid: int
     pid_started: int
     claim: Claim | None = None
+    mounted: dict[str, int] = field(default_factory=dict)  # mount point inside -> number of the mount
     lock: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
     quiet_since: float = 0.0
     commands: int = 0
@@ -137,6 +140,7 @@ class Instance:
             "disk": self.disk,
             "pid": self.pid,
             "pid_started": self.pid_started,
+            "mounted": self.mounted,
             "claim": render_claim(self.claim) if self.claim else None,
         }
         temporary = self.directory / "instance.json.new"
@@ -175,6 +179,7 @@ def parse_claim(body: dict[str, Any]) -> Claim:
             "network": NetworkPolicy(
                 internet=body["network"]["internet"], allow_cidrs=tuple(body["network"]["allow_cidrs"])
             ),
+            "mounts": tuple(Mount(**each) for each in body.get("mounts", ())),
         }
     )
 

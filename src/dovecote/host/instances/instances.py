@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 from dovecote.background import Background
 from dovecote.errors import Conflict, DovecoteError, Failed, NoCapacity, NotFound, StorageFailed, Unsupported
 from dovecote.host.guest import Guest
+from dovecote.host.instances import mounting
 from dovecote.host.instances.adopting import Adoption, answer_again
 from dovecote.host.instances.checkpoints import Checkpoints, Lag
 from dovecote.host.instances.instance import (
@@ -28,9 +29,11 @@ from dovecote.host.instances.instance import (
 from dovecote.host.instances.preparing import Parts, Preparing
 from dovecote.host.instances.saving import Saving
 from dovecote.host.instances.warm import WarmPool
+from dovecote.host.storage.volumes import Volumes
 from dovecote.model.sizes import MIB
 from dovecote.model.states import InstanceState
 from dovecote.model.trees import Saved, Workspace
+from dovecote.model.volumes import Mount
 
 log = logging.getLogger(__name__)
 
@@ -239,6 +242,7 @@ class Instances:
         for failure in done:
             if isinstance(failure, BaseException):
                 raise failure
+        await mounting.mount_all(self._parts, instance)
         instance.become(InstanceState.READY)
         instance.quiet_since = time.monotonic()
         instance.record()
@@ -314,6 +318,22 @@ class Instances:
     async def lag(self, instance_id: str) -> Lag:
         """How far its files are ahead of the store."""
         return await self._checkpoints.lag(self._get(instance_id))
+
+    @property
+    def volumes(self) -> Volumes:
+        return self._parts.volumes
+
+    async def mount(self, instance_id: str, mount: Mount) -> None:
+        """Into an instance that runs or is frozen. Raises Conflict (exists), NotFound (no_such_path), StorageFailed."""
+        instance = self._get(instance_id)
+        async with instance.lock:
+            await mounting.mount(self._parts, instance, mount)
+
+    async def unmount(self, instance_id: str, at: str, *, force: bool = False) -> None:
+        """Raises StorageFailed (busy) when something inside uses it, unless forced."""
+        instance = self._get(instance_id)
+        async with instance.lock:
+            await mounting.unmount(self._parts, instance, at, force=force)
 
     async def stop(self, instance_id: str, *, grace: float = 2.0) -> None:
         """Ends it: refuse, SIGTERM to its processes, `grace` seconds, SIGKILL. Kept files become a leftover."""

@@ -22,6 +22,7 @@ from dovecote.host.storage.entrance import Entrance
 from dovecote.host.storage.pool import Disks
 from dovecote.host.storage.roots import Roots
 from dovecote.host.storage.trees import Trees
+from dovecote.host.storage.volumes import Volumes
 from dovecote.model.ids import new_id
 from dovecote.model.sizes import Limits
 from dovecote.model.states import InstanceState
@@ -45,6 +46,7 @@ class Parts:
     roots: Roots
     entrance: Entrance
     trees: Trees
+    volumes: Volumes
 
 
 class IdRanges:

@@ -31,7 +31,7 @@ ALLOWED: dict[str, str] = {
     "files": """
         access chdir chmod chown chroot close close_range copy_file_range creat dup dup2 dup3 faccessat faccessat2
         fadvise64 fallocate fchdir fchmod fchmodat fchmodat2 fchown fchownat fcntl fdatasync flock fstat fstatfs fsync
-        ftruncate futimesat getcwd getdents getdents64 ioctl lchown link linkat lseek lstat mkdir mkdirat mknod mknodat
+        ftruncate futimesat getcwd getdents getdents64 lchown link linkat lseek lstat mkdir mkdirat mknod mknodat
         name_to_handle_at newfstatat open openat openat2 pread64 preadv preadv2 pwrite64 pwritev pwritev2 read readahead
         readlink readlinkat readv rename renameat renameat2 rmdir sendfile splice stat statfs statx symlink symlinkat
         sync sync_file_range syncfs tee truncate umask unlink unlinkat utime utimensat utimes vmsplice write writev
@@ -104,6 +104,12 @@ DENIED: dict[str, str] = {
 }
 
 
+# On btrfs anybody may make a subvolume or a snapshot, and what is in it counts for no limit of a volume. So of the
+# commands of its type only those pass that every file system has: FICLONE, FICLONERANGE, FIDEDUPERANGE (linux/fs.h).
+BTRFS_TYPE = 0x94
+SHARED_COMMANDS = (0x40049409, 0x4020940D, 0xC0189436)
+
+
 def profile(machine: str | None = None) -> dict[str, Any]:
     """The `linux.seccomp` section for `machine` (as `platform.machine()` has it). Programs of another architecture,
     32-bit ones included, are killed: their calls have other numbers and older code behind them.
@@ -124,6 +130,7 @@ def profile(machine: str | None = None) -> dict[str, Any]:
             {"names": sorted(names(DENIED)), "action": "SCMP_ACT_ERRNO", "errnoRet": EPERM},
             *_clone(),
             *_socket(),
+            *_ioctl(),
             *[_rule("personality", "SCMP_CMP_EQ", value) for value in PERSONALITIES],
         ],
     }
@@ -150,11 +157,22 @@ def _socket() -> list[dict[str, Any]]:
     ]
 
 
-def _rule(name: str, operator: str, value: int, *, second: int = 0, errno: int = 0) -> dict[str, Any]:
-    """A rule on the first argument; allows, or fails with `errno`."""
+def _ioctl() -> list[dict[str, Any]]:
+    """Every command whose type differs from BTRFS_TYPE in a bit at least. The kernel reads the lower 32 bits only."""
+    differs = [(1 << bit, ~(BTRFS_TYPE << 8) & 1 << bit) for bit in range(8, 16)]
+    return [
+        *[_rule("ioctl", "SCMP_CMP_MASKED_EQ", mask, second=value, argument=1) for mask, value in differs],
+        *[_rule("ioctl", "SCMP_CMP_MASKED_EQ", 0xFFFFFFFF, second=each, argument=1) for each in SHARED_COMMANDS],
+    ]
+
+
+def _rule(
+    name: str, operator: str, value: int, *, second: int = 0, errno: int = 0, argument: int = 0
+) -> dict[str, Any]:
+    """A rule on one argument, the first unless told; allows, or fails with `errno`."""
     rule: dict[str, Any] = {
         "names": [name],
         "action": "SCMP_ACT_ERRNO" if errno else "SCMP_ACT_ALLOW",
-        "args": [{"index": 0, "value": value, "valueTwo": second, "op": operator}],
+        "args": [{"index": argument, "value": value, "valueTwo": second, "op": operator}],
     }
     return rule | {"errnoRet": errno} if errno else rule

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import errno
 import json
 import os
 import socket
@@ -81,7 +82,15 @@ class Entrance:
         """
         await self._ask(pid, mount, {"act": "attach", "path": path, "owner": owner})
 
-    async def _ask(self, pid: int, mount: int, request: dict[str, Any]) -> None:
+    async def detach(self, pid: int, mount_id: int, *, lazy: bool = False) -> None:
+        """Unmounts what was attached, found by its `mounts.mount_id`. May be repeated.
+
+        Raises StorageFailed (busy) when something inside uses it; `lazy` takes it away all the same, and whoever has a
+        file of it open keeps that file.
+        """
+        await self._ask(pid, None, {"act": "detach", "mount_id": mount_id, "lazy": lazy})
+
+    async def _ask(self, pid: int, mount: int | None, request: dict[str, Any]) -> None:
         await self.start()
         with mounts.reported(f"finding process {pid}"):
             pidfd = os.pidfd_open(pid)
@@ -92,7 +101,7 @@ class Entrance:
             answer = asyncio.get_running_loop().create_future()
             self._waiting[number] = answer
             deadline = time.monotonic() + self._timeout
-            while not _sent(self._socket, message, [pidfd, mount]):
+            while not _sent(self._socket, message, [pidfd] if mount is None else [pidfd, mount]):
                 if time.monotonic() > deadline:
                     raise DeadlineExceeded("the helper that enters instances does not read", code="entrance_timeout")
                 await asyncio.sleep(0.005)
@@ -105,6 +114,10 @@ class Entrance:
             os.close(pidfd)
         if reply.get("timeout"):
             raise DeadlineExceeded(f"{request['act']} in process {pid} took too long", code="entrance_timeout")
+        if reply.get("errno") == errno.EBUSY and request["act"] == "detach":
+            raise StorageFailed(
+                "something inside uses the mount", code="busy", hint="end what uses it, or unmount it by force"
+            )
         if reply.get("errno") is not None:
             raise mounts.failure(f"{request['act']} in process {pid}: {reply['step']}", reply["errno"])
 

@@ -21,6 +21,7 @@ from dovecote.host.storage import mounts
 
 MAX_MESSAGE = 16384
 MAX_CHILDREN = 64
+DETACH_TRIES = 8
 KEPT = ("proc", "dev", "sys")  # mounts of the stub root that move on to the new one; nothing else is attached there
 
 
@@ -104,10 +105,13 @@ def _act(request: dict[str, Any], descriptors: list[int], writing: int) -> None:
     step = Step()
     try:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: nobody would end it after the helper's death
-        target, mount = descriptors
         if request["act"] == "swap_root":
+            target, mount = descriptors
             swap_root(step, target, mount, request["id_base"], request["run_bytes"])
+        elif request["act"] == "detach":
+            detach(step, descriptors[0], request["mount_id"], lazy=request["lazy"])
         else:
+            target, mount = descriptors
             attach(step, target, mount, request["path"], request["owner"])
         code = 0
     except BaseException as error:
@@ -144,7 +148,7 @@ def swap_root(step: Step, target: int, root: int, id_base: int, run_bytes: int) 
 
 def attach(step: Step, target: int, mount: int, path: str, owner: int | None) -> None:
     parts = Path(path).parts[1:]
-    if not path.startswith("/") or not parts or ".." in parts or parts[0] in KEPT:
+    if not path.startswith("/") or not parts or ".." in parts or parts[0] in (*KEPT, "run"):
         step.name = f"{path[:200]} is not a place for a mount"
         raise OSError(errno.EINVAL, "")
     step.name = "setns"
@@ -155,6 +159,21 @@ def attach(step: Step, target: int, mount: int, path: str, owner: int | None) ->
         place = _own_directory(place, part, owner)
     step.name = f"attach at {path[:200]}"
     mounts.move_mount(mount, place)
+
+
+def detach(step: Step, target: int, mount_id: int, *, lazy: bool) -> None:
+    """Unmounts by the mount's own id, wherever its directory was moved to meanwhile. Nothing there is fine."""
+    ours = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY)  # that of the host: inside, this process has no number
+    step.name = "setns"
+    mounts.enter_mounts(target)
+    step.name = "unmount"
+    for _ in range(DETACH_TRIES):
+        with os.fdopen(os.open("mountinfo", os.O_RDONLY, dir_fd=ours), "rb") as table:
+            point = mounts.point_of(table.read(), mount_id)
+        if point is None:
+            return
+        mounts.unmount_here(point, lazy=lazy)
+    raise OSError(errno.EBUSY, "it moves about")
 
 
 def _own_directory(parent: int, name: str, owner: int | None) -> int:

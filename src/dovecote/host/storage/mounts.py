@@ -144,6 +144,32 @@ def unmount(path: str | Path, *, detach: bool = False) -> None:
             raise failure(f"unmounting {path}", error.errno or 0) from error
 
 
+def mount_id(mount: int) -> int:
+    """The number that /proc/self/mountinfo shows a mount under, from a descriptor in it."""
+    for line in Path(f"/proc/self/fdinfo/{mount}").read_text().splitlines():
+        if line.startswith("mnt_id:"):
+            return int(line.split()[1])
+    raise OSError(errno.EBADF, "no mount id")
+
+
+def point_of(table: bytes, number: int) -> bytes | None:
+    """Where a mount is, from the text of a mountinfo."""
+    for line in table.splitlines():
+        fields = line.split(b" ")
+        if int(fields[0]) == number:
+            return re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), fields[4])
+    return None
+
+
+def unmount_here(point: bytes, *, lazy: bool) -> None:
+    """Unmounts in this process's namespace without following a link at the end. Raises OSError (EBUSY)."""
+    try:
+        _checked(_libc.umount2(point, _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)))
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
+            raise
+
+
 def enter_mounts(pidfd: int) -> None:
     """Moves this process, which must have one thread, into the mount namespace of another."""
     _checked(_libc.setns(pidfd, _CLONE_NEWNS))

@@ -104,12 +104,23 @@ class Disks(Protocol):
 class BtrfsDisks:
     """`Disks` as subvolumes of a btrfs in a file, with simple quotas or, before Linux 6.7, ordinary ones."""
 
-    def __init__(self, file: Path, at: Path, *, max_bytes: int, simple: bool = True) -> None:
-        """`file` is made at most `max_bytes` big, and sparse; it is mounted at `at`."""
+    def __init__(
+        self,
+        file: Path,
+        at: Path,
+        *,
+        max_bytes: int,
+        simple: bool = True,
+        parts: tuple[str, ...] = ("upper", "work"),
+        metadata: str = "single",
+    ) -> None:
+        """`file` is made at most `max_bytes` big, and sparse; it is mounted at `at`. `parts` are in each disk."""
         self._file = file
         self._at = at
         self._max_bytes = max_bytes
         self._simple = simple
+        self._parts = parts
+        self._metadata = metadata
 
     async def ensure(self) -> None:
         await asyncio.to_thread(self._ensure)
@@ -210,7 +221,7 @@ class BtrfsDisks:
         partial = self._file.with_name(f"{self._file.name}.new")
         with mounts.reported(f"making {partial}"), open(partial, "wb", opener=_private) as file:
             file.truncate(size)
-        _run(format_command(partial))
+        _run(format_command(partial, metadata=self._metadata))
         partial.rename(self._file)
 
     def _enable_quota(self, top: int) -> None:
@@ -258,7 +269,7 @@ class BtrfsDisks:
                 disk = os.open(partial, os.O_RDONLY | os.O_DIRECTORY, dir_fd=top)
                 try:
                     btrfs.set_limit(disk, max_bytes)
-                    for part in ("upper", "work"):
+                    for part in self._parts:
                         os.mkdir(part, 0o755, dir_fd=disk)
                         os.chown(part, owner, owner, dir_fd=disk)
                 finally:
@@ -378,9 +389,9 @@ def pool_bytes(wanted: int, room: int) -> int:
     return size
 
 
-def format_command(file: Path) -> list[str]:
-    """argv. One copy of metadata: a pool that breaks is made anew, the store has the sessions."""
-    return ["mkfs.btrfs", "--quiet", "--metadata", "single", "--label", "dovecote-pool", str(file)]
+def format_command(file: Path, *, metadata: str = "single") -> list[str]:
+    """argv. One copy of metadata is enough for sessions: a pool that breaks is made anew, the store has them."""
+    return ["mkfs.btrfs", "--quiet", "--metadata", metadata, "--label", "dovecote-pool", str(file)]
 
 
 def _room(directory: Path) -> int:

@@ -16,6 +16,7 @@ from dovecote.sdk._async.resources import (
     AsyncUsers,
 )
 from dovecote.sdk._async.transport import ANSWER_SECONDS, CONNECT_SECONDS, AsyncVia, AsyncWire
+from dovecote.sdk._async.volumes import AsyncVolumes
 from dovecote.sdk._settings import find_access
 
 
@@ -39,6 +40,7 @@ class AsyncDovecote:
         self.chats = AsyncChats(self._wire)
         self.keys = AsyncKeys(self._wire)
         self.users = AsyncUsers(self._wire)
+        self.volumes = AsyncVolumes(self._wire)
 
     def http_for(self, url: str, *, connections: int = 100) -> httpx.AsyncClient:
         """An HTTP client for addresses that this server serves, resolvable here or not. Sends no key. Close it."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from dovecote.sdk._async.sessions import AsyncSession
 from dovecote.sdk._async.transport import AsyncWire
-from dovecote.sdk._shapes import App, AppInstance, Chat, Function, Key, SessionView, Start, Turn, User, read
+from dovecote.sdk._shapes import App, AppInstance, Chat, Function, Key, Mount, SessionView, Start, Turn, User, read
 
 
 async def _pages(wire: AsyncWire, path: str, params: Mapping[str, Any]) -> AsyncIterator[Any]:
@@ -153,6 +154,7 @@ class AsyncFunctions:
         affinity_header: str = "x-dovecote-session",
         env: Mapping[str, str] | None = None,
         start: Start | None = None,
+        mounts: Sequence[Mount] = (),
     ) -> Function:
         body = {
             "name": name,
@@ -163,6 +165,7 @@ class AsyncFunctions:
             "affinity_header": affinity_header,
             "env": dict(env or {}),
             "start": _start(start),
+            "mounts": [asdict(mount) for mount in mounts],
         }
         return read(Function, await self._wire.call("POST", "/v1/functions", json=body))
 

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dovecote.sdk._async.transport import AsyncWire
+from dovecote.sdk._async.volumes import AsyncMounts
 from dovecote.sdk._errors import CommandFailed, error_from
 from dovecote.sdk._shapes import (
     EVENTS,
@@ -126,6 +127,7 @@ class AsyncSession:
         self._path = f"/v1/sessions/{view.id}"
         self.view = view
         self.files = AsyncFiles(wire, view.id)
+        self.mounts = AsyncMounts(wire, view.id)
 
     @property
     def id(self) -> str:

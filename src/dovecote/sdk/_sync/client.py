@@ -19,6 +19,7 @@ from dovecote.sdk._sync.resources import (
     Users,
 )
 from dovecote.sdk._sync.transport import ANSWER_SECONDS, CONNECT_SECONDS, Via, Wire
+from dovecote.sdk._sync.volumes import Volumes
 
 
 class Dovecote:
@@ -41,6 +42,7 @@ class Dovecote:
         self.chats = Chats(self._wire)
         self.keys = Keys(self._wire)
         self.users = Users(self._wire)
+        self.volumes = Volumes(self._wire)
 
     def http_for(self, url: str, *, connections: int = 100) -> httpx.Client:
         """An HTTP client for addresses that this server serves, resolvable here or not. Sends no key. Close it."""

@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from dovecote.sdk._shapes import App, AppInstance, Chat, Function, Key, SessionView, Start, Turn, User, read
+from dovecote.sdk._shapes import App, AppInstance, Chat, Function, Key, Mount, SessionView, Start, Turn, User, read
 from dovecote.sdk._sync.sessions import Session
 from dovecote.sdk._sync.transport import Wire
 
@@ -149,6 +150,7 @@ class Functions:
         affinity_header: str = "x-dovecote-session",
         env: Mapping[str, str] | None = None,
         start: Start | None = None,
+        mounts: Sequence[Mount] = (),
     ) -> Function:
         body = {
             "name": name,
@@ -159,6 +161,7 @@ class Functions:
             "affinity_header": affinity_header,
             "env": dict(env or {}),
             "start": _start(start),
+            "mounts": [asdict(mount) for mount in mounts],
         }
         return read(Function, self._wire.call("POST", "/v1/functions", json=body))
 

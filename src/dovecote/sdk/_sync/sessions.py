@@ -26,6 +26,7 @@ from dovecote.sdk._shapes import (
     read,
 )
 from dovecote.sdk._sync.transport import Wire
+from dovecote.sdk._sync.volumes import Mounts
 
 WAKE_SECONDS = 90.0  # added to what a command may take
 
@@ -125,6 +126,7 @@ class Session:
         self._path = f"/v1/sessions/{view.id}"
         self.view = view
         self.files = Files(wire, view.id)
+        self.mounts = Mounts(wire, view.id)
 
     @property
     def id(self) -> str:

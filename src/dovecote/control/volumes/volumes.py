@@ -1,0 +1,134 @@
+"""Volumes of a tenant: made, resized, mounted into sessions, deleted. All in one tenant's scope."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from dovecote.control.fleet import Fleet
+from dovecote.control.sessions import Sessions
+from dovecote.control.tenancy import Tenancy
+from dovecote.errors import Conflict, Invalid, NotFound
+from dovecote.model.ids import new_id, parse_name
+from dovecote.model.records import Session, Volume
+from dovecote.model.states import SessionState
+from dovecote.model.volumes import MIN_VOLUME_BYTES, Mount, parse_mount
+from dovecote.store import Store
+
+MOST_BYTES = 1 << 50
+
+
+@dataclass(frozen=True)
+class VolumeView:
+    """`used_bytes` is what its host counts now."""
+
+    volume: Volume
+    used_bytes: int
+
+
+class Volumes:
+    def __init__(self, store: Store, fleet: Fleet, tenancy: Tenancy, sessions: Sessions) -> None:
+        self._store = store
+        self._fleet = fleet
+        self._tenancy = tenancy
+        self._sessions = sessions
+
+    async def create(self, tenant_id: str, name: str, *, max_bytes: int, user: str | None = None) -> Volume:
+        """Raises Invalid, Conflict (exists), StorageFailed."""
+        parse_name(name, "a volume")
+        _check_size(max_bytes)
+        owner = await self._tenancy.user(tenant_id, user) if user is not None else None
+        volume = Volume(
+            id=new_id("vol"),
+            tenant_id=tenant_id,
+            name=name,
+            user_id=owner.id if owner else None,
+            host_id=self._fleet.place(prefer=None),
+            max_bytes=max_bytes,
+            created_at=datetime.now(UTC),
+        )
+        volume = await self._store.tenant(tenant_id).volumes.insert(volume)
+        try:
+            await self._fleet.host(volume.host_id).volumes.create(volume.id, max_bytes=max_bytes)
+        except BaseException:
+            await self._store.tenant(tenant_id).volumes.delete(volume.id)
+            raise
+        return volume
+
+    async def get(self, tenant_id: str, name: str) -> Volume:
+        """Raises NotFound (no_such_volume)."""
+        found = await self._store.tenant(tenant_id).volumes.find(name=name)
+        if found is None:
+            raise NotFound(f"no volume {name!r}", code="no_such_volume", hint="`dovecote volume ls` lists them")
+        return found
+
+    async def view(self, volume: Volume) -> VolumeView:
+        usage = await self._fleet.host(volume.host_id).volumes.usage(volume.id)
+        return VolumeView(volume, usage.bytes)
+
+    async def list(self, tenant_id: str, *, after: str | None = None, limit: int = 100) -> Sequence[Volume]:
+        return await self._store.tenant(tenant_id).volumes.list(after=after, limit=limit)
+
+    async def resize(self, tenant_id: str, name: str, *, max_bytes: int) -> Volume:
+        """Effective at once, where it is mounted too. Raises Unsupported (cannot_shrink)."""
+        _check_size(max_bytes)
+        volume = await self.get(tenant_id, name)
+        await self._fleet.host(volume.host_id).volumes.limit(volume.id, max_bytes=max_bytes)
+        return await self._store.tenant(tenant_id).volumes.swap(replace(volume, max_bytes=max_bytes))
+
+    async def delete(self, tenant_id: str, name: str, *, force: bool = False) -> None:
+        """With its files. Raises Conflict (in_use) while a session or a function names it, unless forced."""
+        volume = await self.get(tenant_id, name)
+        if not force:
+            for user in await self._users(volume):
+                raise Conflict(
+                    f"volume {name} is mounted by {user}", code="in_use", hint="unmount it there, or delete it by force"
+                )
+        async for session in self._store.tenant(tenant_id).sessions.each(state=_NOT_ENDED):
+            for mount in session.mounts:
+                if mount.volume == volume.id:
+                    await self._sessions.unmount(tenant_id, session.id, mount.at, force=True)
+        await self._fleet.host(volume.host_id).volumes.delete(volume.id)
+        await self._store.tenant(tenant_id).volumes.delete(volume.id)
+
+    async def _users(self, volume: Volume) -> Sequence[str]:
+        scope = self._store.tenant(volume.tenant_id)
+        async for session in scope.sessions.each(state=_NOT_ENDED):
+            if any(mount.volume == volume.id for mount in session.mounts):
+                return [f"session {session.id}"]
+        async for function in scope.functions.each():
+            revision = await scope.revisions.get(function.revision_id)
+            if any(mount.volume == volume.id for mount in revision.mounts):
+                return [f"function {function.name}"]
+        return []
+
+    async def resolve(self, tenant_id: str, mounts: Sequence[Mount]) -> tuple[Mount, ...]:
+        """Mounts that name volumes by their names, as mounts that name them by their ids. Raises NotFound, Invalid."""
+        found = []
+        for mount in mounts:
+            volume = await self.get(tenant_id, mount.volume)
+            found.append(parse_mount(replace(mount, volume=volume.id)))
+        return tuple(found)
+
+    async def names(self, tenant_id: str, mounts: Sequence[Mount]) -> Sequence[Mount]:
+        """The same the other way, for whoever reads them."""
+        scope = self._store.tenant(tenant_id)
+        shown = []
+        for mount in mounts:
+            volume = await scope.volumes.find(id=mount.volume)
+            shown.append(replace(mount, volume=volume.name if volume else mount.volume))
+        return shown
+
+    async def mount(self, tenant_id: str, session_id: str, mount: Mount) -> Session:
+        """Into a session, at once where it lives, and again whenever it wakes. Raises Conflict (exists), NotFound."""
+        (wanted,) = await self.resolve(tenant_id, [mount])
+        return await self._sessions.mount(tenant_id, session_id, wanted)
+
+
+_NOT_ENDED = [state for state in SessionState if state is not SessionState.ENDED]
+
+
+def _check_size(max_bytes: int) -> None:
+    if not MIN_VOLUME_BYTES <= max_bytes <= MOST_BYTES:
+        raise Invalid(f"a volume cannot have {max_bytes} bytes", hint=f"{MIN_VOLUME_BYTES} to {MOST_BYTES}")

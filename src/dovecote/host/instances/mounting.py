@@ -1,0 +1,68 @@
+"""Volumes in instances: mounted as a claim says, and into one that runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import replace
+
+from dovecote.errors import Conflict
+from dovecote.host.instances.instance import Instance
+from dovecote.host.instances.preparing import Parts
+from dovecote.host.storage import mounts
+from dovecote.host.storage.volumes import open_mount
+from dovecote.model.volumes import Mount, covers
+
+
+async def mount_all(parts: Parts, instance: Instance) -> None:
+    """What the claim names, once its root is in place."""
+    if instance.claim is not None:
+        for mount in instance.claim.mounts:
+            await _attach(parts, instance, mount)
+
+
+async def mount(parts: Parts, instance: Instance, wanted: Mount) -> None:
+    """One more. May be repeated. Raises Conflict (exists) when another mount is there, NotFound, StorageFailed."""
+    assert instance.claim is not None
+    if wanted in instance.claim.mounts and wanted.at in instance.mounted:
+        return
+    for there in instance.claim.mounts:
+        if covers(there.at, wanted.at):
+            raise Conflict(f"a volume is mounted at {there.at}", code="exists", hint="unmount it first")
+    await _attach(parts, instance, wanted)
+    instance.claim = replace(instance.claim, mounts=(*instance.claim.mounts, wanted))
+    instance.record()
+
+
+async def unmount(parts: Parts, instance: Instance, at: str, *, force: bool) -> None:
+    """May be repeated. Raises StorageFailed (busy) unless forced."""
+    assert instance.claim is not None
+    number = instance.mounted.get(at)
+    if number is not None:
+        await parts.entrance.detach(instance.pid, number, lazy=force)
+        del instance.mounted[at]
+    instance.claim = replace(instance.claim, mounts=tuple(m for m in instance.claim.mounts if m.at != at))
+    instance.record()
+
+
+async def _attach(parts: Parts, instance: Instance, mount: Mount) -> None:
+    detached, number = await asyncio.to_thread(_open, parts, instance, mount)
+    try:
+        # Written first: what is mounted and not written down could never be unmounted.
+        instance.mounted[mount.at] = number
+        instance.record()
+        await parts.entrance.attach(instance.pid, detached, mount.at, owner=instance.id_base)
+    except BaseException:
+        instance.mounted.pop(mount.at, None)
+        raise
+    finally:
+        os.close(detached)
+
+
+def _open(parts: Parts, instance: Instance, mount: Mount) -> tuple[int, int]:
+    userns = mounts.user_namespace(instance.id_base)
+    try:
+        detached = open_mount(parts.volumes.directory(mount.volume), mount, userns)
+    finally:
+        os.close(userns)
+    return detached, mounts.mount_id(detached)

@@ -1,0 +1,87 @@
+"""From a volume's path to a mount of it. What lies in a volume is hostile: no link in it is ever followed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dovecote.errors import NotFound, StorageFailed
+from dovecote.host.storage import mounts
+from dovecote.model.volumes import Mount
+
+_RESOLVE = mounts.BENEATH | mounts.NO_SYMLINKS | mounts.NO_MAGICLINKS
+_READABLE = os.O_RDONLY | os.O_DIRECTORY
+
+
+def open_mount(directory: Path, mount: Mount, userns: int) -> int:
+    """A detached mount of the path, its ids seen through `userns`; nodev and nosuid. The caller closes it."""
+    place = open_directory(directory, mount)
+    try:
+        with mounts.reported(f"cloning volume {mount.volume}"):
+            clone = mounts.open_tree("", at=place)
+            try:
+                attributes = mounts.IDMAP | mounts.NODEV | mounts.NOSUID | (mounts.RDONLY if mount.read_only else 0)
+                mounts.set_attributes(clone, attributes, userns=userns)
+            except OSError:
+                os.close(clone)
+                raise
+            return clone
+    finally:
+        os.close(place)
+
+
+def open_directory(directory: Path, mount: Mount) -> int:
+    """A descriptor of the path in the volume, which is made for the mount's owner unless the mount is read-only.
+
+    Raises NotFound (no_such_path) where it is missing, StorageFailed (not_a_directory) where a link or a file lies
+    in the way.
+    """
+    try:
+        place = os.open(directory, _READABLE | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFound(f"no volume {mount.volume} on this host", code="no_such_volume") from None
+    try:
+        for segment in mount.path.split("/") if mount.path else ():
+            inner = _step(place, segment, mount)
+            os.close(place)
+            place = inner
+        if not mount.read_only:
+            with mounts.reported(f"giving {mount.path!r} of volume {mount.volume} its owner"):
+                os.fchown(place, mount.uid, mount.gid)
+    except BaseException:
+        os.close(place)
+        raise
+    return place
+
+
+def _step(parent: int, name: str, mount: Mount) -> int:
+    try:
+        return mounts.open_beneath(parent, name, resolve=_RESOLVE, flags=_READABLE)
+    except FileNotFoundError:
+        if mount.read_only:
+            raise NotFound(
+                f"no {mount.path!r} in volume {mount.volume}",
+                code="no_such_path",
+                hint="a mount that may write makes it",
+            ) from None
+    except OSError as error:
+        raise _in_the_way(mount, name) from error
+    with mounts.reported(f"making {mount.path!r} in volume {mount.volume}"):
+        try:
+            os.mkdir(name, 0o755, dir_fd=parent)
+        except FileExistsError:
+            pass  # somebody else was first
+        else:
+            os.chown(name, mount.uid, mount.gid, dir_fd=parent, follow_symlinks=False)
+    try:
+        return mounts.open_beneath(parent, name, resolve=_RESOLVE, flags=_READABLE)
+    except OSError as error:
+        raise _in_the_way(mount, name) from error
+
+
+def _in_the_way(mount: Mount, name: str) -> StorageFailed:
+    return StorageFailed(
+        f"{name!r} in volume {mount.volume} is not a directory",
+        code="not_a_directory",
+        hint="a link is never followed; remove it, or name another path",
+    )
