@@ -15,6 +15,7 @@ from tests.e2e.installation import Installation, free_port, until
 
 from bench.figures import Row, row
 from bench.rivals import Crun, static_envoy
+from bench.volumes import quota_set
 from dovecote.host.storage.templates import build_base
 from dovecote.sdk import Dovecote, Session
 
@@ -307,4 +308,5 @@ MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
     "wake_app": wake_app,
     "affinity": affinity,
     "memory": memory,
+    "quota_set": quota_set,
 }

@@ -45,7 +45,10 @@ def ls() -> None:
     from dovecote.sdk import Dovecote
 
     with Dovecote() as client:
-        rows = [(v.name, str(v.used_bytes), str(v.max_bytes), age(v.created_at)) for v in client.volumes.list()]
+        rows = [
+            (v.name, "-" if v.used_bytes is None else str(v.used_bytes), str(v.max_bytes), age(v.created_at))
+            for v in client.volumes.list()
+        ]
     table(("name", "used", "limit", "age"), rows)
 
 

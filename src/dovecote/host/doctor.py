@@ -165,11 +165,11 @@ def _cgroups(settings: Settings) -> Iterator[Finding]:
 
 
 def _volumes(settings: Settings) -> Iterator[Finding]:
-    tool, package = {"btrfs": ("mkfs.btrfs", "btrfs-progs"), "loop": ("mkfs.ext4", "e2fsprogs")}[
-        settings.volumes_driver
-    ]
-    kind = {"btrfs": "btrfs quotas in a pool file", "loop": "ext4 images, one a volume"}[settings.volumes_driver]
-    yield Finding("quota of volumes", shutil.which(tool) is not None, kind, f"apt-get install {package}")
+    if settings.volumes_driver == "btrfs":
+        yield Finding("quota of volumes", True, "btrfs, in a pool file")
+    else:
+        tool = shutil.which("mkfs.ext4")
+        yield Finding("quota of volumes", tool is not None, "ext4 images, one a volume", "apt-get install e2fsprogs")
 
 
 def _places(settings: Settings) -> Iterator[Finding]:

@@ -38,7 +38,7 @@ class Volume:
     name: str
     user_id: str | None
     max_bytes: int
-    used_bytes: int
+    used_bytes: int | None
     created_at: datetime
 
 

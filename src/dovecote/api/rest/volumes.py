@@ -35,7 +35,7 @@ class VolumeShape(BaseModel):
     name: str
     user_id: str | None
     max_bytes: int
-    used_bytes: int
+    used_bytes: int | None = Field(description="Null when its host does not have it.")
     created_at: datetime
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from dovecote.control.fleet import Fleet
 from dovecote.control.sessions import Sessions
 from dovecote.control.tenancy import Tenancy
-from dovecote.errors import Conflict, Invalid, NotFound
+from dovecote.errors import Conflict, Forbidden, Invalid, NotFound
 from dovecote.model.ids import new_id, parse_name
 from dovecote.model.records import Session, Volume
 from dovecote.model.states import SessionState
@@ -21,10 +21,10 @@ MOST_BYTES = 1 << 50
 
 @dataclass(frozen=True)
 class VolumeView:
-    """`used_bytes` is what its host counts now."""
+    """`used_bytes` is what its host counts now; None when the host does not have it."""
 
     volume: Volume
-    used_bytes: int
+    used_bytes: int | None
 
 
 class Volumes:
@@ -64,7 +64,10 @@ class Volumes:
         return found
 
     async def view(self, volume: Volume) -> VolumeView:
-        usage = await self._fleet.host(volume.host_id).volumes.usage(volume.id)
+        try:
+            usage = await self._fleet.host(volume.host_id).volumes.usage(volume.id)
+        except NotFound:
+            return VolumeView(volume, None)  # a create that was cut off, or a pool that was lost
         return VolumeView(volume, usage.bytes)
 
     async def list(self, tenant_id: str, *, after: str | None = None, limit: int = 100) -> Sequence[Volume]:
@@ -103,11 +106,22 @@ class Volumes:
                 return [f"function {function.name}"]
         return []
 
-    async def resolve(self, tenant_id: str, mounts: Sequence[Mount]) -> tuple[Mount, ...]:
-        """Mounts that name volumes by their names, as mounts that name them by their ids. Raises NotFound, Invalid."""
+    async def resolve(
+        self, tenant_id: str, mounts: Sequence[Mount], *, user_id: str | None = None
+    ) -> tuple[Mount, ...]:
+        """Mounts that name volumes by their names, as mounts that name them by their ids, for a user or for all.
+
+        Raises NotFound (no_such_volume), Invalid, Forbidden (not_its_user) for what belongs to another user.
+        """
         found = []
         for mount in mounts:
             volume = await self.get(tenant_id, mount.volume)
+            if volume.user_id not in (None, user_id):
+                raise Forbidden(
+                    f"volume {volume.name} belongs to a user",
+                    code="not_its_user",
+                    hint="that user's sessions may mount it",
+                )
             found.append(parse_mount(replace(mount, volume=volume.id)))
         return tuple(found)
 
@@ -122,7 +136,8 @@ class Volumes:
 
     async def mount(self, tenant_id: str, session_id: str, mount: Mount) -> Session:
         """Into a session, at once where it lives, and again whenever it wakes. Raises Conflict (exists), NotFound."""
-        (wanted,) = await self.resolve(tenant_id, [mount])
+        session = await self._sessions.get(tenant_id, session_id)
+        (wanted,) = await self.resolve(tenant_id, [mount], user_id=session.user_id)
         return await self._sessions.mount(tenant_id, session_id, wanted)
 
 
