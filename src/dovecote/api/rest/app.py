@@ -82,8 +82,8 @@ def _routes(rooms: Rooms, is_ready: Callable[[], bool], version: str) -> FastAPI
     )
     app.state.rooms = rooms
     app.state.is_ready = is_ready
-    parts = (session_routes, snapshot_routes, commands, files, app_routes, function_routes, chat_routes, tenancy, volume_routes)
-    for part in parts:
+    parts = (session_routes, snapshot_routes, commands, files, app_routes, function_routes, chat_routes, tenancy)
+    for part in (*parts, volume_routes):
         app.include_router(part.routes)
     app.include_router(plain)
     return app
