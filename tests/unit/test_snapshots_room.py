@@ -13,9 +13,10 @@ from hypothesis import strategies as some
 
 from dovecote.control.snapshots import Snapshots, expired
 from dovecote.errors import Conflict, NotFound, StorageFailed
-from dovecote.model.records import Snapshot
+from dovecote.model.records import Session, Snapshot
 from dovecote.model.sizes import TIERS
 from dovecote.model.states import SessionState, SnapshotCause
+from dovecote.model.trees import Saved
 from tests.unit.control_world import World, world_on
 from tests.unit.memory_host import Clock, MemoryHost
 
@@ -134,6 +135,37 @@ async def test_a_parked_session_is_not_woken_for_a_snapshot_and_an_ended_one_has
     await world.sessions.delete(world.tenant, session.id)
     with pytest.raises(Conflict):
         await snapshots.create(world.tenant, session.id)
+
+
+@pytest.mark.anyio
+async def test_deleting_a_session_removes_its_snapshots_and_those_of_no_other(
+    world: World, snapshots: Snapshots
+) -> None:
+    session = await world.sessions.create(world.tenant)
+    other = await world.sessions.create(world.tenant)
+    for _ in range(3):
+        await snapshots.create(world.tenant, session.id, is_pinned=True)
+    kept = await snapshots.create(world.tenant, other.id)
+    await world.sessions.delete(world.tenant, session.id)
+    assert [each.tree async for each in snapshots.workspaces()] == [kept.tree]
+
+
+@pytest.mark.anyio
+async def test_a_snapshot_that_is_being_taken_while_its_session_is_deleted_leaves_no_record(
+    world: World, snapshots: Snapshots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await world.sessions.create(world.tenant)
+    checkpoint = world.sessions.checkpoint
+
+    async def deleted_first(saved: Session) -> Saved | None:
+        found = await checkpoint(saved)
+        await world.sessions.delete(world.tenant, session.id)
+        return found
+
+    monkeypatch.setattr(world.sessions, "checkpoint", deleted_first)
+    with pytest.raises(Conflict):
+        await snapshots.create(world.tenant, session.id)
+    assert [each async for each in snapshots.workspaces()] == []
 
 
 TAKEN = some.lists(some.tuples(some.integers(0, 400), some.booleans()), max_size=60)

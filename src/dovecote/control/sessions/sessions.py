@@ -207,7 +207,7 @@ class Sessions:
             return await self._change(session, mounts=mounts)
 
     async def delete(self, tenant_id: str, session_id: str, *, reason: str = "deleted") -> None:
-        """Ends it and its files. May be repeated."""
+        """Ends it, its files and its snapshots. May be repeated."""
         session = await self._store.tenant(tenant_id).sessions.get(session_id)
         async with self.live.lock(session_id):
             session = await self._store.tenant(tenant_id).sessions.get(session_id)
@@ -216,6 +216,8 @@ class Sessions:
             live = self.live.get(session_id)
             instance_id = live.instance_id if live else session.instance_id
             if session.state is not SessionState.ENDED:
+                # Ahead of the end: what names a tree keeps it in the store, and nobody looks at an ended session again.
+                await self._forget_snapshots(session)
                 session = await self._swap(
                     session,
                     state=SessionState.ENDED,
@@ -229,6 +231,11 @@ class Sessions:
                 await _end(host, instance_id, session.id)
             if session.instance_id is not None:
                 await self._swap(session, instance_id=None)
+
+    async def _forget_snapshots(self, session: Session) -> None:
+        snapshots = self._store.tenant(session.tenant_id).snapshots
+        async for snapshot in snapshots.each(session_id=session.id):
+            await snapshots.delete(snapshot.id)
 
     # -- waking
 

@@ -137,6 +137,11 @@ class Snapshots:
             created_at=datetime.now(UTC),
             is_pinned=is_pinned,
         )
-        snapshot = await self._store.tenant(session.tenant_id).snapshots.insert(snapshot)
+        scope = self._store.tenant(session.tenant_id)
+        snapshot = await scope.snapshots.insert(snapshot)
+        if (await scope.sessions.get(session.id)).state is SessionState.ENDED:
+            # It was deleted meanwhile, and its snapshots with it, perhaps before this one was there.
+            await scope.snapshots.delete(snapshot.id)
+            raise Conflict("the session has ended", code="session_ended")
         await self.expire(session, snapshot.created_at)
         return snapshot
