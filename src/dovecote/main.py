@@ -164,6 +164,7 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
     sessions = Sessions(
         store, fleet, functions, tenancy, quiet_after=settings.quiet_after, start_timeout=settings.start_timeout
     )
+    snapshots = Snapshots(store, sessions, functions)
     apps = Apps(
         store,
         fleet,
@@ -181,8 +182,8 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
         sandboxes=Sandboxes(sessions),
         apps=apps,
         functions=functions,
-        chats=Chats(store, sessions, tenancy),
-        snapshots=Snapshots(store, sessions, functions),
+        chats=Chats(store, sessions, tenancy, snapshots),
+        snapshots=snapshots,
         volumes=Volumes(store, fleet, tenancy, sessions),
         addresses=Addresses(settings.domain, settings.port),
         is_ready=lambda: server.is_open,

@@ -124,3 +124,22 @@ def test_a_server_killed_around_a_rewind_leaves_the_old_files_or_the_new_ones(ow
         if after == "rewound":
             assert text == ["300", "old", "300"]
         session.delete()
+
+
+def test_a_chat_goes_back_with_its_files_and_a_fork_of_it_goes_its_own_way(dovecote: Dovecote) -> None:
+    with dovecote.sessions.create() as session:
+        chat = dovecote.chats.create(session)
+        for text in ("one", "two", "three"):
+            session.run(f"echo {text} > file; touch {text}", check=True)
+            turn = dovecote.chats.add_turn(chat.id, [{"text": text}])
+            assert (turn.snapshot_id is not None, turn.snapshot_note) == (True, None)
+        dovecote.chats.rewind(chat.id, 1)
+        assert session.run("cat file; ls two three", check=False).stdout == "one\n"
+        assert [turn.number for turn in dovecote.chats.turns(chat.id)] == [1]
+        session.run("echo four > file", check=True)
+        dovecote.chats.add_turn(chat.id, [{"text": "four"}])
+        forked = dovecote.chats.fork(chat.id, 1)
+        with dovecote.sessions.get(forked.session_id) as theirs:
+            assert theirs.run("cat file").stdout == "one\n"
+        assert session.run("cat file").stdout == "four\n"
+        assert [turn.number for turn in dovecote.chats.turns(chat.id)] == [1, 4]

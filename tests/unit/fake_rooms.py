@@ -302,8 +302,17 @@ class FakeChats:
         self.kept.append(turn)
         return turn
 
-    async def turns(self, tenant_id: str, chat_id: str, *, after: str | None, limit: int) -> list[Turn]:
-        return self.kept
+    async def turns(self, tenant_id: str, chat_id: str, *, after: str | None, limit: int, rewound: bool) -> list[Turn]:
+        return [turn for turn in self.kept if rewound or turn.rewound_at is None]
+
+    async def rewind(self, tenant_id: str, chat_id: str, number: int) -> Turn:
+        self.kept = [turn if turn.number <= number else replace(turn, rewound_at=NOW) for turn in self.kept]
+        return self.kept[number - 1]
+
+    async def fork(self, tenant_id: str, chat_id: str, number: int, *, key: str | None, wake: bool) -> Chat:
+        forked = replace(self.chats[chat_id], id=new_id("cha"), title=f"{number} {key} {wake}")
+        self.chats[forked.id] = forked
+        return forked
 
     async def list(self, tenant_id: str, *, user: str | None, after: str | None, limit: int) -> list[Chat]:
         return list(self.chats.values())

@@ -116,6 +116,11 @@ def test_apps_chats_functions_and_keys(client: Dovecote) -> None:
     chat = client.chats.create(session, title="t")
     client.chats.add_turn(chat.id, [{"a": 1}])
     assert [turn.messages for turn in client.chats.turns(chat.id)] == [[{"a": 1}]]
+    client.chats.add_turn(chat.id, [{"a": 2}])
+    assert client.chats.rewind(chat.id, 1).number == 1
+    assert [turn.number for turn in client.chats.turns(chat.id)] == [1]
+    assert client.chats.turns(chat.id, rewound=True)[1].rewound_at is not None
+    assert client.chats.fork(chat.id, 1, key="mine", wake=False).title == "1 mine False"
     assert client.functions.get("sandbox").affinity_header == "x-dovecote-session"
     assert client.functions.templates() == ["base"]
     key = client.keys.create("ci")

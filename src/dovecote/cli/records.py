@@ -85,6 +85,33 @@ def show_chat(chat_id: Annotated[str, typer.Argument(metavar="CHAT", help="cha_.
                     say(f"  {line}")
 
 
+ChatId = Annotated[str, typer.Argument(metavar="CHAT", help="cha_...")]
+TurnNumber = Annotated[int, typer.Argument(metavar="TURN", help="Its number, as `show` has it.", min=1)]
+
+
+@chats.command("rewind")
+def rewind_chat(chat_id: ChatId, turn: TurnNumber) -> None:
+    """Go back to the end of a turn, files and messages; what runs in the session ends."""
+    from dovecote.sdk import Dovecote
+
+    with Dovecote() as client:
+        say(f"as it was at the end of turn {client.chats.rewind(chat_id, turn).number}")
+
+
+@chats.command("fork")
+def fork_chat(
+    chat_id: ChatId,
+    turn: TurnNumber,
+    key: Annotated[str | None, typer.Option(help="Your own name for the new session.")] = None,
+) -> None:
+    """Open a new chat and session as they were at the end of a turn, and print their ids."""
+    from dovecote.sdk import Dovecote
+
+    with Dovecote() as client:
+        forked = client.chats.fork(chat_id, turn, key=key)
+    print(forked.id, forked.session_id)
+
+
 def _said(message: dict[str, Any]) -> list[str]:
     """Lines for the parts of a message, in the shape that the agent stores."""
     lines = []

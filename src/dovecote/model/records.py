@@ -160,7 +160,10 @@ class Chat:
 
 @dataclass(frozen=True)
 class Turn:
-    """One exchange of a chat. `messages` are the provider-neutral messages, as the agent wrote them."""
+    """One exchange of a chat. `messages` are the provider-neutral messages, as the agent wrote them.
+
+    `snapshot_id` names the session's files at its end; without one, `snapshot_note` says why.
+    """
 
     id: str
     tenant_id: str
@@ -168,6 +171,9 @@ class Turn:
     number: int
     messages: list[dict[str, Any]]
     created_at: datetime
+    snapshot_id: str | None = None
+    snapshot_note: str | None = None
+    rewound_at: datetime | None = None  # the chat went back to before it
     generation: int = 0
 
 

@@ -134,11 +134,16 @@ class Chat:
 
 @dataclass(frozen=True)
 class Turn:
+    """`snapshot_id` names the session's files at its end; without one, `snapshot_note` says why."""
+
     id: str
     chat_id: str
     number: int
     messages: list[dict[str, Any]]
     created_at: datetime
+    snapshot_id: str | None = None
+    snapshot_note: str | None = None
+    rewound_at: datetime | None = None
 
 
 @dataclass(frozen=True)

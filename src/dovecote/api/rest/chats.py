@@ -26,6 +26,15 @@ class NewTurn(Body):
     messages: list[dict[str, Any]] = Field(min_length=1, max_length=1000, description="As the agent wrote them.")
 
 
+class ToTurn(Body):
+    turn: int = Field(ge=1, lt=1 << 31, description="Its number.")
+
+
+class ChatFork(ToTurn):
+    key: str | None = Field(None, description="Your own name for the new session.")
+    wake: bool = True
+
+
 @routes.post("", status_code=201, summary="Open a chat on a session")
 async def create_chat(here: Here, new: NewChat) -> ChatShape:
     chat = await here.rooms.chats.create(here.tenant_id, session_id=new.session_id, user=new.user, title=new.title)
@@ -52,7 +61,27 @@ async def add_turn(here: Here, chat_id: ChatId, new: NewTurn) -> TurnShape:
 
 
 @routes.get("/{chat_id}/turns", summary="Its turns, in pages")
-async def list_turns(here: Here, chat_id: ChatId, after: After = None, limit: Limit = 100) -> Page[TurnShape]:
-    found = await here.rooms.chats.turns(here.tenant_id, chat_id, after=after, limit=limit)
+async def list_turns(
+    here: Here,
+    chat_id: ChatId,
+    after: After = None,
+    limit: Limit = 100,
+    rewound: Annotated[bool, Query(description="Also those that the chat went back to before of.")] = False,
+) -> Page[TurnShape]:
+    found = await here.rooms.chats.turns(here.tenant_id, chat_id, after=after, limit=limit, rewound=rewound)
     items = [turn_shape(turn) for turn in found]
     return Page[TurnShape](items=items, next=found[-1].id if len(found) == limit else None)
+
+
+@routes.post(
+    "/{chat_id}:rewind", summary="Go back to the end of a turn, files and messages; what runs in the session ends"
+)
+async def rewind_chat(here: Here, chat_id: ChatId, to: ToTurn) -> TurnShape:
+    return turn_shape(await here.rooms.chats.rewind(here.tenant_id, chat_id, to.turn))
+
+
+@routes.post(
+    "/{chat_id}:fork", status_code=201, summary="Open a new chat and session as they were at the end of a turn"
+)
+async def fork_chat(here: Here, chat_id: ChatId, fork: ChatFork) -> ChatShape:
+    return chat_shape(await here.rooms.chats.fork(here.tenant_id, chat_id, fork.turn, key=fork.key, wake=fork.wake))

@@ -135,6 +135,9 @@ class TurnShape(BaseModel):
     number: int
     messages: list[dict[str, Any]]
     created_at: datetime
+    snapshot_id: str | None = Field(description="The session's files at its end.")
+    snapshot_note: str | None = Field(description="Why it has no snapshot.")
+    rewound_at: datetime | None = Field(description="When the chat went back to before it.")
 
 
 class KeyShape(BaseModel):
@@ -272,7 +275,14 @@ def chat_shape(chat: records.Chat) -> ChatShape:
 
 def turn_shape(turn: records.Turn) -> TurnShape:
     return TurnShape(
-        id=turn.id, chat_id=turn.chat_id, number=turn.number, messages=turn.messages, created_at=turn.created_at
+        id=turn.id,
+        chat_id=turn.chat_id,
+        number=turn.number,
+        messages=turn.messages,
+        created_at=turn.created_at,
+        snapshot_id=turn.snapshot_id,
+        snapshot_note=turn.snapshot_note,
+        rewound_at=turn.rewound_at,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from dovecote.control.functions import Functions
@@ -40,6 +41,19 @@ class Snapshots:
             raise Invalid(f"a label has at most {LONGEST_LABEL} characters")
         session = await self._saved(tenant_id, session_id)
         return await self._record(session, cause, label=label, is_pinned=is_pinned)
+
+    async def at_turn(self, tenant_id: str, session_id: str, label: str) -> Snapshot:
+        """For the end of a chat's turn: one that has no instance is not woken. Raises Conflict (no_files)."""
+        session = await self._sessions.get(tenant_id, session_id)
+        has_instance = self._sessions.live.get(session_id) is not None
+        if not has_instance and (session.state is not SessionState.PARKED or session.tree is None):
+            raise Conflict("the session has no files that could be saved without waking it", code="no_files")
+        return await self.create(tenant_id, session_id, label=label, cause=SnapshotCause.TURN)
+
+    async def copy(self, snapshot: Snapshot, session: Session) -> Snapshot:
+        """The same files as a snapshot of a fork, which has its own numbering of saves."""
+        copied = replace(snapshot, id=new_id("snp"), session_id=session.id, saved_generation=0, generation=0)
+        return await self._store.tenant(session.tenant_id).snapshots.insert(copied)
 
     async def get(self, tenant_id: str, session_id: str, snapshot_id: str) -> Snapshot:
         """Raises NotFound, also for a snapshot of another session."""

@@ -194,9 +194,19 @@ class AsyncChats:
         body = {"messages": [dict(message) for message in messages]}
         return read(Turn, await self._wire.call("POST", f"/v1/chats/{chat_id}/turns", json=body))
 
-    async def turns(self, chat_id: str) -> list[Turn]:
-        """Oldest first."""
-        found = [read(Turn, each) async for each in _pages(self._wire, f"/v1/chats/{chat_id}/turns", {})]
+    async def rewind(self, chat_id: str, turn: int) -> Turn:
+        """Back to the end of that turn, files and messages; what runs in the session ends."""
+        return read(Turn, await self._wire.call("POST", f"/v1/chats/{chat_id}:rewind", json={"turn": turn}))
+
+    async def fork(self, chat_id: str, turn: int, *, key: str | None = None, wake: bool = True) -> Chat:
+        """A new chat on a new session, as they were at the end of that turn; this one stays as it is."""
+        body = {"turn": turn, "key": key, "wake": wake}
+        return read(Chat, await self._wire.call("POST", f"/v1/chats/{chat_id}:fork", json=body))
+
+    async def turns(self, chat_id: str, *, rewound: bool = False) -> list[Turn]:
+        """In order. `rewound` also gives those that the chat went back to before of."""
+        path, params = f"/v1/chats/{chat_id}/turns", {"rewound": "true" if rewound else None}
+        found = [read(Turn, each) async for each in _pages(self._wire, path, params)]
         return sorted(found, key=lambda turn: turn.number)
 
     async def list(self, *, user: str | None = None) -> list[Chat]:
