@@ -143,3 +143,18 @@ def test_a_chat_goes_back_with_its_files_and_a_fork_of_it_goes_its_own_way(dovec
             assert theirs.run("cat file").stdout == "one\n"
         assert session.run("cat file").stdout == "four\n"
         assert [turn.number for turn in dovecote.chats.turns(chat.id)] == [1, 4]
+
+
+def test_what_has_changed_since_a_snapshot_is_listed(dovecote: Dovecote) -> None:
+    with dovecote.sessions.create() as session:
+        session.run(MAKE, check=True)
+        first = session.snapshot()
+        session.run(
+            "echo new > app/new; rm app/src/kept; chmod 600 app/src/mode; echo 22 > app/src/changed", check=True
+        )
+        session.run("sudo rm /etc/issue", check=True)
+        found = {each.path: each.what for each in session.changes(first.id)}
+        wanted = {"app/new": "added", "app/src/kept": "removed", "app/src/mode": "attributes"}
+        wanted["app/src/changed"] = "content"
+        assert {"/etc/issue": "removed"} | {f"/home/user/{k}": v for k, v in wanted.items()} == found
+        assert session.changes(first.id, first.id) == []

@@ -14,7 +14,7 @@ from dovecote.control.fleet import SERVER_TAG, Claim, Command, Death, Leftover, 
 from dovecote.errors import Conflict, Failed, NoCapacity, NotFound, StorageFailed
 from dovecote.host.guest import CommandStatus, Dropped, Exited, Finished, Guest, PortState, Started
 from dovecote.model.states import InstanceState, check_instance_move
-from dovecote.model.trees import Saved
+from dovecote.model.trees import Change, Saved
 from dovecote.model.volumes import Mount
 from tests.unit.memory_volumes import MemoryVolumes
 
@@ -255,6 +255,14 @@ class MemoryHost:
             raise Conflict("a later epoch has claimed it", code="sealed")
         self._epochs[owner] = epoch
         return self._append(owner, self.trees[tree])
+
+    async def changes(self, template: str, old: str, new: str) -> list[Change]:
+        before, after = self.trees[old], self.trees[new]
+        return [
+            Change(path, "added" if path not in before else "removed" if path not in after else "content", None, None)
+            for path in sorted(before.keys() | after.keys())
+            if before.get(path) != after.get(path)
+        ]
 
     async def last_saved(self, owner: str) -> Saved | None:
         return self.logs[owner][-1] if self.logs.get(owner) else None

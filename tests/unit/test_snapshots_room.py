@@ -168,6 +168,25 @@ async def test_a_snapshot_that_is_being_taken_while_its_session_is_deleted_leave
     assert [each async for each in snapshots.workspaces()] == []
 
 
+@pytest.mark.anyio
+async def test_changes_are_told_until_another_snapshot_or_now_and_to_no_other_tenant(
+    world: World, snapshots: Snapshots
+) -> None:
+    session = await world.sessions.create(world.tenant)
+    first = await snapshots.create(world.tenant, session.id)
+    await world.write(session, b"1", "/one")
+    second = await snapshots.create(world.tenant, session.id)
+    await world.write(session, b"2", "/two")
+    until = await snapshots.changes(world.tenant, session.id, first.id, second.id)
+    now = await snapshots.changes(world.tenant, session.id, first.id)
+    assert ([each.path for each in until], [each.path for each in now]) == (["/one"], ["/one", "/two"])
+    theirs = await world.sessions.create(world.other)
+    own = await snapshots.create(world.other, theirs.id)
+    for old, new in ((first.id, None), (own.id, first.id)):
+        with pytest.raises(NotFound):
+            await snapshots.changes(world.other, theirs.id, old, new)
+
+
 TAKEN = some.lists(some.tuples(some.integers(0, 400), some.booleans()), max_size=60)
 
 

@@ -155,6 +155,21 @@ def rewind(session_id: SessionId, snapshot_id: SnapshotId) -> None:
 
 
 @commands.command()
+def diff(
+    session_id: SessionId,
+    snapshot_id: SnapshotId,
+    to: Annotated[str | None, typer.Argument(metavar="SNAPSHOT", help="snp_...; as it is now if none.")] = None,
+) -> None:
+    """List what has changed since a snapshot."""
+    from dovecote.sdk import Dovecote
+
+    with Dovecote() as client:
+        found = client.sessions.get(session_id).changes(snapshot_id, to)
+    sizes = ["" if each.new_bytes is None else str(each.new_bytes) for each in found]
+    table(("what", "path", "bytes"), [(c.what, c.path, size) for c, size in zip(found, sizes, strict=True)])
+
+
+@commands.command()
 def fork(
     session_id: SessionId,
     snapshot_id: Annotated[

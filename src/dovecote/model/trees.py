@@ -37,3 +37,13 @@ class Template:
     home: str
     has_sudo: bool
     env: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Change:
+    """How one path differs: added, removed, type, content or attributes. Sizes are None where it is not there."""
+
+    path: str
+    what: str
+    old_bytes: int | None
+    new_bytes: int | None

@@ -22,6 +22,7 @@ from dovecote.sdk._errors import (
 from dovecote.sdk._shapes import (
     App,
     AppInstance,
+    Change,
     Chat,
     CommandView,
     Dropped,
@@ -54,6 +55,7 @@ __all__ = [
     "AsyncFiles",
     "AsyncSession",
     "BadRequest",
+    "Change",
     "Chat",
     "Command",
     "CommandFailed",

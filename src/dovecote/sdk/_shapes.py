@@ -69,6 +69,16 @@ class SessionView:
 
 
 @dataclass(frozen=True)
+class Change:
+    """How a path differs: `what` is added, removed, type, content or attributes."""
+
+    path: str
+    what: str
+    old_bytes: int | None
+    new_bytes: int | None
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """A session's files as they were saved, by name. `cause` is asked, turn, before_rewind or published."""
 

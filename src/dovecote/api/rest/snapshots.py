@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import AfterValidator, BaseModel, Field
 
 from dovecote.api.rest.here import After, Here, Limit, SessionId, SnapshotId
@@ -28,6 +28,13 @@ class SnapshotShape(BaseModel):
     total_bytes: int
     is_pinned: bool
     created_at: datetime
+
+
+class ChangeShape(BaseModel):
+    path: str
+    what: str = Field(description="added, removed, type, content or attributes.")
+    old_bytes: int | None
+    new_bytes: int | None
 
 
 class NewSnapshot(Body):
@@ -70,6 +77,23 @@ async def get_snapshot(here: Here, session_id: SessionId, snapshot_id: SnapshotI
 @routes.delete("/{session_id}/snapshots/{snapshot_id}", status_code=204, summary="Forget a snapshot")
 async def delete_snapshot(here: Here, session_id: SessionId, snapshot_id: SnapshotId) -> None:
     await here.rooms.snapshots.delete(here.tenant_id, session_id, snapshot_id)
+
+
+@routes.get("/{session_id}/snapshots/{snapshot_id}/changes", summary="What has changed since, in pages")
+async def list_changes(
+    here: Here,
+    session_id: SessionId,
+    snapshot_id: SnapshotId,
+    to: Annotated[NamedSnapshot | None, Query(description="Up to this snapshot; up to now without.")] = None,
+    after: Annotated[int, Query(ge=0, description="`next` of the page before")] = 0,
+    limit: Limit = 100,
+) -> Page[ChangeShape]:
+    found = await here.rooms.snapshots.changes(here.tenant_id, session_id, snapshot_id, to)
+    end = after + limit
+    items = [
+        ChangeShape(path=c.path, what=c.what, old_bytes=c.old_bytes, new_bytes=c.new_bytes) for c in found[after:end]
+    ]
+    return Page[ChangeShape](items=items, next=str(end) if end < len(found) else None)
 
 
 @routes.post("/{session_id}:rewind", summary="Go back to a snapshot; what runs in the session ends")

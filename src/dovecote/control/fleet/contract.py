@@ -7,7 +7,7 @@ from typing import Protocol
 from dovecote.host.guest import Guest
 from dovecote.host.instances import Claim, Leftover, Observed, Placed
 from dovecote.host.storage.volumes import Volumes
-from dovecote.model.trees import Saved
+from dovecote.model.trees import Change, Saved
 from dovecote.model.volumes import Mount
 
 
@@ -54,6 +54,9 @@ class Host(Protocol):
         Called when the owner has no instance; may be repeated. A leftover stays, older than this by its generation.
         Raises StorageFailed (corrupt), Invalid (wrong_template), Conflict (sealed, busy).
         """
+
+    async def changes(self, template: str, old: str, new: str) -> list[Change]:
+        """What differs between two trees over one template. Called when a user asks. Raises StorageFailed (corrupt)."""
 
     async def last_saved(self, owner: str) -> Saved | None:
         """The newest checkpoint in the owner's log, wherever it was written."""

@@ -24,7 +24,7 @@ from dovecote.model.ids import new_id, parse_session_key, random_text
 from dovecote.model.records import Session, Start
 from dovecote.model.sizes import SPECS
 from dovecote.model.states import LIVE_SESSION, Desired, SessionState, check_session_move
-from dovecote.model.trees import Saved, Workspace
+from dovecote.model.trees import Change, Saved, Workspace
 from dovecote.model.volumes import Mount
 from dovecote.store import Store
 
@@ -463,6 +463,9 @@ class Sessions:
         """What the host's log says of the save that the session's record names; None when it names another."""
         saved = await self._fleet.host(self._fleet.place(prefer=session.host_id)).last_saved(session.id)
         return saved if saved is not None and saved.tree == session.tree else None
+
+    async def changes(self, session: Session, template: str, old: str, new: str) -> Sequence[Change]:
+        return await self._fleet.host(self._fleet.place(prefer=session.host_id)).changes(template, old, new)
 
     async def store_leftover(self, session: Session, host: Host, reason: str) -> Session:
         try:

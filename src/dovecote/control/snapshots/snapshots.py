@@ -14,7 +14,7 @@ from dovecote.model.ids import new_id
 from dovecote.model.records import Session, Snapshot
 from dovecote.model.sizes import TIERS
 from dovecote.model.states import SessionState, SnapshotCause
-from dovecote.model.trees import Workspace
+from dovecote.model.trees import Change, Workspace
 from dovecote.store import Store
 
 LONGEST_LABEL = 200
@@ -109,6 +109,20 @@ class Snapshots:
         return await self._sessions.create(
             tenant_id, key=key, tier=source.tier, env=env, wake=wake, fork_of=(source, tree)
         )
+
+    async def changes(
+        self, tenant_id: str, session_id: str, snapshot_id: str, to: str | None = None
+    ) -> Sequence[Change]:
+        """What differs in snapshot `to`, or as the session is now, from an earlier snapshot of it."""
+        old = await self.get(tenant_id, session_id, snapshot_id)
+        if to is None:
+            session = await self._saved(tenant_id, session_id)
+            assert session.tree is not None
+            tree = session.tree
+        else:
+            session = await self._sessions.get(tenant_id, session_id)
+            tree = (await self.get(tenant_id, session_id, to)).tree
+        return await self._sessions.changes(session, old.template, old.tree, tree)
 
     async def expire(self, session: Session, now: datetime) -> int:
         """Deletes the records of what the session's tier does not keep; counts them. May be repeated."""

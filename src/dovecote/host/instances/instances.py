@@ -29,10 +29,11 @@ from dovecote.host.instances.instance import (
 from dovecote.host.instances.preparing import Parts, Preparing
 from dovecote.host.instances.saving import Saving
 from dovecote.host.instances.warm import WarmPool
+from dovecote.host.storage.changes import changes
 from dovecote.host.storage.volumes import Volumes
 from dovecote.model.sizes import MIB
 from dovecote.model.states import InstanceState
-from dovecote.model.trees import Saved, Workspace
+from dovecote.model.trees import Change, Saved, Workspace
 from dovecote.model.volumes import Mount
 
 log = logging.getLogger(__name__)
@@ -382,6 +383,13 @@ class Instances:
             if owner in self._by_owner:
                 raise Conflict(f"{owner} has an instance", code="busy", hint="stop it first")
             return await self._saving.rewind(owner, epoch=epoch, template=template, tree=tree)
+
+    async def changes(self, template: str, old: str, new: str) -> list[Change]:
+        def compare() -> list[Change]:
+            trees = self._parts.trees
+            return changes(trees.entries(template), trees.entries(old), trees.entries(new))
+
+        return await asyncio.to_thread(compare)
 
     async def last_saved(self, owner: str) -> Saved | None:
         return await self._saving.last_saved(owner)

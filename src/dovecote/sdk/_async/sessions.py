@@ -13,6 +13,7 @@ from dovecote.sdk._async.volumes import AsyncMounts
 from dovecote.sdk._errors import CommandFailed, error_from
 from dovecote.sdk._shapes import (
     EVENTS,
+    Change,
     CommandView,
     Event,
     Exited,
@@ -278,6 +279,18 @@ class AsyncSession:
         while True:
             page = await self._wire.call("GET", f"{self._path}/snapshots", params={"after": after})
             found += [read(Snapshot, each) for each in page["items"]]
+            after = page["next"]
+            if after is None:
+                return found
+
+    async def changes(self, snapshot_id: str, to: str | None = None) -> list[Change]:
+        """What differs from a snapshot in another one, or as the session is now. Saves the session once a page."""
+        found: list[Change] = []
+        after: str | None = None
+        while True:
+            params = {"to": to, "after": after, "limit": 1000}
+            page = await self._wire.call("GET", f"{self._path}/snapshots/{snapshot_id}/changes", params=params)
+            found += [read(Change, each) for each in page["items"]]
             after = page["next"]
             if after is None:
                 return found

@@ -13,6 +13,7 @@ from typing import Any, Self
 from dovecote.sdk._errors import CommandFailed, error_from
 from dovecote.sdk._shapes import (
     EVENTS,
+    Change,
     CommandView,
     Event,
     Exited,
@@ -275,6 +276,18 @@ class Session:
         while True:
             page = self._wire.call("GET", f"{self._path}/snapshots", params={"after": after})
             found += [read(Snapshot, each) for each in page["items"]]
+            after = page["next"]
+            if after is None:
+                return found
+
+    def changes(self, snapshot_id: str, to: str | None = None) -> list[Change]:
+        """What differs from a snapshot in another one, or as the session is now. Saves the session once a page."""
+        found: list[Change] = []
+        after: str | None = None
+        while True:
+            params = {"to": to, "after": after, "limit": 1000}
+            page = self._wire.call("GET", f"{self._path}/snapshots/{snapshot_id}/changes", params=params)
+            found += [read(Change, each) for each in page["items"]]
             after = page["next"]
             if after is None:
                 return found
