@@ -237,3 +237,18 @@ def test_flattening_reads_no_file_and_keeps_manifests_that_did_not_change(trees:
     trees.verify_stored(whole.digest)
     with pytest.raises(Invalid):
         trees.flatten(whole.digest)
+
+
+def test_a_whiteout_above_a_very_deep_directory_of_its_own_layer_hides_only_what_is_below(trees: Trees) -> None:
+    deep = "/".join(["a"] * 1700)
+    found = apply(trees, tar(file("a/old"), file("b/old")), tar(file(f"{deep}/new"), file(".wh.a", b"")))
+    assert f"{deep}/new" in found
+    assert "a/old" not in found
+    assert "b/old" in found
+
+
+@pytest.mark.parametrize("whiteout", [".wh.a", "a/.wh..wh..opq"])
+def test_a_whiteout_keeps_a_file_whose_directory_only_a_layer_below_names(trees: Trees, whiteout: str) -> None:
+    found = apply(trees, tar(folder("a"), folder("a/b"), file("a/b/old")), tar(file("a/b/new"), file(whiteout, b"")))
+    assert {"a", "a/b", "a/b/new"} <= found.keys()
+    assert "a/b/old" not in found

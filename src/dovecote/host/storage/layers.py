@@ -113,6 +113,9 @@ class LayeredTree:
             self._remove(path)
         self._put(entry)
         self._own.add(path)
+        while path:  # its directories are this layer's too, whether it names them or not
+            path = path.rpartition(b"/")[0]
+            self._own.add(path)
 
     def _made(self, tar: tarfile.TarFile, path: bytes, kind: Kind | None, member: tarfile.TarInfo) -> Entry:
         assert kind is not None
@@ -200,11 +203,13 @@ class LayeredTree:
 
     def _hide_below(self, path: bytes) -> None:
         """Only what layers below wrote: a whiteout says nothing about its own layer, in whatever order they come."""
-        if path in self._own:
-            for child in list(self._children.get(path, ())):
-                self._hide_below(path + b"/" + child)
-        else:
-            self._remove(path)
+        todo = [path]
+        while todo:
+            each = todo.pop()
+            if each in self._own:
+                todo += [each + b"/" + child for child in self._children.get(each, ())]
+            else:
+                self._remove(each)
 
     def _put(self, entry: Entry) -> None:
         self._entries[entry.path] = entry
