@@ -16,6 +16,7 @@ from dovecote.model.addresses import Addresses
 from dovecote.model.ids import new_id, random_text
 from dovecote.model.records import ApiKey, App, Chat, Function, Session, Start, Turn, User
 from dovecote.model.states import Desired, SessionState
+from dovecote.model.trees import Lag, LagState
 
 DEFAULT_SCALE: dict[str, Any] = {
     "minimum": 0,
@@ -87,6 +88,7 @@ class FakeSessions:
         self.all: dict[str, Session] = {}
         self.lookups = 0
         self.failure: Exception | None = None
+        self.its_lag = Lag(LagState.PENDING, saved_ago=0.81, behind=0.4, pending=3, recovery_point=2.0)
 
     async def create(self, tenant_id: str, *, key: str | None, env: Any, wake: bool, **rest: Any) -> Session:
         if any(each.key == key for each in self.all.values()):
@@ -144,6 +146,10 @@ class FakeSessions:
 
     async def set_start(self, tenant_id: str, session_id: str, start: Start | None) -> Session:
         return await self._become(tenant_id, session_id, start=start)
+
+    async def lag(self, tenant_id: str, session_id: str) -> Lag:
+        await self.get(tenant_id, session_id)
+        return self.its_lag
 
     async def instance(self, tenant_id: str, session_id: str) -> View:
         await self.get(tenant_id, session_id)

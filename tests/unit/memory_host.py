@@ -14,7 +14,7 @@ from dovecote.control.fleet import SERVER_TAG, Claim, Command, Death, Leftover, 
 from dovecote.errors import Conflict, Failed, NoCapacity, NotFound, StorageFailed
 from dovecote.host.guest import CommandStatus, Dropped, Exited, Finished, Guest, PortState, Started
 from dovecote.model.states import InstanceState, check_instance_move
-from dovecote.model.trees import Change, Saved
+from dovecote.model.trees import Change, Lag, LagState, Saved
 from dovecote.model.volumes import Mount
 from tests.unit.memory_volumes import MemoryVolumes
 
@@ -213,6 +213,17 @@ class MemoryHost:
         saved = self._append(instance.claim.owner, instance.files)
         instance.generation = saved.generation
         return saved
+
+    async def lag(self, instance_id: str) -> Lag:
+        instance = self._get(instance_id)
+        saved = self.trees[self.logs[instance.claim.owner][-1].tree] if self.logs.get(instance.claim.owner) else None
+        pending = [path for path, text in instance.files.items() if (saved or {}).get(path) != text]
+        state = LagState.PENDING if pending else LagState.SAVED
+        return Lag(state, pending=len(pending), recovery_point=instance.claim.recovery_point)
+
+    async def set_recovery_point(self, instance_id: str, seconds: float) -> None:
+        instance = self._get(instance_id)
+        instance.claim = replace(instance.claim, recovery_point=seconds)
 
     @property
     def volumes(self) -> MemoryVolumes:

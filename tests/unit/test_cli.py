@@ -18,6 +18,7 @@ from dovecote.cli.demo.story import CheckFailed, Story, check, until
 from dovecote.cli.up import is_ready, running
 from dovecote.config import Settings
 from dovecote.control.sandboxes import Exited, Output, Started
+from dovecote.model.trees import Lag, LagState
 from tests.unit.fake_rooms import KEY, NOW, Rooms
 from tests.unit.serving import served
 
@@ -181,3 +182,26 @@ def test_a_step_that_fails_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(CheckFailed), story.step("a request thaws it"):
         check(False, "no")
     assert "✗ a request thaws it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("lag", "line"),
+    [
+        (Lag(LagState.PENDING, 0.81, 0.4, 3), "files: last saved 0.8 s ago, 3 files pending"),
+        (Lag(LagState.SAVED, 0.81), "files: all saved, last saved 0.8 s ago"),
+        (Lag(LagState.SAVED), "files: all saved"),
+        (Lag(LagState.ON_HOST, None, 0, None), "files: on its host only, not saved yet"),
+        (
+            Lag(LagState.FAILING, None, 9, None, 2.0, "disk_full"),
+            "files: not saved yet, many files pending; saving fails (disk_full) and is tried again, work goes on",
+        ),
+    ],
+)
+def test_show_says_how_far_files_are_saved(
+    rooms: Rooms, capsys: pytest.CaptureFixture[str], lag: Lag, line: str
+) -> None:
+    dovecote("session", "create", "--key", "mine")
+    session_id = capsys.readouterr().out.strip()
+    rooms.sessions.its_lag = lag
+    assert dovecote("session", "show", session_id) == 0
+    assert line in capsys.readouterr().out.splitlines()

@@ -9,7 +9,7 @@ import typer
 from dovecote.cli.show import age, say, table
 
 if TYPE_CHECKING:
-    from dovecote.sdk import Session
+    from dovecote.sdk import Lag, Session
 
 commands = typer.Typer(help="Sessions: the tie between a chat and its sandbox.", no_args_is_help=True)
 
@@ -74,6 +74,37 @@ def get(session_id: SessionId) -> None:
         view = client.sessions.get(session_id).view
     for name, value in asdict(view).items():
         say(f"{name:20} {'-' if value is None else value}")
+
+
+@commands.command()
+def show(session_id: SessionId) -> None:
+    """Say how a session is, and how far its files are saved."""
+    from dovecote.sdk import Dovecote
+
+    with Dovecote() as client:
+        session = client.sessions.get(session_id)
+        lag = session.lag()
+    view = session.view
+    say(f"{view.state}: {view.reason}" if view.reason else view.state)
+    say(f"files: {_saved(lag)}")
+    say(f"key {view.key}, tier {view.tier}, {age(view.created_at)} old, last active {age(view.last_active_at)} ago")
+    if view.address:
+        say(view.address)
+
+
+def _saved(lag: Lag) -> str:
+    """`last saved 0.8 s ago, 3 files pending`."""
+    ago = "not saved yet" if lag.saved_ago_seconds is None else f"last saved {lag.saved_ago_seconds:.1f} s ago"
+    if lag.state == "on_host":
+        return f"on its host only, {ago}"
+    if lag.state == "damaged":
+        return f"damaged, {ago}"
+    if lag.state == "saved":
+        return "all saved" if lag.saved_ago_seconds is None else f"all saved, {ago}"
+    text = f"{ago}, {'many' if lag.pending is None else lag.pending} files pending"
+    if lag.state == "failing":
+        text += f"; saving fails ({lag.error_code}) and is tried again, work goes on"
+    return text
 
 
 @commands.command()

@@ -41,12 +41,16 @@ SPECS: dict[str, Spec] = {
 
 @dataclass(frozen=True)
 class Tier:
-    """How long a session of such a user is kept when nobody uses it, and how many of its snapshots, how old."""
+    """How long a session of such a user is kept when nobody uses it, and how many of its snapshots, how old.
+
+    `recovery_point` is how much of its work the loss of a host may cost.
+    """
 
     name: str
     idle_after: timedelta
     snapshots: int = 20
     snapshots_for: timedelta = timedelta(days=7)
+    recovery_point: timedelta = timedelta(seconds=2)
 
 
 TIERS: dict[str, Tier] = {
@@ -54,8 +58,8 @@ TIERS: dict[str, Tier] = {
     for tier in (
         Tier("default", timedelta(minutes=5)),
         Tier("regular", timedelta(hours=1), 50, timedelta(days=30)),
-        Tier("vip", timedelta(hours=10), 200, timedelta(days=180)),
-        Tier("svip", timedelta(hours=24), 1000, timedelta(days=365)),
+        Tier("vip", timedelta(hours=10), 200, timedelta(days=180), timedelta(seconds=1)),
+        Tier("svip", timedelta(hours=24), 1000, timedelta(days=365), timedelta(seconds=1)),
     )
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 
 @dataclass(frozen=True)
@@ -47,3 +48,30 @@ class Change:
     what: str
     old_bytes: int | None
     new_bytes: int | None
+
+
+class LagState(StrEnum):
+    """Whether the store has a session's files as they are."""
+
+    SAVED = "saved"
+    PENDING = "pending"  # written to since the last checkpoint; the next one is due
+    FAILING = "failing"  # the last checkpoint failed; it is tried again, work goes on
+    ON_HOST = "on_host"  # without an instance; the newest files are on its host only
+    DAMAGED = "damaged"  # what was saved fails verification
+
+
+@dataclass(frozen=True)
+class Lag:
+    """How far the store is behind a session's files. Times in seconds.
+
+    `saved_ago` is None when this host has not saved them since it started. `behind` is the age of the oldest change
+    that is not saved. `pending` are files and directories that were written to since the last checkpoint; None where
+    nobody has counted them: there are too many, or none of it was ever saved.
+    """
+
+    state: LagState
+    saved_ago: float | None = None
+    behind: float = 0.0
+    pending: int | None = 0
+    recovery_point: float | None = None  # None without an instance
+    error_code: str = ""

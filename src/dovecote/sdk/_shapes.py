@@ -94,6 +94,21 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
+class Lag:
+    """How far the store is behind a session's files. `state` is saved, pending, failing, on_host or damaged.
+
+    `pending` counts what was written to since the last save; None where nobody counted.
+    """
+
+    state: str
+    saved_ago_seconds: float | None
+    behind_seconds: float
+    pending: int | None
+    recovery_point_seconds: float | None
+    error_code: str
+
+
+@dataclass(frozen=True)
 class Instance:
     instance_id: str
     pid: int

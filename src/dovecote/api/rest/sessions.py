@@ -11,6 +11,7 @@ from dovecote.api.rest.here import After, Here, Limit, SessionId
 from dovecote.api.rest.shapes import (
     Body,
     InstanceShape,
+    LagShape,
     Page,
     SessionShape,
     StartShape,
@@ -134,3 +135,16 @@ async def clear_start(here: Here, session_id: SessionId) -> SessionShape:
 async def get_instance(here: Here, session_id: SessionId) -> InstanceShape:
     view = await here.rooms.sessions.instance(here.tenant_id, session_id)
     return InstanceShape(instance_id=view.instance_id, pid=view.pid, address=view.address, usage={**view.usage})
+
+
+@routes.get("/{session_id}/lag", summary="How far the store is behind its files")
+async def get_lag(here: Here, session_id: SessionId) -> LagShape:
+    lag = await here.rooms.sessions.lag(here.tenant_id, session_id)
+    return LagShape(
+        state=lag.state,
+        saved_ago_seconds=lag.saved_ago,
+        behind_seconds=lag.behind,
+        pending=lag.pending,
+        recovery_point_seconds=lag.recovery_point,
+        error_code=lag.error_code,
+    )

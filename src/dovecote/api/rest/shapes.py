@@ -92,6 +92,17 @@ class InstanceShape(BaseModel):
     usage: dict[str, int | float] = Field(description="What it uses now; units are in the names.")
 
 
+class LagShape(BaseModel):
+    """How far the store is behind a session's files."""
+
+    state: str = Field(description="saved, pending, failing (work goes on, it is tried again), on_host or damaged.")
+    saved_ago_seconds: float | None = Field(description="Since the last save; null when none is known.")
+    behind_seconds: float = Field(description="Age of the oldest change that is not saved.")
+    pending: int | None = Field(description="Files and directories written to since; null: too many to count, or all.")
+    recovery_point_seconds: float | None = Field(description="What its tier promises; null without an instance.")
+    error_code: str = Field(description="Why the last save failed; empty when it did not.")
+
+
 class AppShape(BaseModel):
     id: str
     name: str

@@ -7,7 +7,7 @@ from typing import Protocol
 from dovecote.host.guest import Guest
 from dovecote.host.instances import Claim, Leftover, Observed, Placed
 from dovecote.host.storage.volumes import Volumes
-from dovecote.model.trees import Change, Saved
+from dovecote.model.trees import Change, Lag, Saved
 from dovecote.model.volumes import Mount
 
 
@@ -28,6 +28,12 @@ class Host(Protocol):
 
     async def save(self, instance_id: str) -> Saved:
         """A checkpoint while it goes on. Raises StorageFailed, Conflict (sealed)."""
+
+    async def lag(self, instance_id: str) -> Lag:
+        """How far the store is behind its files. Called when a user asks; costs what has changed."""
+
+    async def set_recovery_point(self, instance_id: str, seconds: float) -> None:
+        """How much work its loss may cost from now on. Called when a session's tier changes, and after a restart."""
 
     @property
     def volumes(self) -> Volumes:

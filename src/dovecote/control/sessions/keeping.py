@@ -65,6 +65,7 @@ class Keeping:
                     session = await self._sessions.settle(session, SessionState.STARTING, None)
                 live.session = await self._sessions.settle(session, state, seen.instance_id)
                 self._sessions.live.add(live)
+                await self._sessions.pace(live.session)
             elif is_left:
                 await self._sessions.settle(session, SessionState.LOST, None)
             elif (

@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 from dovecote.errors import Gone, Invalid, NotFound
 from dovecote.model.records import Revision, Session
 from dovecote.model.sizes import TIERS
-from dovecote.model.states import SessionState
+from dovecote.model.states import LIVE_SESSION, SessionState
+from dovecote.model.trees import Lag, LagState
 
 LONGEST_TIME = timedelta(days=365)
 
@@ -26,6 +27,21 @@ def is_over(session: Session) -> bool:
 
 def idle_after(session: Session, revision: Revision) -> timedelta:
     return session.idle_after or TIERS[session.tier].idle_after
+
+
+def recovery_point(session: Session) -> float:
+    """Seconds of work that the loss of a host may cost it."""
+    return TIERS[session.tier].recovery_point.total_seconds()
+
+
+def resting_lag(session: Session, now: datetime) -> Lag:
+    """Of a session that has no instance."""
+    saved_ago = (now - session.saved_at).total_seconds() if session.saved_at else None
+    if session.state in (SessionState.LOST, *LIVE_SESSION):
+        return Lag(LagState.ON_HOST, saved_ago=saved_ago, pending=None)
+    if session.state is SessionState.DAMAGED:
+        return Lag(LagState.DAMAGED, saved_ago=saved_ago, pending=None, error_code="corrupt")
+    return Lag(LagState.SAVED, saved_ago=saved_ago)
 
 
 def parse_tier(name: str) -> str:

@@ -16,7 +16,7 @@ from dovecote.control.fleet import SERVER_TAG, Claim, Death, Fleet, Host, Placed
 from dovecote.control.functions import SANDBOX, Functions
 from dovecote.control.sessions.live import Live, LiveSessions
 from dovecote.control.sessions.mounting import added, without
-from dovecote.control.sessions.rules import alive, parse_state, parse_tier, parse_time
+from dovecote.control.sessions.rules import alive, parse_state, parse_tier, parse_time, recovery_point, resting_lag
 from dovecote.control.sessions.starting import ensure_started, wait_for_port
 from dovecote.control.tenancy import Tenancy
 from dovecote.errors import Conflict, DovecoteError, Invalid, NotFound, StorageFailed
@@ -24,7 +24,7 @@ from dovecote.model.ids import new_id, parse_session_key, random_text
 from dovecote.model.records import Session, Start
 from dovecote.model.sizes import SPECS
 from dovecote.model.states import LIVE_SESSION, Desired, SessionState, check_session_move
-from dovecote.model.trees import Change, Saved, Workspace
+from dovecote.model.trees import Change, Lag, Saved, Workspace
 from dovecote.model.volumes import Mount
 from dovecote.store import Store
 
@@ -169,13 +169,31 @@ class Sessions:
         """Changes times; effective at once. `ttl` counts from creation."""
         async with self.live.lock(session_id):
             session = await self._living(tenant_id, session_id)
-            return await self._change(
+            session = await self._change(
                 session,
                 tier=parse_tier(tier) if tier else session.tier,
                 idle_after=parse_time(idle_after, "idle_after") or session.idle_after,
                 quiet_after=parse_time(quiet_after, "quiet_after") or session.quiet_after,
                 expires_at=session.created_at + ttl if (ttl := parse_time(ttl, "ttl")) else session.expires_at,
             )
+            await self.pace(session)
+            return session
+
+    async def pace(self, session: Session) -> None:
+        """Lets its instance, if it has one, be saved as often as its tier says. May be repeated."""
+        live = self.live.get(session.id)
+        if live is not None:
+            with contextlib.suppress(NotFound):
+                await live.host.set_recovery_point(live.instance_id, recovery_point(session))
+
+    async def lag(self, tenant_id: str, session_id: str) -> Lag:
+        """How far the store is behind its files; it is not woken for that."""
+        session = await self.get(tenant_id, session_id)
+        live = self.live.get(session_id)
+        if live is not None:
+            with contextlib.suppress(NotFound):
+                return await live.host.lag(live.instance_id)
+        return resting_lag(session, datetime.now(UTC))
 
     async def set_start(self, tenant_id: str, session_id: str, start: Start | None) -> Session:
         """Records how its server is started, for every later waking; does not start it."""
@@ -333,6 +351,7 @@ class Sessions:
                     epoch=session.epoch,
                     generation=session.saved_generation,
                     allow_setuid=template.has_sudo,
+                    recovery_point=recovery_point(session),
                     mounts=(*revision.mounts, *session.mounts),
                 )
             )

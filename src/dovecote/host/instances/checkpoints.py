@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from dovecote.background import Background
 from dovecote.errors import Conflict, DovecoteError
 from dovecote.host.instances.instance import Instance
+from dovecote.host.instances.metrics import CHECKPOINT_SECONDS, CHECKPOINTS, FAILING, OLDEST, UNSAVED
 from dovecote.host.instances.saving import Saving
 from dovecote.host.storage.pool import Disks
+from dovecote.model.trees import Lag, LagState
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +25,7 @@ LONGEST_REST = 12.0  # seconds between the checkpoints of a burst: with the chec
 RETRY = 1.0  # seconds after a failure, doubled with each one up to LONGEST_REST
 AT_ONCE = 2
 MOST_PENDING = 10_000  # files counted for a person
+UNFORESEEN = "internal"  # the code of a failure that is none of ours
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Progress:
     rested_since: float = 0.0
     took: float = 0.0
     failures: int = 0
-    error: str = ""
+    error_code: str = ""
 
 
 def is_due(saved: Progress, *, now: float, recovery_point: float) -> bool:
@@ -48,14 +51,17 @@ def is_due(saved: Progress, *, now: float, recovery_point: float) -> bool:
     return now - saved.rested_since >= rest
 
 
-@dataclass(frozen=True)
-class Lag:
-    """For a person: "last saved 0.8 s ago, 3 files pending". Seconds; `pending` stops counting at MOST_PENDING."""
-
-    saved_ago: float | None
-    behind: float
-    pending: int
-    error: str
+def lag_of(saved: Progress, pending: int | None, *, now: float, recovery_point: float) -> Lag:
+    """For a person: "last saved 0.8 s ago, 3 files pending"."""
+    state = LagState.SAVED if pending == 0 else LagState.PENDING
+    return Lag(
+        LagState.FAILING if saved.failures else state,
+        saved_ago=None if saved.saved_at is None else now - saved.saved_at,
+        behind=0.0 if saved.dirty_since is None else now - saved.dirty_since,
+        pending=pending,
+        recovery_point=recovery_point,
+        error_code=saved.error_code,
+    )
 
 
 class Checkpoints:
@@ -85,14 +91,13 @@ class Checkpoints:
 
     async def lag(self, instance: Instance) -> Lag:
         """Raises NotFound when its disk is gone."""
-        saved = self._saved.get(instance.id, Progress())
-        now = time.monotonic()
+        assert instance.claim is not None
         changed = await self._disks.changed(instance.disk, most=MOST_PENDING)
-        return Lag(
-            saved_ago=None if saved.saved_at is None else now - saved.saved_at,
-            behind=0.0 if saved.dirty_since is None else now - saved.dirty_since,
-            pending=MOST_PENDING if changed is None else len(changed),
-            error=saved.error,
+        return lag_of(
+            self._saved.get(instance.id, Progress()),
+            None if changed is None else len(changed),
+            now=time.monotonic(),
+            recovery_point=instance.claim.recovery_point,
         )
 
     async def _run(self) -> None:
@@ -119,6 +124,13 @@ class Checkpoints:
             if due and len(self._busy) < AT_ONCE:
                 self._busy.add(instance.id)
                 self._background.run(self._save(instance), f"saving {instance.id}")
+        self._count(time.monotonic())
+
+    def _count(self, now: float) -> None:
+        since = [saved.dirty_since for saved in self._saved.values() if saved.dirty_since is not None]
+        UNSAVED.set(len(since))
+        FAILING.set(sum(1 for saved in self._saved.values() if saved.failures))
+        OLDEST.set(now - min(since, default=now))
 
     async def _is_changed(self, instance: Instance) -> bool:
         try:
@@ -139,10 +151,14 @@ class Checkpoints:
             else:
                 expected = isinstance(error, (DovecoteError, OSError))
                 log.warning("%s could not be saved, tried again: %s", instance.id, error, exc_info=not expected)
-            saved = replace(saved, failures=saved.failures + 1, error=str(error)[:500])
+            code = error.code if isinstance(error, DovecoteError) else UNFORESEEN
+            CHECKPOINTS.labels(code).inc()
+            saved = replace(saved, failures=saved.failures + 1, error_code=code)
         else:
             # Written to meanwhile or not: the next look will see.
             saved = Progress(saved_at=began, took=time.monotonic() - began)
+            CHECKPOINTS.labels("saved").inc()
+            CHECKPOINT_SECONDS.observe(saved.took)
         finally:
             self._busy.discard(instance.id)
         self._saved[instance.id] = replace(saved, rested_since=time.monotonic())

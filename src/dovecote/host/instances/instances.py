@@ -17,7 +17,7 @@ from dovecote.errors import Conflict, DovecoteError, Failed, NoCapacity, NotFoun
 from dovecote.host.guest import Guest
 from dovecote.host.instances import mounting
 from dovecote.host.instances.adopting import Adoption, answer_again
-from dovecote.host.instances.checkpoints import Checkpoints, Lag
+from dovecote.host.instances.checkpoints import Checkpoints
 from dovecote.host.instances.instance import (
     Claim,
     Death,
@@ -33,7 +33,7 @@ from dovecote.host.storage.changes import changes
 from dovecote.host.storage.volumes import Volumes
 from dovecote.model.sizes import MIB
 from dovecote.model.states import InstanceState
-from dovecote.model.trees import Change, Saved, Workspace
+from dovecote.model.trees import Change, Lag, Saved, Workspace
 from dovecote.model.volumes import Mount
 
 log = logging.getLogger(__name__)
@@ -319,6 +319,14 @@ class Instances:
     async def lag(self, instance_id: str) -> Lag:
         """How far its files are ahead of the store."""
         return await self._checkpoints.lag(self._get(instance_id))
+
+    async def set_recovery_point(self, instance_id: str, seconds: float) -> None:
+        instance = self._get(instance_id)
+        async with instance.lock:
+            assert instance.claim is not None
+            if instance.claim.recovery_point != seconds:
+                instance.claim = replace(instance.claim, recovery_point=seconds)
+                instance.record()
 
     @property
     def volumes(self) -> Volumes:

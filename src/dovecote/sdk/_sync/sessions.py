@@ -20,6 +20,7 @@ from dovecote.sdk._shapes import (
     File,
     Finished,
     Instance,
+    Lag,
     Output,
     Port,
     SessionView,
@@ -243,6 +244,10 @@ class Session:
     def instance(self) -> Instance:
         """The instance that it has now. Raises NotFound or Conflict while it has none."""
         return read(Instance, self._wire.call("GET", f"{self._path}/instance"))
+
+    def lag(self) -> Lag:
+        """How far the store is behind its files. Does not wake it."""
+        return read(Lag, self._wire.call("GET", f"{self._path}/lag"))
 
     # -- its life
 
