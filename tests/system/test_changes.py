@@ -6,7 +6,7 @@ import mmap
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import anyio
@@ -130,6 +130,33 @@ def test_a_copied_up_directory_takes_only_what_changed(world: World) -> None:
     }
 
 
+def remake(path: Path) -> None:
+    """As a build does with its output directory."""
+    shutil.rmtree(path)
+    path.mkdir()
+    (path / "new").write_text("new")
+
+
+def swap_names(one: Path, other: Path) -> None:
+    aside = one.with_name("aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
+@pytest.mark.parametrize("act", [remake, lambda path: swap_names(path, path.with_name("other"))], ids=["made", "moved"])
+def test_a_directory_in_the_place_of_another_has_nothing_of_it(world: World, act: Callable[[Path], None]) -> None:
+    for name in ("build", "other"):
+        # In a directory that the template does not have: overlayfs marks nothing there as opaque.
+        (world.root / "home/project" / name / "sub").mkdir(parents=True)
+        (world.root / "home/project" / name / "sub" / f"old-{name}").write_text("old")
+    world.checkpoint()
+    act(world.root / "home/project/build")
+    folded, whole = world.checkpoint()
+    assert len(world.payloads) == 1
+    assert folded == whole.digest
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_any_sequence_of_changes_gives_the_tree_of_the_whole(world: World, seed: int) -> None:
     chance = random.Random(seed)
@@ -162,6 +189,8 @@ def act(chance: random.Random, root: Path) -> None:
             "link",
             "rmtree",
             "swap",
+            "remake",
+            "swapdirs",
             "xattr",
             "hard",
         ]
@@ -195,6 +224,12 @@ def act(chance: random.Random, root: Path) -> None:
         found = chance.choice(folders)
         shutil.rmtree(found)
         found.write_text("a file now")
+    elif kind == "remake" and folders:
+        remake(chance.choice(folders))
+    elif kind == "swapdirs" and len(folders) > 1:
+        one, other = chance.sample(folders, 2)
+        if not one.is_relative_to(other) and not other.is_relative_to(one):
+            swap_names(one, other)
     elif kind == "xattr" and files:
         os.setxattr(chance.choice(files), "user.note", chance.randbytes(4))
     elif kind == "hard" and files and chance.random() < 0.2 and not os.path.lexists(new):

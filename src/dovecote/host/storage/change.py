@@ -96,7 +96,12 @@ def _compare(scan: Scan, mark: bytes, path: bytes, status: os.stat_result) -> No
     go_on: list[bytes] = []
     for child, place, found in scan.children(scan.upper, path):
         known = before.pop(child[len(path) + 1 :] if path else child, None)
-        if known != found.st_ino and fold_name(scan, child, place, found, {}, marked=marked):
+        if known == found.st_ino:
+            continue
+        if known is not None:
+            # Another one took its name. overlayfs marks a directory only where a lower one is to be hidden.
+            scan.replaced.add(child)
+        if fold_name(scan, child, place, found, {}, marked=marked):
             go_on.append(child)
     scan.replaced.update(path + b"/" + name if path else name for name in before)
     while go_on:
