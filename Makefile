@@ -1,11 +1,11 @@
-# make demo | up | down | test | check | bench | lock | clean
+# make demo | up | down | test | check | stress | bench | lock | clean
 SHELL := /bin/sh
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready-$(shell cat requirements/dev.lock pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
 
-.PHONY: help setup packages-test packages-bench check lint types test demo up down bench lock clean
+.PHONY: help setup packages-test packages-bench check lint types test stress demo up down bench lock clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -41,6 +41,9 @@ check: setup packages-test lint types ## Style, types, imports, docs, unit and c
 
 test: setup packages-test ## Every test, with real parts
 	$(BIN)/pytest
+
+stress: setup packages-test ## Kill everything at random instants and compare what comes back; STRESS="--rounds 20 --seed 7"
+	$(BIN)/python -m stress $(STRESS)
 
 demo: setup ## Start Dovecote, do its main job and show it
 	@running=0; $(BIN)/dovecote status >/dev/null 2>&1 && running=1; \
