@@ -49,6 +49,9 @@ class Settings:
         10.0, "An instance without requests or running commands for so long is frozen.", "seconds"
     )
     start_timeout: float = setting(60.0, "How long a request is held while its instance starts.", "seconds")
+    reinstall_timeout: float = setting(
+        180.0, "How long reinstalling what rules leave out may take when a session is restored.", "seconds"
+    )
     route_ttl: int = setting(
         10,
         "How long the gateway may use an address without asking; an address rests for three times as long.",

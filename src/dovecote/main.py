@@ -162,7 +162,13 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
     fleet = Fleet({HOST_ID: host.instances})
     functions = Functions(store, templates=host.templates, level=settings.level, levels=host.levels)
     sessions = Sessions(
-        store, fleet, functions, tenancy, quiet_after=settings.quiet_after, start_timeout=settings.start_timeout
+        store,
+        fleet,
+        functions,
+        tenancy,
+        quiet_after=settings.quiet_after,
+        start_timeout=settings.start_timeout,
+        reinstall_timeout=settings.reinstall_timeout,
     )
     snapshots = Snapshots(store, sessions, functions)
     apps = Apps(

@@ -14,8 +14,10 @@ import pytest
 
 from dovecote.host.storage.bucket import open_bucket
 from dovecote.host.storage.change import TooTangled
+from dovecote.host.storage.ignoring import Chosen
 from dovecote.host.storage.pool import BtrfsDisks
 from dovecote.host.storage.trees import Trees, TreeSaved
+from dovecote.model.patterns import Pattern
 from tests.system.tree_rig import Life, Rig
 
 pytestmark = pytest.mark.system
@@ -47,6 +49,7 @@ class World:
         self.payloads: list[bytes] = []
         self.tangled = 0
         self.count = 0
+        self.patterns: tuple[Pattern, ...] = ()
 
     def close(self) -> None:
         self.rig.close()
@@ -58,7 +61,7 @@ class World:
         self.count += 1
         name = f"s{self.count}"
         snapshot = anyio.run(lambda: self.disks.snapshot("disk", name))
-        whole = self.life.save(snapshot / "upper")
+        whole = self.life.save(snapshot / "upper", rules=Chosen(self.patterns).rules)
         changed = anyio.run(lambda: self.disks.changed("disk", snapshot=name, most=10_000))
         if self.tree is None or changed is None:
             self.tree = whole.digest
@@ -73,7 +76,12 @@ class World:
         )
         try:
             made = self.trees.save_change(
-                snapshot / "upper", self.disks.mark_of("disk") / "upper", merged, changed=changed, id_base=0
+                snapshot / "upper",
+                self.disks.mark_of("disk") / "upper",
+                merged,
+                changed=changed,
+                id_base=0,
+                rules=Chosen(self.patterns).rules,
             )
             if made is not None:
                 self.payloads.append(made[0])

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dovecote.host.storage.fold import DEFAULT_RULES
+from dovecote.host.storage.fold import DEFAULT_RULES, Rules
 from dovecote.host.storage.trees import Trees, TreeSaved
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -113,13 +113,13 @@ class Life:
         self.rig.unmount(self.root)
         return seen
 
-    def save(self, upper: Path | None = None) -> TreeSaved:
+    def save(self, upper: Path | None = None, *, rules: Rules | None = None) -> TreeSaved:
         upper = upper or self.upper
         options = f"lowerdir={upper}:{self.lower},metacopy=on,redirect_dir=follow"
         merged = self.rig.mount("overlay", "o", options, _RDONLY)
         try:
             return self.trees.save_delta(
-                upper, merged, id_base=self.id_base, template=self.template, previous=self.delta
+                upper, merged, id_base=self.id_base, template=self.template, previous=self.delta, rules=rules
             )
         finally:
             self.rig.unmount(merged)

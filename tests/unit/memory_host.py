@@ -12,7 +12,7 @@ from typing import Literal
 
 from dovecote.control.fleet import SERVER_TAG, Claim, Command, Death, Leftover, Observed, Output, Placed
 from dovecote.errors import Conflict, Failed, NoCapacity, NotFound, StorageFailed
-from dovecote.host.guest import CommandStatus, Dropped, Exited, Finished, Guest, PortState, Started
+from dovecote.host.guest import CommandStatus, Dropped, Exited, Finished, Guest, PortState, Started, Stat
 from dovecote.model.states import InstanceState, check_instance_move
 from dovecote.model.trees import Change, Lag, LagState, Saved
 from dovecote.model.volumes import Mount
@@ -111,6 +111,8 @@ class MemoryHost:
         self.left: dict[str, Left] = {}
         self.trees: dict[str, dict[str, bytes]] = {}
         self.logs: dict[str, list[Saved]] = {}
+        self.left_out: tuple[str, ...] = ()  # of every tree
+        self.installs: tuple[int | None, bytes] = (0, b"installed\n")  # how reinstalling ends; None: not by itself
         self.flows: Counter[str] = Counter()  # requests on their way, by instance
         self._epochs: dict[str, int] = {}
         self._refusals: dict[str, tuple[BaseException, int | None]] = {}
@@ -181,7 +183,9 @@ class MemoryHost:
             self.left.pop(claim.owner, None)
             tree = claim.workspace.tree
             instance, how = self._made(claim, dict(self.trees[tree]) if tree else {}, claim.generation), "pool"
-        return Placed(instance.id, instance.address, instance.pid, how)
+        is_restored = how == "pool" and claim.workspace.tree is not None
+        left_out = self.left_out if is_restored else ()
+        return Placed(instance.id, instance.address, instance.pid, how, left_out)
 
     async def freeze(self, instance_id: str) -> bool:
         instance = self._get(instance_id)
@@ -207,11 +211,14 @@ class MemoryHost:
             instance.quiet_since = self.clock.now
             await instance.tell()
 
-    async def save(self, instance_id: str) -> Saved:
+    async def save(self, instance_id: str, *, whole: bool = False) -> Saved:
         instance = self._get(instance_id)
         await self._enter("save", instance.claim.owner)
         saved = self._append(instance.claim.owner, instance.files)
         instance.generation = saved.generation
+        if whole and instance.claim.rules.leave_out:
+            self.trees[f"{saved.tree}-whole"] = dict(instance.files)
+            saved = replace(saved, tree=f"{saved.tree}-whole")
         return saved
 
     async def lag(self, instance_id: str) -> Lag:
@@ -380,6 +387,8 @@ class MemoryGuest(Guest):
                 running.exit_code, running.output = 1, b"no such module\n"
             elif self._host.does_open:
                 self._instance.open_ports.add(int(command.env["PORT"]))
+        elif command.tag == "reinstall":
+            running.exit_code, running.output = self._host.installs
         await self._instance.tell()
         return Started(running.number, 1000 + running.number, NOW)
 
@@ -412,6 +421,15 @@ class MemoryGuest(Guest):
             )
             for running in self._instance.commands
         ]
+
+    async def stat(self, path: str, *, user: str, follow: bool = True) -> Stat:
+        await self._reach(None)
+        if path not in self._instance.files:
+            raise NotFound(f"no file {path}", code="file_not_found")
+        return Stat("file", 0o644, 1000, 1000, len(self._instance.files[path]), 0, "")
+
+    async def release(self, number: int) -> None:
+        await self._reach(None)
 
     async def signal(self, number: int, signo: int) -> None:
         await self._reach(None)

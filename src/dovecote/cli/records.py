@@ -34,6 +34,9 @@ def create_function(
     header: Annotated[str, typer.Option(help="The header that names a request's session.")] = "x-dovecote-session",
     start: Annotated[str | None, typer.Option(help="Shell command that starts its server.")] = None,
     port: Annotated[int | None, typer.Option(help="The port that its server opens.")] = None,
+    leave_out: Annotated[list[str] | None, typer.Option(help="Pattern of what sessions do not save.")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="Pattern of what they save all the same.")] = None,
+    reinstall: Annotated[str | None, typer.Option(help="Command that brings back what was left out.")] = None,
 ) -> None:
     """Define a function and print its address."""
     from dovecote.sdk import Dovecote, Start
@@ -49,6 +52,9 @@ def create_function(
             internet=internet,
             affinity_header=header,
             start=Start(start, port) if start is not None and port is not None else None,
+            leave_out=leave_out or (),
+            keep=keep or (),
+            reinstall=reinstall,
         )
         print(made.address)
 

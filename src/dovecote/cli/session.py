@@ -90,6 +90,10 @@ def show(session_id: SessionId) -> None:
     say(f"key {view.key}, tier {view.tier}, {age(view.created_at)} old, last active {age(view.last_active_at)} ago")
     if view.address:
         say(view.address)
+    if view.reinstall is not None:
+        say(f"reinstalling {', '.join(view.reinstall.directories)}: {view.reinstall.state} {view.reinstall.command}")
+        if view.reinstall.state == "failed":
+            say(view.reinstall.output)
 
 
 def _saved(lag: Lag) -> str:

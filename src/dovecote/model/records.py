@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from dovecote.model.rules import Reinstall, SaveRules
 from dovecote.model.sizes import NetworkPolicy
 from dovecote.model.states import Desired, SessionState, SnapshotCause
 from dovecote.model.volumes import Mount
@@ -85,6 +86,7 @@ class Revision:
     env: dict[str, str]
     created_at: datetime
     mounts: tuple[Mount, ...] = ()
+    rules: SaveRules = SaveRules()
     generation: int = 0
 
 
@@ -122,6 +124,7 @@ class Session:
     reason: str = ""  # why it is in this state, for a person: "idle for 5 min"
     ended_at: datetime | None = None
     mounts: tuple[Mount, ...] = ()  # of its own, besides those of its revision
+    reinstall: Reinstall | None = None  # of dependencies that rules had left out, at the last restoring
     live_marker: str = "live"  # the session's own id once ended, so that the key becomes free again
     generation: int = 0
 

@@ -43,6 +43,17 @@ class Volume:
 
 
 @dataclass(frozen=True)
+class Reinstall:
+    """Of dependencies that rules had left out. `state` is running, done or failed; `output` ends what was printed."""
+
+    state: str
+    directories: list[str]
+    command: str
+    exit_code: int | None
+    output: str
+
+
+@dataclass(frozen=True)
 class SessionView:
     """A session as the server last told of it."""
 
@@ -66,6 +77,7 @@ class SessionView:
     slug: str
     address: str | None
     port_address: str
+    reinstall: Reinstall | None = None
 
 
 @dataclass(frozen=True)
@@ -283,5 +295,7 @@ def read(kind: type[Shape], document: Mapping[str, Any]) -> Shape:
             value = datetime.fromisoformat(value)
         elif value is not None and each.name == "start":
             value = read(Start, value)
+        elif value is not None and each.name == "reinstall":
+            value = read(Reinstall, value)
         values[each.name] = value
     return kind(**values)

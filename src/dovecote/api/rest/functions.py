@@ -7,6 +7,7 @@ from pydantic import Field
 
 from dovecote.api.rest.here import After, FunctionName, Here, Limit
 from dovecote.api.rest.shapes import Body, FunctionShape, MountShape, Page, StartShape, function_shape
+from dovecote.model.rules import SaveRules
 from dovecote.model.sizes import NetworkPolicy
 
 routes = APIRouter(prefix="/v1", tags=["functions"])
@@ -19,6 +20,16 @@ class NetworkShape(Body):
     allow_cidrs: list[str] = Field(default_factory=list, max_length=100)
 
 
+class RulesShape(Body):
+    """What its sessions do not save, as patterns of gitignore, relative to the home or absolute."""
+
+    leave_out: list[str] = Field(default_factory=list, max_length=100)
+    keep: list[str] = Field(default_factory=list, max_length=100, description="Wins over all that leaves out.")
+    reinstall: str | None = Field(
+        default=None, max_length=32768, description="Brings back what was left out; follows from lock files if null."
+    )
+
+
 class NewFunction(Body):
     name: str = Field(description="Its host name.")
     template: str = Field("base", description="Files that its instances start with.")
@@ -29,6 +40,7 @@ class NewFunction(Body):
     env: dict[str, str] = Field(default_factory=dict)
     start: StartShape | None = None
     mounts: list[MountShape] = Field(default_factory=list, max_length=32, description="In each of its instances.")
+    rules: RulesShape = Field(default_factory=RulesShape)
 
 
 @routes.post("/functions", status_code=201, summary="Define a function")
@@ -44,6 +56,7 @@ async def create_function(here: Here, new: NewFunction) -> FunctionShape:
         env=new.env,
         start=new.start.record() if new.start else None,
         mounts=await here.rooms.volumes.resolve(here.tenant_id, [mount.record() for mount in new.mounts]),
+        rules=SaveRules(tuple(new.rules.leave_out), tuple(new.rules.keep), new.rules.reinstall),
     )
     return function_shape(function, here.rooms.addresses)
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dovecote.model import records
 from dovecote.model.addresses import Addresses
+from dovecote.model.rules import Reinstall
 from dovecote.model.volumes import Mount
 
 Item = TypeVar("Item")
@@ -62,6 +63,16 @@ class MountShape(Body):
         return Mount(self.volume, self.at, self.path, self.read_only, self.uid, self.gid)
 
 
+class ReinstallShape(BaseModel):
+    """What became of dependencies that rules had left out, when the session was restored last."""
+
+    state: str = Field(description="running, done or failed; the session goes on all the same.")
+    directories: list[str] = Field(description="Those that had been left out.")
+    command: str = Field(description="The last one that ran; empty when nothing said how to install.")
+    exit_code: int | None
+    output: str = Field(description="The end of what it printed.")
+
+
 class SessionShape(BaseModel):
     id: str
     key: str = Field(description="The client's own name for it, sent in the function's affinity header.")
@@ -80,6 +91,7 @@ class SessionShape(BaseModel):
     saved_at: datetime | None
     saved_generation: int
     start: StartShape | None
+    reinstall: ReinstallShape | None = Field(description="null where nothing had been left out.")
     slug: str
     address: str | None = Field(description="Where its started server answers; null without a start.")
     port_address: str = Field(description="Address of any of its ports: put the number for `{port}`.")
@@ -226,6 +238,18 @@ def start_shape(start: records.Start | None) -> StartShape | None:
     return StartShape(command=start.command, port=start.port, cwd=start.cwd, env=start.env)
 
 
+def _reinstall_shape(reinstall: Reinstall | None) -> ReinstallShape | None:
+    if reinstall is None:
+        return None
+    return ReinstallShape(
+        state=reinstall.state,
+        directories=[*reinstall.directories],
+        command=reinstall.command,
+        exit_code=reinstall.exit_code,
+        output=reinstall.output,
+    )
+
+
 def session_shape(session: records.Session, addresses: Addresses) -> SessionShape:
     return SessionShape(
         id=session.id,
@@ -245,6 +269,7 @@ def session_shape(session: records.Session, addresses: Addresses) -> SessionShap
         saved_at=session.saved_at,
         saved_generation=session.saved_generation,
         start=start_shape(session.start),
+        reinstall=_reinstall_shape(session.reinstall),
         slug=session.slug,
         address=addresses.box(session.slug, session.start.port) if session.start else None,
         port_address=addresses.box(session.slug, 0).replace("//0-", "//{port}-"),

@@ -97,18 +97,18 @@ class Apps:
                 hint="record a start (command and port) for the session, or give one with the call",
             )
         scale = Rescale(minimum, maximum, target_concurrency, idle_after)
-        session = await self._sessions.save(tenant_id, session_id)
+        session, tree = await self._sessions.whole(tenant_id, session_id)
         there = self._apps.get(name)
         if there is not None and there.app.tenant_id != tenant_id:
             raise Conflict(f"the name {name} is taken", code="exists", hint="choose another")
         made_for = await self._functions.revision(tenant_id, session.revision_id)
         env = {**made_for.env, **session.env}
         if there is not None:
-            return await self._publish_again(there, replace(made_for, env=env, start=start, tree=session.tree), scale)
+            return await self._publish_again(there, replace(made_for, env=env, start=start, tree=tree), scale)
         function = await self._functions.create(
             tenant_id,
             f"app-{random_text(16)}",
-            like=replace(made_for, env=env, start=start, tree=session.tree, mounts=(*made_for.mounts, *session.mounts)),
+            like=replace(made_for, env=env, start=start, tree=tree, mounts=(*made_for.mounts, *session.mounts)),
         )
         app = scale.on(
             App(

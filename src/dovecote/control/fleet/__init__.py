@@ -2,7 +2,7 @@
 
 from dovecote.control.fleet.contract import Host
 from dovecote.control.fleet.fleet import Fleet
-from dovecote.host.guest import Command, Guest, Output
+from dovecote.host.guest import Command, Exited, Guest, Output
 from dovecote.host.instances import SERVER_TAG, Claim, Death, Leftover, Observed, Placed
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Claim",
     "Command",
     "Death",
+    "Exited",
     "Fleet",
     "Guest",
     "Host",

@@ -26,8 +26,11 @@ class Host(Protocol):
     async def thaw(self, instance_id: str) -> None:
         """Called on the path of a request; takes about a millisecond."""
 
-    async def save(self, instance_id: str) -> Saved:
-        """A checkpoint while it goes on. Raises StorageFailed, Conflict (sealed)."""
+    async def save(self, instance_id: str, *, whole: bool = False) -> Saved:
+        """A checkpoint while it goes on. `whole` answers a tree with what rules leave out too, for an app.
+
+        Raises StorageFailed, Conflict (sealed).
+        """
 
     async def lag(self, instance_id: str) -> Lag:
         """How far the store is behind its files. Called when a user asks; costs what has changed."""

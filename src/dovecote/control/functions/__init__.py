@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from dovecote.errors import Conflict, NotFound
 from dovecote.model.ids import new_id, parse_header_name, parse_name
 from dovecote.model.records import Function, Revision, Start
+from dovecote.model.rules import SaveRules, parse_rules
 from dovecote.model.sizes import SPECS, NetworkPolicy
 from dovecote.model.trees import Template
 from dovecote.model.volumes import Mount, apart
@@ -41,6 +42,7 @@ class Functions:
         env: Mapping[str, str] | None = None,
         start: Start | None = None,
         mounts: tuple[Mount, ...] = (),
+        rules: SaveRules = SaveRules(),
         like: Revision | None = None,
     ) -> Function:
         """A function with its first revision. Raises Invalid, NotFound (no_such_template, ...), Conflict (exists).
@@ -57,7 +59,7 @@ class Functions:
             revision = self._plan(
                 tenant_id, function_id, template=template, spec=spec, level=level, network=network, env=env, start=start
             )
-            revision = replace(revision, mounts=apart(mounts))
+            revision = replace(revision, mounts=apart(mounts), rules=parse_rules(rules))
         function = Function(
             id=function_id,
             tenant_id=tenant_id,

@@ -57,6 +57,8 @@ class Keeping:
 
     async def _adopt(self, session: Session, host: Host, seen: Observed | None, is_left: bool) -> None:
         async with self._sessions.live.lock(session.id):
+            if self._sessions.live.get(session.id) is not None:
+                return  # taken over a moment ago, when its record said another state
             if seen is not None:
                 revision = await self._functions.revision(session.tenant_id, session.revision_id)
                 live = Live(session, revision, host, seen.instance_id, seen.address, seen.pid)
@@ -66,6 +68,7 @@ class Keeping:
                 live.session = await self._sessions.settle(session, state, seen.instance_id)
                 self._sessions.live.add(live)
                 await self._sessions.pace(live.session)
+                self._sessions.resume_reinstall(live)
             elif is_left:
                 await self._sessions.settle(session, SessionState.LOST, None)
             elif (

@@ -16,12 +16,14 @@ from dovecote.control.fleet import SERVER_TAG, Claim, Death, Fleet, Host, Placed
 from dovecote.control.functions import SANDBOX, Functions
 from dovecote.control.sessions.live import Live, LiveSessions
 from dovecote.control.sessions.mounting import added, without
+from dovecote.control.sessions.reinstalling import bring_back, to_bring_back, wait_for_earlier
 from dovecote.control.sessions.rules import alive, parse_state, parse_tier, parse_time, recovery_point, resting_lag
 from dovecote.control.sessions.starting import ensure_started, wait_for_port
 from dovecote.control.tenancy import Tenancy
 from dovecote.errors import Conflict, DovecoteError, Invalid, NotFound, StorageFailed
 from dovecote.model.ids import new_id, parse_session_key, random_text
-from dovecote.model.records import Session, Start
+from dovecote.model.records import Revision, Session, Start
+from dovecote.model.rules import Reinstall, ReinstallState
 from dovecote.model.sizes import SPECS
 from dovecote.model.states import LIVE_SESSION, Desired, SessionState, check_session_move
 from dovecote.model.trees import Change, Lag, Saved, Workspace
@@ -51,6 +53,7 @@ class Sessions:
         *,
         quiet_after: float,
         start_timeout: float,
+        reinstall_timeout: float = 180.0,
     ) -> None:
         self._store = store
         self._fleet = fleet
@@ -58,6 +61,7 @@ class Sessions:
         self._tenancy = tenancy
         self._quiet_after = quiet_after
         self._start_timeout = start_timeout
+        self._reinstall_timeout = reinstall_timeout
         self.live = LiveSessions()
         self._waking: dict[str, asyncio.Task[Live]] = {}
         self._background = Background()
@@ -353,11 +357,14 @@ class Sessions:
                     allow_setuid=template.has_sudo,
                     recovery_point=recovery_point(session),
                     mounts=(*revision.mounts, *session.mounts),
+                    home=template.home,
+                    rules=revision.rules,
                 )
             )
         except BaseException as error:
             await self._unclaimed(session, before, host, error)
             raise
+        session = await self._bring_back(session, revision, host, placed)
         session = await self._swap(
             session,
             state=SessionState.READY,
@@ -376,6 +383,44 @@ class Sessions:
                 # Whoever wants its port is told; files and commands are there without it.
                 log.info("the start of session %s failed: %s", session.id, error)
         return live
+
+    async def _bring_back(self, session: Session, revision: Revision, host: Host, placed: Placed) -> Session:
+        """Dependencies that rules had left out. Whether that works or not, the session goes on."""
+        directories = to_bring_back(session.reinstall, placed)
+        if not directories:
+            stays = placed.how in ("survivor", "there") or session.reinstall is None
+            return session if stays else await self._swap(session, reinstall=None)
+        session = await self._swap(session, reinstall=Reinstall(ReinstallState.RUNNING, directories))
+        return await self._swap(session, reinstall=await self._reinstall(session, revision, host, placed.instance_id))
+
+    async def _reinstall(self, session: Session, revision: Revision, host: Host, instance_id: str) -> Reinstall | None:
+        assert session.reinstall is not None
+        template = self._functions.template(revision.template_name)
+        guest = host.guest(instance_id)
+        await wait_for_earlier(guest, timeout=self._reinstall_timeout)
+        done = await bring_back(
+            guest,
+            session.reinstall.directories,
+            revision.rules,
+            user=template.default_user,
+            home=template.home,
+            env={**template.env, **revision.env, **session.env},
+            timeout=self._reinstall_timeout,
+        )
+        if done is not None:
+            log.info("reinstalling in session %s: %s %s", session.id, done.command, done.state)
+        return done
+
+    def resume_reinstall(self, live: Live) -> None:
+        """After a restart in the middle of it: does it again, while the session goes on."""
+        if live.session.reinstall is not None and live.session.reinstall.state is ReinstallState.RUNNING:
+            self._background.run(self._resume_reinstall(live), f"reinstalling in {live.session.id}")
+
+    async def _resume_reinstall(self, live: Live) -> None:
+        done = await self._reinstall(live.session, live.revision, live.host, live.instance_id)
+        async with self.live.lock(live.session.id):
+            if self.live.get(live.session.id) is live:
+                await self._change(live.session, reinstall=done)
 
     async def _unclaimed(self, session: Session, before: Session, host: Host, error: BaseException) -> None:
         state, reason = before.state, f"could not be woken: {error}"
@@ -538,6 +583,18 @@ class Sessions:
             return await self._change(
                 live.session, tree=saved.tree, saved_generation=saved.generation, saved_at=datetime.now(UTC)
             )
+
+    async def whole(self, tenant_id: str, session_id: str) -> tuple[Session, str]:
+        """A checkpoint, and a tree that also has what rules leave out of that: an app cannot install at each start."""
+        async with self.use(tenant_id, session_id) as live, self.live.lock(session_id):
+            checkpoint = await live.host.save(live.instance_id)
+            session = await self._change(
+                live.session,
+                tree=checkpoint.tree,
+                saved_generation=checkpoint.generation,
+                saved_at=datetime.now(UTC),
+            )
+            return session, (await live.host.save(live.instance_id, whole=True)).tree
 
     async def instance(self, tenant_id: str, session_id: str) -> InstanceView:
         """Raises NotFound (no_instance) when it has none now."""

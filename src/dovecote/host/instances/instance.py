@@ -13,6 +13,7 @@ import orjson
 from dovecote.errors import NotFound
 from dovecote.host.guest import Guest
 from dovecote.host.network import Attachment
+from dovecote.model.rules import SaveRules
 from dovecote.model.sizes import Limits, NetworkPolicy
 from dovecote.model.states import InstanceState, check_instance_move
 from dovecote.model.trees import Workspace
@@ -39,16 +40,22 @@ class Claim:
     allow_setuid: bool = True
     recovery_point: float = 2.0  # seconds of work that the loss of this host may cost
     mounts: tuple[Mount, ...] = ()
+    home: str = ""  # where ignore files are looked for; "" for nowhere
+    rules: SaveRules = SaveRules()
 
 
 @dataclass(frozen=True)
 class Placed:
-    """`how` is `pool`, `cold`, `survivor` (its own files were still on the host) or `there` (it never left)."""
+    """`how` is `pool`, `cold`, `survivor` (its own files were still on the host) or `there` (it never left).
+
+    `left_out` are directories that are empty because rules had left out what was in them when they were saved.
+    """
 
     instance_id: str
     address: str
     pid: int
     how: str
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -180,8 +187,13 @@ def parse_claim(body: dict[str, Any]) -> Claim:
                 internet=body["network"]["internet"], allow_cidrs=tuple(body["network"]["allow_cidrs"])
             ),
             "mounts": tuple(Mount(**each) for each in body.get("mounts", ())),
+            "rules": parse_rules(body.get("rules", {})),
         }
     )
+
+
+def parse_rules(body: dict[str, Any]) -> SaveRules:
+    return SaveRules(tuple(body.get("leave_out", ())), tuple(body.get("keep", ())), body.get("reinstall"))
 
 
 def process_started(pid: int) -> int | None:

@@ -126,7 +126,10 @@ class Instances:
                 instance, how = await self._revive(claim, survivor), "survivor"
             else:
                 instance, how = await self._fresh(claim)
-            return Placed(instance.id, instance.address, instance.pid, how)
+            left_out: list[str] = []
+            if how != "survivor" and claim.keeps_files and claim.workspace.tree is not None:
+                left_out = await asyncio.to_thread(self._parts.trees.left_out, claim.workspace.tree)
+            return Placed(instance.id, instance.address, instance.pid, how, tuple(left_out))
 
     def _admit(self, claim: Claim) -> None:
         available = _available_memory()
@@ -311,10 +314,10 @@ class Instances:
             await self._parts.cgroups.thaw(instance.id)
             await answer_again(self._parts, instance)
 
-    async def save(self, instance_id: str) -> Saved:
+    async def save(self, instance_id: str, *, whole: bool = False) -> Saved:
         """A checkpoint of its files while it goes on. Raises StorageFailed, Conflict (sealed)."""
         instance = self._get(instance_id)
-        return await self._saving.save(instance.disk)
+        return await self._saving.save(instance.disk, whole=whole)
 
     async def lag(self, instance_id: str) -> Lag:
         """How far its files are ahead of the store."""

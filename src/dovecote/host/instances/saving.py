@@ -7,16 +7,20 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from weakref import WeakValueDictionary
 
 from dovecote.errors import Conflict, DovecoteError, Invalid, NotFound, StorageFailed
-from dovecote.host.instances.instance import Claim
+from dovecote.host.instances.instance import Claim, parse_rules
 from dovecote.host.instances.preparing import Parts
 from dovecote.host.storage.change import TooTangled
+from dovecote.host.storage.ignoring import Chosen, choose
 from dovecote.host.storage.log import Slot, SlotLog
+from dovecote.host.storage.trees import TreeSaved
 from dovecote.model.ids import random_text
+from dovecote.model.patterns import TooCostly
 from dovecote.model.trees import Saved, Workspace
 
 log = logging.getLogger(__name__)
@@ -49,6 +53,9 @@ class DiskRecord:
     template: str
     tree: str | None
     orphan: bool = False
+    home: str = ""
+    rules: dict[str, Any] = field(default_factory=dict)  # a SaveRules
+    chosen: str = ""  # digest of what was left out of the newest tree in the log
 
 
 class Saving:
@@ -80,6 +87,8 @@ class Saving:
                 generation=claim.generation,
                 template=claim.workspace.template,
                 tree=claim.workspace.tree,
+                home=claim.home,
+                rules=asdict(claim.rules),
             ),
         )
 
@@ -87,7 +96,8 @@ class Saving:
         """The same for a disk that survived; answers the trees that it is an upper of."""
         record = await self.read(disk)
         generation = max(record.generation, claim.generation)
-        await self._write(disk, replace(record, epoch=claim.epoch, generation=generation))
+        rules = asdict(claim.rules)
+        await self._write(disk, replace(record, epoch=claim.epoch, generation=generation, home=claim.home, rules=rules))
         return Workspace(record.template, record.tree)
 
     async def read(self, disk: str) -> DiskRecord:
@@ -99,16 +109,41 @@ class Saving:
         except TypeError as error:
             raise StorageFailed(f"the record of disk {disk} cannot be read", code="corrupt") from error
 
-    async def save(self, disk: str) -> Saved:
+    async def save(self, disk: str, *, whole: bool = False) -> Saved:
         """A checkpoint that is a tree of its own. What was saved earlier stays whatever happens.
 
+        `whole` answers a tree that also has what rules leave out of the checkpoint.
         Raises StorageFailed; Conflict (sealed) when another host owns the session by now.
         """
         async with self._busy.setdefault(disk, asyncio.Lock()):
             record = await self.read(disk)
             new_bytes = (await self._checkpoint(disk, record)).new_bytes
-            tree = await asyncio.to_thread(self._fold, await self.read(disk))
-            return replace(tree, new_bytes=tree.new_bytes + new_bytes)
+            record = await self.read(disk)
+            saved = await asyncio.to_thread(self._fold, record)
+            saved = replace(saved, new_bytes=saved.new_bytes + new_bytes)
+            if whole and record.chosen:
+                tree = await self._whole(disk, record)
+                saved = replace(saved, tree=tree.digest, files=tree.files, total_bytes=tree.total_bytes)
+            return saved
+
+    async def _whole(self, disk: str, record: DiskRecord) -> TreeSaved:
+        snapshot = SNAPSHOT + random_text(12)
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self._parts.disks.delete, snapshot)
+            path = await self._parts.disks.snapshot(disk, snapshot)
+            workspace = Workspace(record.template, record.tree)
+            async with self._parts.roots.merged(workspace, path / "upper", id_base=record.id_base) as merged:
+                return await asyncio.to_thread(self._save_delta, record, path / "upper", merged, Chosen())
+
+    def _save_delta(self, record: DiskRecord, upper: Path, merged: Path, chosen: Chosen) -> TreeSaved:
+        return self._parts.trees.save_delta(
+            upper,
+            merged,
+            id_base=record.id_base,
+            template=record.template,
+            previous=record.tree,
+            rules=chosen.rules,
+        )
 
     async def checkpoint(self, disk: str) -> Checkpoint:
         """Brings the owner's log up to this moment. Costs what has changed since the last one, not what is there.
@@ -131,15 +166,26 @@ class Saving:
             path = await self._parts.disks.snapshot(disk, snapshot)
             workspace = Workspace(record.template, record.tree)
             async with self._parts.roots.merged(workspace, path / "upper", id_base=record.id_base) as merged:
-                done = await self._append_changes(disk, record, snapshot, merged)
-                if done is None:
-                    done = await self._append_tree(record, path / "upper", merged)
+                chosen = await asyncio.to_thread(choose, merged, record.home, parse_rules(record.rules))
+                done = None
+                try:
+                    # Under other rules than before, also what nobody has written to comes and goes.
+                    if chosen.digest == record.chosen:
+                        done = await self._append_changes(disk, record, snapshot, merged, chosen)
+                    if done is None:
+                        done = await self._append_tree(record, path / "upper", merged, chosen)
+                except TooCostly:
+                    log.warning("the rules of %s cost too much: all of its files are saved", record.owner)
+                    chosen = Chosen()
+                    done = await self._append_tree(record, path / "upper", merged, chosen)
             # Once the log has it: a mark may be older than the log, never newer.
             await self._parts.disks.mark(disk, snapshot)
-            await self._write(disk, replace(record, generation=done.generation))
+            await self._write(disk, replace(record, generation=done.generation, chosen=chosen.digest))
         return done
 
-    async def _append_changes(self, disk: str, record: DiskRecord, snapshot: str, merged: Path) -> Checkpoint | None:
+    async def _append_changes(
+        self, disk: str, record: DiskRecord, snapshot: str, merged: Path, chosen: Chosen
+    ) -> Checkpoint | None:
         """None where only the whole upper tells, or where the log has moved on from what the mark stands for."""
         if not record.generation:
             return None
@@ -154,6 +200,7 @@ class Saving:
                 merged,
                 changed=changed,
                 id_base=record.id_base,
+                rules=chosen.rules,
             )
             if made is None:
                 return Checkpoint(record.generation, 0, 0, 0)
@@ -169,15 +216,8 @@ class Saving:
             return None
         return Checkpoint(slot.generation, names, len(payload), slot.n - slot.since)
 
-    async def _append_tree(self, record: DiskRecord, upper: Path, merged: Path) -> Checkpoint:
-        tree = await asyncio.to_thread(
-            self._parts.trees.save_delta,
-            upper,
-            merged,
-            id_base=record.id_base,
-            template=record.template,
-            previous=record.tree,
-        )
+    async def _append_tree(self, record: DiskRecord, upper: Path, merged: Path, chosen: Chosen) -> Checkpoint:
+        tree = await asyncio.to_thread(self._save_delta, record, upper, merged, chosen)
         for note in tree.notes:
             log.info("saving %s: %s", record.owner, note)
         await asyncio.to_thread(self._parts.trees.verify_stored, tree.digest)

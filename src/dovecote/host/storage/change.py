@@ -68,11 +68,15 @@ def plan_change(
     """
     scan = Scan(merged, upper, id_base, rules, bounds or Bounds())
     for path in sorted(set(changed), key=order):
-        if path in scan.entries or rules.excludes(path):
+        if path in scan.entries:
             continue
         full = join_path(upper, path)
         status = os.lstat(full)
-        if stat.S_ISDIR(status.st_mode):
+        is_directory = stat.S_ISDIR(status.st_mode)
+        if rules.excludes(path) or (not is_directory and rules.drops(path)):
+            if not is_directory and status.st_nlink > 1:
+                raise TooTangled  # another name of it may be one that is kept
+        elif is_directory:
             _compare(scan, mark, path, status)
         else:
             parent = path.rpartition(b"/")[0]

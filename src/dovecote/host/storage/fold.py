@@ -26,28 +26,52 @@ from dovecote.host.storage.manifest import (
     order,
 )
 from dovecote.host.storage.packs import Content, Source
+from dovecote.model.patterns import Selection
 
 GIB = 1 << 30
 _MAX_NOTES = 100
 _XATTR_BYTES = 128 << 10  # for one file; an image has room for twice as much
 
 
+LEFT_OUT = (b"user.dovecote.left_out", b"1")  # on a directory that patterns emptied, so that restoring finds it
+
+
 @dataclass(frozen=True)
 class Rules:
-    """Directories whose content is left out; the directory itself stays."""
+    """Directories whose content is left out; the directory itself stays. Also what `selection` leaves out: such a
+    directory stays as well, and of anything else there is what the template has."""
 
     at: tuple[bytes, ...] = ()  # from the root
     anywhere: tuple[bytes, ...] = ()  # below any directory
+    selection: Selection = field(default_factory=Selection, compare=False)
 
     def prunes(self, directory: bytes) -> bool:
         """`directory` is kept empty."""
-        return self._pattern.fullmatch(directory) is not None
+        return self._pattern.fullmatch(directory) is not None or self.empties(directory)
+
+    def empties(self, directory: bytes) -> bool:
+        """The same, because of the selection."""
+        return self.selection.leaves_out(directory, is_directory=True)
+
+    def drops(self, path: bytes) -> bool:
+        """`path`, no directory, is left out itself."""
+        return self.selection.leaves_out(path, is_directory=False)
+
+    def marked(self, entry: Entry) -> Entry:
+        """A directory that says so when it is emptied."""
+        if not self.empties(entry.path):
+            return entry
+        others = [pair for pair in entry.xattrs if pair[0] != LEFT_OUT[0]]
+        return entry._replace(xattrs=tuple(sorted((*others, LEFT_OUT))))
 
     def excludes(self, path: bytes) -> bool:
         """`path` lies in a directory that is kept empty."""
+        return self._is_below_pruned(path) or self.selection.hides(path)
+
+    def _is_below_pruned(self, path: bytes) -> bool:
         # Most paths have no such name anywhere, which one search tells.
         return self._pattern.match(path) is not None and any(
-            self.prunes(path[:i]) for i in range(len(path)) if path[i : i + 1] == b"/"
+            self._pattern.fullmatch(path[:i]) for i in range(len(path)) if path[i : i + 1] == b"/"
         )
 
     @cached_property
@@ -148,10 +172,13 @@ def fold_name(
 ) -> bool:
     """Takes one name that the upper has; `full` is its place there. True: a merged directory, go on in it."""
     if is_whiteout(full, status, marked=marked):
-        scan.hide(path)
+        if scan.rules.drops(path):
+            scan.replaced.add(path)
+        else:
+            scan.hide(path)
     elif not stat.S_ISDIR(status.st_mode):
         scan.replaced.add(path)
-        if not scan.add(path, None):
+        if not scan.rules.drops(path) and not scan.add(path, None):
             scan.hide(path)
     elif is_whole(full) or kinds.get(path, Kind.DIR) not in DIRS:
         scan.replaced.add(path)
@@ -175,9 +202,12 @@ def kept(previous: Sequence[Entry], replaced: Collection[bytes], taken: Collecti
     """What of an older delta (sorted) is neither replaced nor taken again."""
     replacements = Replacements(replaced)
     return [
-        entry
+        rules.marked(entry) if entry.kind in DIRS else entry
         for entry in previous
-        if entry.path not in taken and entry.path not in replacements and not rules.excludes(entry.path)
+        if entry.path not in taken
+        and entry.path not in replacements
+        and not rules.excludes(entry.path)
+        and (entry.kind in DIRS or not rules.drops(entry.path))
     ]
 
 
@@ -259,7 +289,7 @@ class Scan:
                 if stat.S_ISDIR(status.st_mode):
                     self.add(child, Kind.DIR, status)
                     folders.append(child)
-                else:
+                elif not self.rules.drops(child):
                     self.add(child, None, status)
 
     def hide(self, path: bytes) -> None:
@@ -295,7 +325,7 @@ class Scan:
             xattrs=self._xattrs(path, full) if kind is Kind.FILE or kind in DIRS else (),
         )
         self._count(entry, full)
-        self.entries[path] = entry
+        self.entries[path] = self.rules.marked(entry) if kind in DIRS else entry
         return True
 
     def _count(self, entry: Entry, full: bytes) -> None:
@@ -334,6 +364,8 @@ class Scan:
         room = _XATTR_BYTES
         for text in sorted(os.listxattr(full, follow_symlinks=False)):
             name = os.fsencode(text)
+            if name == LEFT_OUT[0]:
+                continue  # it says what was so when it was restored
             if not is_kept_xattr(name):
                 if name.startswith(b"system.posix_acl"):
                     self.note(path, "access lists are not kept")

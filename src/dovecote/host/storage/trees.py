@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,8 +21,9 @@ from dovecote.errors import Conflict, Invalid, NotFound, StorageFailed
 from dovecote.host.storage.bucket import Bucket
 from dovecote.host.storage.change import Change, applied, combined, parse_change, plan_change, render_change
 from dovecote.host.storage.erofs import write_image
-from dovecote.host.storage.fold import DEFAULT_RULES, Bounds, Plan, Rules, plan_delta, plan_directory
+from dovecote.host.storage.fold import DEFAULT_RULES, LEFT_OUT, Bounds, Plan, Rules, plan_delta, plan_directory
 from dovecote.host.storage.manifest import (
+    DIRS,
     MAX_RAW,
     Entry,
     Kind,
@@ -43,6 +45,7 @@ from dovecote.host.storage.whole import CacheSink, flattened
 _TEMPLATES = 4  # whose paths are kept in memory
 _REMEMBERED = 20_000  # images that were checked
 _LOCKS = 64
+MOST_LEFT_OUT = 32
 Stamp = tuple[int, int, int, int, int]
 T = TypeVar("T")
 
@@ -108,7 +111,14 @@ class Trees:
         return self._save(plan, template=b"", previous=None)
 
     def save_delta(
-        self, upper: Path, merged: Path, *, id_base: int, template: str, previous: str | None = None
+        self,
+        upper: Path,
+        merged: Path,
+        *,
+        id_base: int,
+        template: str,
+        previous: str | None = None,
+        rules: Rules | None = None,
     ) -> TreeSaved:
         """What an instance changed, as a delta over `template`. See `fold.plan_delta` for what the directories are.
 
@@ -128,17 +138,25 @@ class Trees:
                 id_base=id_base,
                 previous=before,
                 in_template=paths.__contains__,
-                rules=self._rules,
+                rules=rules or self._rules,
                 bounds=self._bounds,
             )
         return self._save(plan, template=_binary(template), previous=previous)
 
     def save_change(
-        self, upper: Path, mark: Path, merged: Path, *, changed: Iterable[bytes], id_base: int
+        self,
+        upper: Path,
+        mark: Path,
+        merged: Path,
+        *,
+        changed: Iterable[bytes],
+        id_base: int,
+        rules: Rules | None = None,
     ) -> tuple[bytes, int] | None:
         """What an upper has become since its mark, durable, as the payload of a log's slot; and how many names it has.
 
         See `change.plan_change` for what the directories are. None when nothing changed that is kept.
+        `rules` are those that the tree under the log's slots was made with.
         Raises TooTangled: then only `save_delta` can tell.
         """
         with _reading(upper):
@@ -148,7 +166,7 @@ class Trees:
                 os.fsencode(merged),
                 changed,
                 id_base=id_base,
-                rules=self._rules,
+                rules=rules or self._rules,
                 bounds=self._bounds,
             )
         if not change.entries and not change.replaced:
@@ -196,6 +214,11 @@ class Trees:
         """Everything that the tree itself holds; of a delta, not what its template holds."""
         with _naming(digest):
             return join((path, entries) for path, _, entries in self._parts(digest))
+
+    def left_out(self, digest: str) -> list[str]:
+        """Directories that rules emptied when it was saved; at most MOST_LEFT_OUT. Cheap once its image is there."""
+        known = self._read_record(digest).get("left_out")
+        return [str(path) for path in known] if isinstance(known, list) else _left_out(self.entries(digest))
 
     def usage(self, digest: str) -> Usage:
         root = self._root(digest)
@@ -251,7 +274,8 @@ class Trees:
                 image = write_image(entries, path)
             stamp = _stamp(path)
             assert stamp is not None
-            self._write_record(digest, {"image": image, "boot": self._boot, "stamp": list(stamp)})
+            body: dict[str, object] = {"image": image, "boot": self._boot, "stamp": list(stamp)}
+            self._write_record(digest, body | {"left_out": _left_out(entries)})
         return stamp
 
     def _ensure_objects(self, parts: list[tuple[str, list[Entry]]]) -> None:
@@ -379,6 +403,16 @@ def _parse_payload(payload: bytes) -> tuple[Change, dict[bytes, tuple[Piece, ...
     end = 4 + int.from_bytes(payload[:4], "little")
     change = parse_change(_unpack(payload[4:end]))
     return change, parse_locations(_unpack(payload[end:]), _objects(change.entries))
+
+
+def _left_out(entries: Sequence[Entry]) -> list[str]:
+    found: list[str] = []
+    for entry, after in zip_longest(entries, entries[1:]):
+        is_empty = after is None or not after.path.startswith(entry.path + b"/")
+        if entry.kind in DIRS and is_empty and LEFT_OUT in entry.xattrs and len(found) < MOST_LEFT_OUT:
+            with suppress(UnicodeDecodeError):
+                found.append("/" + entry.path.decode())
+    return found
 
 
 def _objects(entries: Iterable[Entry]) -> list[bytes]:

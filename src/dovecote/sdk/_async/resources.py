@@ -155,7 +155,11 @@ class AsyncFunctions:
         env: Mapping[str, str] | None = None,
         start: Start | None = None,
         mounts: Sequence[Mount] = (),
+        leave_out: Sequence[str] = (),
+        keep: Sequence[str] = (),
+        reinstall: str | None = None,
     ) -> Function:
+        """`leave_out` and `keep` are patterns of gitignore for what its sessions do not save; `keep` wins."""
         body = {
             "name": name,
             "template": template,
@@ -166,6 +170,7 @@ class AsyncFunctions:
             "env": dict(env or {}),
             "start": _start(start),
             "mounts": [asdict(mount) for mount in mounts],
+            "rules": {"leave_out": [*leave_out], "keep": [*keep], "reinstall": reinstall},
         }
         return read(Function, await self._wire.call("POST", "/v1/functions", json=body))
 
