@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from pathlib import Path
 
 import httpx
 import pytest
 
-from dovecote.sdk import Lag, Session
+from dovecote.sdk import Dovecote, Lag, Session
 from tests.e2e.installation import Installation, running, until
 from tests.e2e.test_objects import MIB, resize, small_disk
 
@@ -66,3 +67,16 @@ def test_a_store_that_fails_is_told_and_stops_no_work(tmp_path: Path) -> None:
         own.start()
         assert session.lag().recovery_point_seconds == 1.0
         assert session.run("cat f20").stdout == "20\n"
+
+
+def test_nothing_counts_as_saved_before_it_is(dovecote: Dovecote) -> None:
+    with dovecote.sessions.create() as session:
+        session.run("true", check=True)
+        lag_in(session, "saved")
+        for n in range(10):  # the kernel may not have counted a write of a moment ago
+            began = time.monotonic()
+            session.files.write("note.txt", f"{n}\n")
+            lag = session.lag()
+            took = time.monotonic() - began
+            assert lag.state == "pending" or (lag.saved_ago_seconds or 0.0) < took
+            lag_in(session, "saved")

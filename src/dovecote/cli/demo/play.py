@@ -9,7 +9,7 @@ import time
 import httpx
 
 from dovecote.agent.models import ModelChoice
-from dovecote.cli.demo import chapters
+from dovecote.cli.demo import chapters, files
 from dovecote.cli.demo.chapters import APP, USER
 from dovecote.cli.demo.story import CheckFailed, Story
 from dovecote.cli.show import problem, say
@@ -51,6 +51,7 @@ async def _play(client: AsyncDovecote, story: Story, choice: ModelChoice, *, kee
     await chapters.reach(stage)
     await chapters.sleep_and_wake(stage)
     await chapters.kill(stage)
+    await files.files(stage)
     await chapters.publish(stage)
     story.finish()
     say("")
@@ -70,3 +71,4 @@ async def _clear(client: AsyncDovecote) -> None:
     for session in await client.sessions.list(user=USER):
         if session.state != "ended":
             await session.delete()
+    await files.clear(client)

@@ -92,10 +92,12 @@ class Checkpoints:
     async def lag(self, instance: Instance) -> Lag:
         """Raises NotFound when its disk is gone."""
         assert instance.claim is not None
-        changed = await self._disks.changed(instance.disk, most=MOST_PENDING)
+        is_changed = await self._disks.is_changed(instance.disk)
+        changed = await self._disks.changed(instance.disk, most=MOST_PENDING) if is_changed else ()
         return lag_of(
             self._saved.get(instance.id, Progress()),
-            None if changed is None else len(changed),
+            # Files that were written to a moment ago may not be countable yet.
+            None if changed is None else max(len(changed), int(is_changed)),
             now=time.monotonic(),
             recovery_point=instance.claim.recovery_point,
         )
