@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dovecote.sdk import Dovecote, DovecoteError, Session
-from tests.e2e.installation import Installation, running
+from tests.e2e.installation import Installation, running, until
 
 pytestmark = pytest.mark.e2e
 
@@ -148,3 +148,13 @@ def test_the_reason_of_damage_names_the_last_good_save(own: Installation, client
         assert session.view.saved_generation > good
         with spoiled(own, contents):
             assert f"last good save is generation {good}" in damage_of(session)
+
+
+def test_the_image_of_a_parked_session_is_there_before_anybody_asks(own: Installation, client: Dovecote) -> None:
+    images = own.settings.data_dir / "trees/images"
+    with client.sessions.create() as session:
+        session.files.write("a", b"woken by mounting")
+        before = set(images.glob("*.erofs"))
+        session.park()
+        until(lambda: set(images.glob("*.erofs")) - before, "the image of what was parked is built")
+        assert session.files.read("a") == b"woken by mounting"

@@ -70,6 +70,7 @@ class Instances:
         self._leftovers: dict[str, Leftover] = {}
         self._claims: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._background = Background()
+        self._expecting = asyncio.Lock()
         self._checkpoints = Checkpoints(
             saving, parts.disks, live=lambda: list(self._live.values()), on_sealed=self._sealed
         )
@@ -378,7 +379,19 @@ class Instances:
         left = self._left(owner)
         saved = await self._saving.save(left.disk)
         self._leftovers[owner] = replace(left, generation=saved.generation)
+        template = (await self._saving.read(left.disk)).template
+        self._background.run(self._expect(Workspace(template, saved.tree)), f"readying the files of {owner}")
         return saved
+
+    async def _expect(self, workspace: Workspace) -> None:
+        """Builds and mounts what a claim will soon ask for; one at a time, as somebody may be waiting for another."""
+        async with self._expecting:
+            try:
+                await self._parts.roots.hold(workspace)
+            except DovecoteError as error:
+                log.warning("tree %s is not ready for a claim: %s", (workspace.tree or "")[:16], error)
+            else:
+                await self._parts.roots.release(workspace)
 
     async def discard(self, owner: str) -> None:
         """Deletes what the owner's last instance left. May be repeated."""
