@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import secrets
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from stress.blows import KINDS
 from stress.report import line, table
@@ -27,6 +29,8 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="*", choices=list(KINDS), default=list(KINDS), metavar="KIND")
     parser.add_argument("--without-npm", action="store_true", help="no installs from the registry")
     arguments = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGINT):  # also where a shell in the background had it ignored
+        signal.signal(number, _end)
     seed = arguments.seed if arguments.seed is not None else secrets.randbelow(1 << 32)
     options = Options(seed, arguments.sessions, arguments.kinds, not arguments.without_npm)
     print(f"seed {seed}; the same seed gives the same kinds and steps, at instants as the machine has them", flush=True)
@@ -44,6 +48,10 @@ def main() -> int:
                 break
     print(table(outcomes, seed=seed, seconds=time.monotonic() - began))
     return 1 if any(outcome.fault for outcome in outcomes) else 0
+
+
+def _end(number: int, _: object) -> NoReturn:
+    raise SystemExit(128 + number)  # and clean up on the way
 
 
 def _say(text: str) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from dovecote.errors import Conflict, NotFound
-from dovecote.host.runtime import Cgroups, probe_cgroups
+from dovecote.host.runtime import Cgroups, Pauses, probe_cgroups
 from dovecote.host.runtime.cgroups_v2 import CgroupsV2
 from dovecote.host.runtime.probe import parse_mounts
 from dovecote.model.sizes import MIB, Limits
@@ -23,11 +25,30 @@ pytestmark = [pytest.mark.anyio, pytest.mark.skipif(bool(os.geteuid()), reason="
 SPIN = 'for file; do echo 0 > "$file" || exit 97; done; (while :; do :; done) & (while :; do :; done) & wait'
 
 
+# Pauses the group that $2 names below $1, says so, and never ends.
+HOLD = """
+import asyncio, sys
+from dovecote.host.runtime import Pauses, probe_cgroups
+from dovecote.host.runtime.cgroups_v2 import CgroupsV2
+from tests.contract.test_cgroups import unified
+
+async def hold():
+    v2 = sys.argv[3] == "CgroupsV2" and unified()
+    driver = CgroupsV2(unified(), sys.argv[1]) if v2 else probe_cgroups(sys.argv[1])
+    async with Pauses(driver).still(sys.argv[2]) as is_still:
+        print(is_still, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(hold())
+"""
+
+
 class Group:
     """One real group, and processes in it."""
 
-    def __init__(self, driver: Cgroups) -> None:
+    def __init__(self, driver: Cgroups, parent: str) -> None:
         self.driver = driver
+        self.parent = parent
         self.name = "box"
         self.started: list[asyncio.subprocess.Process] = []
 
@@ -62,7 +83,7 @@ async def group(request: pytest.FixtureRequest) -> AsyncIterator[Group]:
     else:
         driver = probe_cgroups(parent)
         await driver.create("box", Limits(memory_bytes=64 * MIB))
-    group = Group(driver)
+    group = Group(driver, parent)
     try:
         yield group
     finally:
@@ -92,6 +113,34 @@ async def test_freeze_stops_and_thaw_goes_on(group: Group) -> None:
         await group.driver.thaw(group.name)
     assert not group.driver.is_frozen(group.name)
     assert await until(lambda: group.ticks() > frozen + 5)
+
+
+async def test_a_pause_stops_all_for_a_moment(group: Group) -> None:
+    pauses = Pauses(group.driver)
+    await group.spin()
+    try:
+        for _ in range(2):
+            async with pauses.still(group.name) as is_still:
+                assert is_still
+                assert group.driver.is_frozen(group.name)
+            assert not group.driver.is_frozen(group.name)
+        async with pauses.still("no-such") as is_still:
+            assert not is_still
+    finally:
+        await pauses.stop()
+
+
+async def test_whoever_pauses_and_is_killed_leaves_nothing_standing(group: Group) -> None:
+    await group.spin()
+    holding = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", HOLD, group.parent, group.name, type(group.driver).__name__, stdout=PIPE, stderr=PIPE
+    )
+    assert holding.stdout is not None
+    assert await holding.stdout.readline() == b"True\n"
+    assert group.driver.is_frozen(group.name)
+    holding.kill()
+    await holding.wait()
+    assert await until(lambda: not group.driver.is_frozen(group.name))
 
 
 @pytest.mark.parametrize("frozen", [False, True])

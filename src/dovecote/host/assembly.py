@@ -18,7 +18,7 @@ from dovecote.errors import DovecoteError, NotFound, Unsupported
 from dovecote.host.guest import ensure_guest
 from dovecote.host.instances import Death, Instances, Parts, Preparing, Saving, WarmPool
 from dovecote.host.network import Network
-from dovecote.host.runtime import LEVELS, find_runtime, probe_cgroups
+from dovecote.host.runtime import LEVELS, Pauses, find_runtime, probe_cgroups
 from dovecote.host.storage.bucket import Bucket, open_bucket
 from dovecote.host.storage.entrance import Entrance
 from dovecote.host.storage.log import SlotLog
@@ -43,6 +43,7 @@ class LocalHost:
 
     async def close(self) -> None:
         """Lets go; what runs goes on."""
+        await self.parts.pauses.stop()
         await self.parts.entrance.stop()
         await self.parts.network.close()
         self.parts.trees.close()
@@ -128,6 +129,7 @@ def _parts(settings: Settings, bucket: Bucket) -> Parts:
     return Parts(
         runtimes=runtimes,
         cgroups=cgroups,
+        pauses=Pauses(cgroups),
         network=network,
         disks=disks,
         roots=Roots(image, trees.objects_dir, settings.run_dir),

@@ -6,7 +6,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from dovecote.background import Background
 from dovecote.errors import Conflict, DovecoteError
@@ -65,15 +67,25 @@ def lag_of(saved: Progress, pending: int | None, *, now: float, recovery_point: 
 
 
 class Checkpoints:
-    """`live` are the instances that run now; `on_sealed` is told of one whose session goes on elsewhere."""
+    """`live` are the instances that run now; `on_sealed` is told of one whose session goes on elsewhere.
+
+    `still` stops an instance's processes for the moment that is saved.
+    """
 
     def __init__(
-        self, saving: Saving, disks: Disks, *, live: Callable[[], Iterable[Instance]], on_sealed: Callable[[str], None]
+        self,
+        saving: Saving,
+        disks: Disks,
+        *,
+        live: Callable[[], Iterable[Instance]],
+        on_sealed: Callable[[str], None],
+        still: Callable[[Instance], AbstractAsyncContextManager[object]],
     ) -> None:
         self._saving = saving
         self._disks = disks
         self._live = live
         self._on_sealed = on_sealed
+        self._still = still
         self._saved: dict[str, Progress] = {}
         self._busy: set[str] = set()
         self._background = Background()
@@ -144,7 +156,7 @@ class Checkpoints:
         saved = self._saved.get(instance.id, Progress())
         began = time.monotonic()
         try:
-            await self._saving.checkpoint(instance.disk)
+            await self._saving.checkpoint(instance.disk, still=partial(self._still, instance))
         except Exception as error:
             if isinstance(error, Conflict) and error.code == "sealed":
                 self._on_sealed(instance.id)

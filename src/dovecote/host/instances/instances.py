@@ -7,8 +7,9 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -72,7 +73,11 @@ class Instances:
         self._background = Background()
         self._expecting = asyncio.Lock()
         self._checkpoints = Checkpoints(
-            saving, parts.disks, live=lambda: list(self._live.values()), on_sealed=self._sealed
+            saving,
+            parts.disks,
+            live=lambda: list(self._live.values()),
+            on_sealed=self._sealed,
+            still=self._still,
         )
 
     # -- coming and going of the host itself
@@ -318,7 +323,17 @@ class Instances:
     async def save(self, instance_id: str, *, whole: bool = False) -> Saved:
         """A checkpoint of its files while it goes on. Raises StorageFailed, Conflict (sealed)."""
         instance = self._get(instance_id)
-        return await self._saving.save(instance.disk, whole=whole)
+        return await self._saving.save(instance.disk, whole=whole, still=partial(self._still, instance))
+
+    @contextlib.asynccontextmanager
+    async def _still(self, instance: Instance) -> AsyncIterator[None]:
+        """A moment in which nothing inside runs: a snapshot beside a writer is not of one moment."""
+        async with instance.lock:  # nobody freezes or thaws it meanwhile
+            if instance.state is InstanceState.READY and not instance.is_dead:
+                async with self._parts.pauses.still(instance.id):
+                    yield
+            else:
+                yield
 
     async def lag(self, instance_id: str) -> Lag:
         """How far its files are ahead of the store."""

@@ -17,7 +17,7 @@ from dovecote.errors import DovecoteError, Failed, NoCapacity
 from dovecote.host.guest import Guest
 from dovecote.host.instances.instance import Instance, process_started
 from dovecote.host.network import Attachment, Network
-from dovecote.host.runtime import Box, Cgroups, Runtime, ensure_stub
+from dovecote.host.runtime import Box, Cgroups, Pauses, Runtime, ensure_stub
 from dovecote.host.storage.entrance import Entrance
 from dovecote.host.storage.pool import Disks
 from dovecote.host.storage.roots import Roots
@@ -41,6 +41,7 @@ class Parts:
 
     runtimes: Mapping[str, Runtime]
     cgroups: Cgroups
+    pauses: Pauses
     network: Network
     disks: Disks
     roots: Roots

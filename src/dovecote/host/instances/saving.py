@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ MOST_CHANGES = 4000  # inodes; beyond that looking at the whole upper costs no m
 KNOWN_LOGS = 4096
 FURTHEST_BACK = 100  # slots of a log that are looked at for a good save
 SNAPSHOT = "save-"  # begins the name of a snapshot that is being folded
+
+
+Still = Callable[[], AbstractAsyncContextManager[object]]
 
 
 @dataclass(frozen=True)
@@ -109,28 +112,34 @@ class Saving:
         except TypeError as error:
             raise StorageFailed(f"the record of disk {disk} cannot be read", code="corrupt") from error
 
-    async def save(self, disk: str, *, whole: bool = False) -> Saved:
+    async def save(self, disk: str, *, whole: bool = False, still: Still = nullcontext) -> Saved:
         """A checkpoint that is a tree of its own. What was saved earlier stays whatever happens.
 
-        `whole` answers a tree that also has what rules leave out of the checkpoint.
+        `whole` answers a tree that also has what rules leave out of the checkpoint. `still` is around each moment that
+        is saved: whoever writes to the disk rests in it.
         Raises StorageFailed; Conflict (sealed) when another host owns the session by now.
         """
         async with self._busy.setdefault(disk, asyncio.Lock()):
             record = await self.read(disk)
-            new_bytes = (await self._checkpoint(disk, record)).new_bytes
+            new_bytes = (await self._checkpoint(disk, record, still)).new_bytes
             record = await self.read(disk)
             saved = await asyncio.to_thread(self._fold, record)
             saved = replace(saved, new_bytes=saved.new_bytes + new_bytes)
             if whole and record.chosen:
-                tree = await self._whole(disk, record)
+                tree = await self._whole(disk, record, still)
                 saved = replace(saved, tree=tree.digest, files=tree.files, total_bytes=tree.total_bytes)
             return saved
 
-    async def _whole(self, disk: str, record: DiskRecord) -> TreeSaved:
+    async def _snapshot(self, disk: str, to: str, still: Still) -> Path:
+        await self._parts.disks.write_out(disk)
+        async with still():
+            return await self._parts.disks.snapshot(disk, to)
+
+    async def _whole(self, disk: str, record: DiskRecord, still: Still) -> TreeSaved:
         snapshot = SNAPSHOT + random_text(12)
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._parts.disks.delete, snapshot)
-            path = await self._parts.disks.snapshot(disk, snapshot)
+            path = await self._snapshot(disk, snapshot, still)
             workspace = Workspace(record.template, record.tree)
             async with self._parts.roots.merged(workspace, path / "upper", id_base=record.id_base) as merged:
                 return await asyncio.to_thread(self._save_delta, record, path / "upper", merged, Chosen())
@@ -145,25 +154,25 @@ class Saving:
             rules=chosen.rules,
         )
 
-    async def checkpoint(self, disk: str) -> Checkpoint:
+    async def checkpoint(self, disk: str, *, still: Still = nullcontext) -> Checkpoint:
         """Brings the owner's log up to this moment. Costs what has changed since the last one, not what is there.
 
         Raises StorageFailed; Conflict (sealed) when another host owns the session by now.
         """
         async with self._busy.setdefault(disk, asyncio.Lock()):
             record = await self.read(disk)
-            done = await self._checkpoint(disk, record)
+            done = await self._checkpoint(disk, record, still)
             if done.behind >= FOLD_AFTER:
                 await asyncio.to_thread(self._fold, await self.read(disk))
             return done
 
-    async def _checkpoint(self, disk: str, record: DiskRecord) -> Checkpoint:
+    async def _checkpoint(self, disk: str, record: DiskRecord, still: Still) -> Checkpoint:
         if record.generation and not await self._parts.disks.is_changed(disk):
             return Checkpoint(record.generation, 0, 0, 0)
         snapshot = SNAPSHOT + random_text(12)
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._parts.disks.delete, snapshot)
-            path = await self._parts.disks.snapshot(disk, snapshot)
+            path = await self._snapshot(disk, snapshot, still)
             workspace = Workspace(record.template, record.tree)
             async with self._parts.roots.merged(workspace, path / "upper", id_base=record.id_base) as merged:
                 chosen = await asyncio.to_thread(choose, merged, record.home, parse_rules(record.rules))

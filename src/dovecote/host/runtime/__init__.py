@@ -8,6 +8,7 @@ from typing import Protocol
 from dovecote.host.runtime.box import Box, Capabilities, ensure_stub
 from dovecote.host.runtime.cgroups import Cgroups, Usage
 from dovecote.host.runtime.oci import FLAVORS, OCIRuntime, find_runtime
+from dovecote.host.runtime.pauses import Pauses
 from dovecote.host.runtime.probe import probe_cgroups
 
 LEVELS = tuple(FLAVORS)
@@ -51,6 +52,7 @@ __all__ = [
     "Capabilities",
     "Cgroups",
     "OCIRuntime",
+    "Pauses",
     "Runtime",
     "Usage",
     "ensure_stub",

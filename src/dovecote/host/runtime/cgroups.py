@@ -54,11 +54,14 @@ class Cgroups(Protocol):
     def join_files(self, name: str) -> tuple[Path, ...]:
         """A process of one thread that writes `0` to each of these enters the group, with all that it will start."""
 
-    async def freeze(self, name: str) -> None:
+    async def freeze(self, name: str, *, within: float = FREEZE_WITHIN) -> None:
         """Returns when no process of it gets CPU. Raises DeadlineExceeded `freeze_timeout`, and it is thawed then."""
 
     async def thaw(self, name: str) -> None:
         """Returns when its processes may run again."""
+
+    def thaw_file(self, name: str) -> tuple[Path, str]:
+        """A file and what to write to it, for one that must thaw the group without us. Raises NotFound."""
 
     def is_frozen(self, name: str) -> bool: ...
 
@@ -117,14 +120,14 @@ def list_groups(parent: Path) -> list[str]:
         return []
 
 
-async def wait_frozen(name: str, is_frozen: Callable[[], bool], thaw: Callable[[], None]) -> None:
+async def wait_frozen(name: str, is_frozen: Callable[[], bool], thaw: Callable[[], None], *, within: float) -> None:
     """Freezing is asked for; waits until it is so, or takes it back."""
-    deadline = time.monotonic() + FREEZE_WITHIN
+    deadline = time.monotonic() + within
     try:
         while not is_frozen():
             if time.monotonic() > deadline:
                 raise DeadlineExceeded(
-                    f"{name} did not freeze within {FREEZE_WITHIN:g} s",
+                    f"{name} did not freeze within {within:g} s",
                     code="freeze_timeout",
                     hint="a process of it waits for a disk or a file system; it goes on running",
                 )

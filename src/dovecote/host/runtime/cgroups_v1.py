@@ -79,15 +79,17 @@ class CgroupsV1:
         # millisecond in each hierarchy.
         return tuple(common.group_path(root, self.parent, name) / "tasks" for root in self._hierarchies)
 
-    async def freeze(self, name: str) -> None:
-        self._require(name)
-        state = self._group("freezer", name) / "freezer.state"
+    async def freeze(self, name: str, *, within: float = common.FREEZE_WITHIN) -> None:
+        state, thawed = self.thaw_file(name)
         write(state, "FROZEN")
-        await common.wait_frozen(name, lambda: self.is_frozen(name), lambda: write(state, "THAWED"))
+        await common.wait_frozen(name, lambda: self.is_frozen(name), lambda: write(state, thawed), within=within)
 
     async def thaw(self, name: str) -> None:
+        write(*self.thaw_file(name))
+
+    def thaw_file(self, name: str) -> tuple[Path, str]:
         self._require(name)
-        write(self._group("freezer", name) / "freezer.state", "THAWED")
+        return self._group("freezer", name) / "freezer.state", "THAWED"
 
     def is_frozen(self, name: str) -> bool:
         self._require(name)

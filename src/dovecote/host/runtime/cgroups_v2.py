@@ -93,15 +93,17 @@ class CgroupsV2:
     def join_files(self, name: str) -> tuple[Path, ...]:
         return (self._group(name) / "cgroup.procs",)
 
-    async def freeze(self, name: str) -> None:
-        self._require(name)
-        file = self._group(name) / "cgroup.freeze"
+    async def freeze(self, name: str, *, within: float = common.FREEZE_WITHIN) -> None:
+        file, thawed = self.thaw_file(name)
         write(file, 1)
-        await common.wait_frozen(name, lambda: self.is_frozen(name), lambda: write(file, 0))
+        await common.wait_frozen(name, lambda: self.is_frozen(name), lambda: write(file, thawed), within=within)
 
     async def thaw(self, name: str) -> None:
+        write(*self.thaw_file(name))
+
+    def thaw_file(self, name: str) -> tuple[Path, str]:
         self._require(name)
-        write(self._group(name) / "cgroup.freeze", 0)
+        return self._group(name) / "cgroup.freeze", "0"
 
     def is_frozen(self, name: str) -> bool:
         self._require(name)

@@ -31,6 +31,7 @@ _QUOTA_CTL = _request(_WRITE | _READ, 40, 16)
 _QGROUP_LIMIT = _request(_READ, 43, 48)
 _QUOTA_RESCAN_WAIT = (_MAGIC << 8) | 46
 _TREE_SEARCH_V2 = _request(_WRITE | _READ, 17, 112)
+_SYNC = (_MAGIC << 8) | 8
 _SUBVOL_INFO = _request(_READ, 60, 504)
 
 _QUOTA_ENABLE, _QUOTA_ENABLE_SIMPLE = 1, 4
@@ -57,6 +58,11 @@ def create_snapshot(parent: int, name: str, source: int) -> None:
     _named(name)
     packed = struct.pack("qQQ4Q4040s", source, 0, _READ_ONLY, 0, 0, 0, 0, os.fsencode(name))
     fcntl.ioctl(parent, _SNAP_CREATE_V2, bytearray(packed))
+
+
+def write_out(top: int) -> None:
+    """Everything that is not on the disk yet, of all subvolumes."""
+    fcntl.ioctl(top, _SYNC)
 
 
 def subvolume_id(directory: int) -> int:

@@ -24,6 +24,7 @@ Paths = list[bytes]
 MIN_POOL_BYTES = 256 << 20
 FORMAT_TIMEOUT = 120.0  # seconds
 DETACH_TIMEOUT = 10.0
+MUCH_UNWRITTEN = 4 << 20  # bytes
 # Space that was deleted goes back to the host's file, and to the limits, with each commit.
 MOUNT_OPTIONS = {"discard": "async", "commit": "5"}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,119}")
@@ -60,8 +61,15 @@ class Disks(Protocol):
     async def usage(self, name: str) -> Usage:
         """What it holds now, without walking it. Raises NotFound."""
 
+    async def write_out(self, name: str) -> None:
+        """Brings much that was written lately to the disk, so that a snapshot soon after takes little time."""
+
     async def snapshot(self, name: str, to: str) -> Path:
-        """A read-only copy of this moment, with what was stored by mmap. Raises NotFound, Conflict."""
+        """A read-only copy, with what was stored by mmap. Raises NotFound, Conflict.
+
+        It is of one moment only if nobody writes meanwhile: content is written out first, names and attributes count
+        up to its end.
+        """
 
     async def mark(self, name: str, snapshot: str) -> None:
         """Makes a snapshot of the disk the moment that `changed` and `mark_of` go back to; an older one is deleted.
@@ -137,6 +145,9 @@ class BtrfsDisks:
 
     async def usage(self, name: str) -> Usage:
         return await self._in_thread(self._with_disk, name, self._usage)
+
+    async def write_out(self, name: str) -> None:
+        await self._in_thread(self._with_disk, name, self._write_out)
 
     async def snapshot(self, name: str, to: str) -> Path:
         return await self._in_thread(self._snapshot, name, to)
@@ -289,12 +300,14 @@ class BtrfsDisks:
             os.close(disk)
 
     def _usage(self, disk: int) -> Usage:
-        shown = btrfs.sysfs(disk) / "qgroups" / f"0_{btrfs.subvolume_id(disk)}"
-        held, reserved, most = (
-            int((shown / name).read_text()) for name in ("referenced", "rsv_data", "max_referenced")
-        )
+        held, reserved, most = _counts(disk, "referenced", "rsv_data", "max_referenced")
         # Reserved is what was written and is not on the disk yet.
         return Usage(bytes=held + reserved, max_bytes=most)
+
+    def _write_out(self, disk: int) -> None:
+        (reserved,) = _counts(disk, "rsv_data")
+        if reserved >= MUCH_UNWRITTEN:
+            btrfs.write_out(disk)
 
     def _snapshot(self, name: str, to: str) -> Path:
         _check_name(to)
@@ -364,6 +377,11 @@ class BtrfsDisks:
             hint = "its files are kept; nobody is given them"
             raise StorageFailed(f"the record of disk {name} cannot be read", code="corrupt", hint=hint)
         return record
+
+
+def _counts(disk: int, *names: str) -> list[int]:
+    shown = btrfs.sysfs(disk) / "qgroups" / f"0_{btrfs.subvolume_id(disk)}"
+    return [int((shown / name).read_text()) for name in names]
 
 
 def _paths(disk: int, since: int, most: int) -> list[bytes] | None:
