@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -149,10 +150,12 @@ def changed_inodes(subvolume: int, since: int) -> Iterator[int]:
 
 
 def path_of(subvolume: int, inode: int) -> bytes | None:
-    """One name of an inode, from the top of the subvolume; None when it has none any more."""
+    """One name of an inode, from the top of the subvolume; None when it has none any more, or one of 4,080 bytes."""
     answer = bytearray(struct.pack("QQ4080s", 0, inode, b""))
     try:
         fcntl.ioctl(subvolume, _INO_LOOKUP, answer)
-    except FileNotFoundError:
-        return None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
+            return None
+        raise
     return bytes(answer[16:]).split(b"\0", 1)[0].rstrip(b"/")

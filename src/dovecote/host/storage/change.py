@@ -21,7 +21,7 @@ from dovecote.host.storage.fold import (
     kept,
     needed,
 )
-from dovecote.host.storage.manifest import DIRS, Entry, Kind, normalized, order, parse_part, render_part
+from dovecote.host.storage.manifest import DIRS, MAX_PATH, Entry, Kind, normalized, order, parse_part, render_part
 from dovecote.host.storage.packs import Content, Source
 
 
@@ -69,6 +69,9 @@ def plan_change(
     scan = Scan(merged, upper, id_base, rules, bounds or Bounds())
     for path in sorted(set(changed), key=order):
         if path in scan.entries:
+            continue
+        if len(path) > MAX_PATH:
+            scan.note(path, "its path is too long")
             continue
         full = join_path(upper, path)
         status = os.lstat(full)
