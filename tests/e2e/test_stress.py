@@ -18,7 +18,7 @@ def there() -> Iterator[World]:
         yield made
 
 
-@pytest.mark.parametrize("kinds", [("instance", "park-cut", "host"), ("takeover",)], ids="+".join)
+@pytest.mark.parametrize("kinds", [("park-cut", "host"), ("takeover",)], ids="+".join)
 def test_what_was_promised_is_there_after_every_blow(there: World, kinds: tuple[str, ...]) -> None:
     options = Options(seed=7, sessions=1, kinds=kinds, npm=False)
     for outcome in islice(rounds(there, options, say=print), len(kinds)):
