@@ -23,17 +23,20 @@ from dovecote.control.apps import Apps
 from dovecote.control.chats import Chats
 from dovecote.control.fleet import Death, Fleet
 from dovecote.control.functions import Functions
+from dovecote.control.references import tree_references
 from dovecote.control.sandboxes import Sandboxes
 from dovecote.control.sessions import Keeping, Routing, Sessions
 from dovecote.control.snapshots import Snapshots
 from dovecote.control.tenancy import Tenancy
 from dovecote.control.volumes import Volumes
 from dovecote.credentials import write_credentials
-from dovecote.errors import Conflict, DovecoteError, Unsupported
+from dovecote.errors import Conflict, DovecoteError, NotFound, Unsupported
 from dovecote.gateway import Answer, Ask, Gateway, stop_envoy
 from dovecote.gateway.directory import Directory
-from dovecote.host.assembly import LocalHost, assemble, disassemble, remove_run_dir
+from dovecote.host.assembly import LocalHost, assemble, disassemble, open_objects, recorded_templates, remove_run_dir
 from dovecote.host.doctor import Finding, examine
+from dovecote.host.storage.check import Checked, Progress, check_store
+from dovecote.host.storage.figures import Amount, Figures, cache_amount, store_figures
 from dovecote.model.addresses import Addresses
 from dovecote.store import Store, open_store
 
@@ -75,6 +78,41 @@ async def _create_tenant(settings: Settings, name: str) -> str:
     try:
         await store.migrate()
         return (await Tenancy(store).create_tenant(name)).secret
+    finally:
+        await store.close()
+
+
+def check_storage(settings: Settings, *, deep: bool, progress: Progress) -> Checked:
+    """Every saved tree that records and logs name. Only reads, so the server may run or not; for its operator."""
+    references = _references(settings)
+    return check_store(open_objects(settings), references, deep=deep, progress=progress)
+
+
+def storage_figures(settings: Settings) -> tuple[Figures, Amount]:
+    """What the object store holds and this host's cache takes. All tenants' together: for the operator only."""
+    references = _references(settings)
+    figures = store_figures(open_objects(settings), references)
+    return figures, cache_amount(settings.data_dir / "trees")
+
+
+def _references(settings: Settings) -> dict[str, list[str]]:
+    if not settings.database_url and not (settings.data_dir / "dovecote.sqlite").exists():
+        raise NotFound(
+            f"there are no records in {settings.data_dir}",
+            code="no_installation",
+            hint="run it as the server's user, on its machine, with the same DOVECOTE_* settings",
+        )
+    users = uvloop.run(_read_references(settings))
+    for name, digest in recorded_templates(settings).items():
+        users.setdefault(digest, []).append(f"template {name}")
+    return users
+
+
+async def _read_references(settings: Settings) -> dict[str, list[str]]:
+    store = open_store(database_url(settings))
+    await store.open()
+    try:
+        return await tree_references(store)
     finally:
         await store.close()
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dovecote.cli import apps, records, sandbox, session, tenant, up, volume
+from dovecote.cli import apps, records, sandbox, session, storage, tenant, up, volume
 from dovecote.cli.show import problem, table
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.add_typer(tenant.commands, name="tenant")
 app.add_typer(volume.commands, name="volume")
 for act in (volume.mount, volume.unmount, volume.mounts):
     session.commands.command()(act)
+app.add_typer(storage.commands, name="storage")
 app.command("up")(up.up)
 app.command("down")(up.down)
 app.command("status")(up.status)

@@ -52,7 +52,7 @@ class LocalHost:
 async def assemble(settings: Settings, *, on_death: Callable[[Death], None]) -> LocalHost:
     """A host that has adopted what runs and fills its warm pool. Its first start builds the base template."""
     guest = await asyncio.to_thread(ensure_guest, settings.cache_dir)
-    bucket = _bucket(settings)
+    bucket = open_objects(settings)
     await asyncio.to_thread(bucket.probe)
     parts = _parts(settings, bucket)
     if settings.level not in parts.runtimes:
@@ -75,7 +75,7 @@ async def disassemble(settings: Settings) -> list[str]:
     """Removes everything of this host but its data directory. Answers what was removed, a line each."""
     removed: list[str] = []
     guest = await asyncio.to_thread(ensure_guest, settings.cache_dir)
-    bucket = _bucket(settings)
+    bucket = open_objects(settings)
     parts = _parts(settings, bucket)
     await parts.disks.ensure()
     await parts.entrance.start()
@@ -101,7 +101,8 @@ async def disassemble(settings: Settings) -> list[str]:
     return removed
 
 
-def _bucket(settings: Settings) -> Bucket:
+def open_objects(settings: Settings) -> Bucket:
+    """The store of saved files that the settings name."""
     return open_bucket(settings.objects_url or f"file://{settings.data_dir}/objects")
 
 
@@ -191,6 +192,12 @@ def _read_template(record: Path) -> dict[str, str] | None:
         return {"recipe": str(body["recipe"]), "digest": str(body["digest"])}
     except (OSError, ValueError, KeyError):
         return None
+
+
+def recorded_templates(settings: Settings) -> dict[str, str]:
+    """Name -> digest of its tree, of what this installation has saved."""
+    records = {path.stem: _read_template(path) for path in (settings.data_dir / "templates").glob("*.json")}
+    return {name: record["digest"] for name, record in records.items() if record is not None}
 
 
 async def _is_whole(trees: Trees, digest: str) -> bool:

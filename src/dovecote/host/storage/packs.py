@@ -87,7 +87,7 @@ class Packs:
                 single.setdefault(pieces[0].pack, []).append((pieces[0], digest))
             else:
                 large.append((digest, pieces))
-        runs = [run for wanted in single.values() for run in _runs(wanted)]
+        runs = [run for wanted in single.values() for run in neighbours(wanted)]
         in_threads(self._fetch_run, runs)
         in_threads(self._fetch_large, large)
         self.cache.note_checked(located)
@@ -320,7 +320,7 @@ def in_threads(call: Callable[[A], B], items: Sequence[A]) -> list[B]:
             raise
 
 
-def _runs(wanted: list[tuple[Piece, bytes]]) -> list[list[tuple[Piece, bytes]]]:
+def neighbours(wanted: list[tuple[Piece, bytes]]) -> list[list[tuple[Piece, bytes]]]:
     """Neighbours that are worth one request, each of bounded length."""
     wanted.sort(key=lambda w: w[0].offset)
     runs: list[list[tuple[Piece, bytes]]] = []

@@ -7,7 +7,7 @@ import os
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -15,16 +15,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
 
-import zstandard
-
 from dovecote.errors import Conflict, Invalid, NotFound, StorageFailed
 from dovecote.host.storage.bucket import Bucket
-from dovecote.host.storage.change import Change, applied, combined, parse_change, plan_change, render_change
+from dovecote.host.storage.change import applied, combined, plan_change, render_change
 from dovecote.host.storage.erofs import write_image
 from dovecote.host.storage.fold import DEFAULT_RULES, LEFT_OUT, Bounds, Plan, Rules, plan_delta, plan_directory
 from dovecote.host.storage.manifest import (
     DIRS,
-    MAX_RAW,
     Entry,
     Kind,
     Part,
@@ -32,14 +29,22 @@ from dovecote.host.storage.manifest import (
     digest_of,
     join,
     order,
-    parse_part,
-    parse_root,
     render_part,
     render_root,
     split,
 )
 from dovecote.host.storage.objects import Index, ObjectCache, Piece, boot_id, disk_errors, hash_file
-from dovecote.host.storage.packs import Packs, PackWriter, pack, parse_locations, render_locations
+from dovecote.host.storage.packs import Packs, PackWriter, pack, render_locations
+from dovecote.host.storage.stored import (
+    binary,
+    objects_of,
+    or_corrupt,
+    parse_payload,
+    read_locations,
+    read_parts,
+    read_root,
+    stored_name,
+)
 from dovecote.host.storage.whole import CacheSink, flattened
 
 _TEMPLATES = 4  # whose paths are kept in memory
@@ -127,7 +132,7 @@ class Trees:
         """
         before: list[Entry] = []
         if previous is not None:
-            if self._root(previous).template != _binary(template):
+            if self._root(previous).template != binary(template):
                 raise Invalid(f"tree {previous[:16]} is not over template {template[:16]}", code="wrong_template")
             before = self.entries(previous)
         paths = self._template_paths(template)
@@ -141,7 +146,7 @@ class Trees:
                 rules=rules or self._rules,
                 bounds=self._bounds,
             )
-        return self._save(plan, template=_binary(template), previous=previous)
+        return self._save(plan, template=binary(template), previous=previous)
 
     def save_change(
         self,
@@ -174,7 +179,7 @@ class Trees:
         writer = PackWriter(self._packs)
         change = change.complete(writer.absorb(change.sources))
         writer.flush()
-        digests = _objects(sorted(change.entries, key=lambda e: order(e.path)))
+        digests = objects_of(sorted(change.entries, key=lambda e: order(e.path)))
         raw = pack(render_change(change))
         payload = struct.pack("<I", len(raw)) + raw + pack(render_locations(digests, writer.located))
         return payload, len(change.entries) + len(change.replaced)
@@ -184,7 +189,7 @@ class Trees:
         template = self._root(tree).template
         changes = []
         for payload in payloads:
-            change, located = _parse_payload(payload)
+            change, located = parse_payload(payload)
             self._index.add(located)
             changes.append(change)
         entries = applied(
@@ -236,7 +241,7 @@ class Trees:
                     for p in pieces:
                         ends[p.pack] = max(ends.get(p.pack, 0), p.offset + p.stored)
             for name, end in ends.items():
-                if _or_corrupt(name, partial(self._bucket.size, name)) < end:
+                if or_corrupt(name, partial(self._bucket.size, name)) < end:
                     raise StorageFailed(f"{name} is too short", code="corrupt")
 
     def ensure_image(self, digest: str) -> Path:
@@ -254,7 +259,7 @@ class Trees:
         stamp = _stamp(path)
         if stamp is not None and self._trusted.get(digest) == stamp:
             return path
-        with self._locks[_binary(digest)[0] % _LOCKS], _naming(digest):
+        with self._locks[binary(digest)[0] % _LOCKS], _naming(digest):
             stamp = _stamp(path)
             record = self._read_record(digest)
             if stamp is None or record.get("stamp") != list(stamp) or record.get("boot") != self._boot:
@@ -279,7 +284,7 @@ class Trees:
         return stamp
 
     def _ensure_objects(self, parts: list[tuple[str, list[Entry]]]) -> None:
-        missing = self._cache.missing(_objects(e for _, entries in parts for e in entries))
+        missing = self._cache.missing(objects_of(e for _, entries in parts for e in entries))
         if not missing:
             return
         located = self._packs.locate(missing)
@@ -294,34 +299,21 @@ class Trees:
                 missing = self._cache.missing(missing)
         wanted = set(missing)
         for part, entries in parts:
-            if not wanted.isdisjoint(_objects(entries)):
+            if not wanted.isdisjoint(objects_of(entries)):
                 hints = self._hints(part, entries)
                 self._packs.fetch({d: pieces for d, pieces in hints.items() if d in wanted})
                 wanted -= hints.keys()
                 self._index.add(hints)
 
     def _hints(self, part: str, entries: Sequence[Entry]) -> dict[bytes, tuple[Piece, ...]]:
-        name = _name("locations", part)
-        packed = _or_corrupt(name, lambda: self._bucket.get(name))
-        return parse_locations(_unpack(packed), _objects(entries))
+        return read_locations(self._bucket, part, entries)
 
     def _root(self, digest: str) -> Root:
         with _naming(digest):
-            return parse_root(self._manifest("trees", digest))
+            return read_root(self._bucket, digest)
 
     def _parts(self, digest: str) -> Iterator[tuple[bytes, str, list[Entry]]]:
-        for part in self._root(digest).parts:
-            entries = parse_part(part.path, self._manifest("manifests", part.digest.hex()))
-            if len(entries) != part.entries:
-                raise StorageFailed("a manifest has another length than its root says", code="corrupt")
-            yield part.path, part.digest.hex(), entries
-
-    def _manifest(self, kind: str, digest: str) -> bytes:
-        name = _name(kind, digest)
-        raw = _unpack(_or_corrupt(name, lambda: self._bucket.get(name)))
-        if digest_of(raw) != _binary(digest):
-            raise StorageFailed(f"{name} has other content than its name says", code="corrupt")
-        return raw
+        return read_parts(self._bucket, self._root(digest))
 
     def _template_paths(self, template: str) -> frozenset[bytes]:
         with self._paths_lock:
@@ -341,15 +333,15 @@ class Trees:
         rendered = [(path, some, render_part(path, some)) for path, some in parts]
         named = [(Part(path, digest_of(raw), len(some)), some, raw) for path, some, raw in rendered]
         new = [(part, some, raw) for part, some, raw in named if not self._has_manifest("manifests", part.digest.hex())]
-        wanted = _objects(e for _, some, _ in new for e in some)
+        wanted = objects_of(e for _, some, _ in new for e in some)
         for tree in (*like, *([previous] if previous is not None else [])):
             self._learn(wanted, tree)
         writer.absorb_cached(wanted)
         writer.flush()
         new_bytes = writer.new_bytes
         for part, some, _ in new:
-            packed = pack(render_locations(_objects(some), writer.located))
-            self._bucket.put(_name("locations", part.digest.hex()), packed)
+            packed = pack(render_locations(objects_of(some), writer.located))
+            self._bucket.put(stored_name("locations", part.digest.hex()), packed)
             new_bytes += len(packed)
         for part, _, raw in new:
             new_bytes += self._put_manifest("manifests", part.digest.hex(), raw)
@@ -363,11 +355,11 @@ class Trees:
         """What the index does not know about files kept from an older tree, the store's hints do."""
         unknown = set(digests) - self._index.locate(digests).keys()
         for _, part, entries in self._parts(tree) if unknown else ():
-            if not unknown.isdisjoint(_objects(entries)):
+            if not unknown.isdisjoint(objects_of(entries)):
                 self._index.add(self._hints(part, entries))
 
     def _has_manifest(self, kind: str, digest: str) -> bool:
-        name = _name(kind, digest)
+        name = stored_name(kind, digest)
         if name not in self._stored:
             try:
                 self._bucket.size(name)
@@ -379,7 +371,7 @@ class Trees:
     def _put_manifest(self, kind: str, digest: str, raw: bytes) -> int:
         packed = pack(raw)
         with suppress(Conflict):  # the same content, from another save
-            self._bucket.put_new(_name(kind, digest), packed)
+            self._bucket.put_new(stored_name(kind, digest), packed)
             return len(packed)
         return 0
 
@@ -397,14 +389,6 @@ class Trees:
         os.rename(part, path)
 
 
-def _parse_payload(payload: bytes) -> tuple[Change, dict[bytes, tuple[Piece, ...]]]:
-    if len(payload) < 4:
-        raise StorageFailed("a slot of changes that is cut short", code="corrupt")
-    end = 4 + int.from_bytes(payload[:4], "little")
-    change = parse_change(_unpack(payload[4:end]))
-    return change, parse_locations(_unpack(payload[end:]), _objects(change.entries))
-
-
 def _left_out(entries: Sequence[Entry]) -> list[str]:
     found: list[str] = []
     for entry, after in zip_longest(entries, entries[1:]):
@@ -413,11 +397,6 @@ def _left_out(entries: Sequence[Entry]) -> list[str]:
             with suppress(UnicodeDecodeError):
                 found.append("/" + entry.path.decode())
     return found
-
-
-def _objects(entries: Iterable[Entry]) -> list[bytes]:
-    """Digests of the files that have content, each once, in the order of the entries."""
-    return list(dict.fromkeys(e.digest for e in entries if e.digest))
 
 
 def _count(entries: Sequence[Entry]) -> tuple[int, int]:
@@ -431,36 +410,6 @@ def _stamp(path: Path) -> Stamp | None:
     except FileNotFoundError:
         return None
     return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
-
-
-def _binary(digest: str) -> bytes:
-    try:
-        data = bytes.fromhex(digest)
-    except ValueError:
-        data = b""
-    if len(data) != 32 or data.hex() != digest:
-        raise Invalid(f"not the digest of a tree: {digest[:80]!r}", code="malformed_id")
-    return data
-
-
-def _name(kind: str, digest: str) -> str:
-    return f"{kind}/{_binary(digest).hex()[:2]}/{digest[2:]}"
-
-
-def _unpack(packed: bytes) -> bytes:
-    try:
-        if not 0 < zstandard.frame_content_size(packed) <= MAX_RAW:
-            raise StorageFailed("a manifest of an impossible size", code="corrupt")
-        return zstandard.ZstdDecompressor().decompress(packed, max_output_size=MAX_RAW)
-    except zstandard.ZstdError as error:
-        raise StorageFailed(f"a manifest cannot be unpacked: {error}", code="corrupt") from error
-
-
-def _or_corrupt(name: str, call: Callable[[], T]) -> T:
-    try:
-        return call()
-    except NotFound as error:
-        raise StorageFailed(f"{name} is missing", code="corrupt") from error
 
 
 @contextmanager

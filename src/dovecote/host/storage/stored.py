@@ -1,0 +1,92 @@
+"""What the store holds of a tree, read and checked: its root, the manifests of its parts, the locations of objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import zstandard
+
+from dovecote.errors import Invalid, NotFound, StorageFailed
+from dovecote.host.storage.bucket import Bucket
+from dovecote.host.storage.change import Change, parse_change
+from dovecote.host.storage.manifest import MAX_RAW, Entry, Part, Root, digest_of, parse_part, parse_root
+from dovecote.host.storage.objects import Piece
+from dovecote.host.storage.packs import parse_locations
+
+T = TypeVar("T")
+
+
+def stored_name(kind: str, digest: str) -> str:
+    """Of `trees`, `manifests` and `locations`. Raises Invalid."""
+    return f"{kind}/{binary(digest).hex()[:2]}/{digest[2:]}"
+
+
+def binary(digest: str) -> bytes:
+    try:
+        data = bytes.fromhex(digest)
+    except ValueError:
+        data = b""
+    if len(data) != 32 or data.hex() != digest:
+        raise Invalid(f"not the digest of a tree: {digest[:80]!r}", code="malformed_id")
+    return data
+
+
+def objects_of(entries: Iterable[Entry]) -> list[bytes]:
+    """Digests of the files that have content, each once, in the order of the entries."""
+    return list(dict.fromkeys(e.digest for e in entries if e.digest))
+
+
+def read_root(bucket: Bucket, digest: str) -> Root:
+    return parse_root(_manifest(bucket, "trees", digest))
+
+
+def read_part(bucket: Bucket, part: Part) -> list[Entry]:
+    entries = parse_part(part.path, _manifest(bucket, "manifests", part.digest.hex()))
+    if len(entries) != part.entries:
+        raise StorageFailed("a manifest has another length than its root says", code="corrupt")
+    return entries
+
+
+def read_parts(bucket: Bucket, root: Root) -> Iterator[tuple[bytes, str, list[Entry]]]:
+    for part in root.parts:
+        yield part.path, part.digest.hex(), read_part(bucket, part)
+
+
+def read_locations(bucket: Bucket, part: str, entries: Sequence[Entry]) -> dict[bytes, tuple[Piece, ...]]:
+    name = stored_name("locations", part)
+    packed = or_corrupt(name, lambda: bucket.get(name))
+    return parse_locations(unpack_stored(packed), objects_of(entries))
+
+
+def parse_payload(payload: bytes) -> tuple[Change, dict[bytes, tuple[Piece, ...]]]:
+    """What a slot of changes carries, and where the objects lie that it names. Raises StorageFailed `corrupt`."""
+    if len(payload) < 4:
+        raise StorageFailed("a slot of changes that is cut short", code="corrupt")
+    end = 4 + int.from_bytes(payload[:4], "little")
+    change = parse_change(unpack_stored(payload[4:end]))
+    return change, parse_locations(unpack_stored(payload[end:]), objects_of(change.entries))
+
+
+def or_corrupt(name: str, call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except NotFound as error:
+        raise StorageFailed(f"{name} is missing", code="corrupt") from error
+
+
+def _manifest(bucket: Bucket, kind: str, digest: str) -> bytes:
+    name = stored_name(kind, digest)
+    raw = unpack_stored(or_corrupt(name, lambda: bucket.get(name)))
+    if digest_of(raw) != binary(digest):
+        raise StorageFailed(f"{name} has other content than its name says", code="corrupt")
+    return raw
+
+
+def unpack_stored(packed: bytes) -> bytes:
+    try:
+        if not 0 < zstandard.frame_content_size(packed) <= MAX_RAW:
+            raise StorageFailed("a manifest of an impossible size", code="corrupt")
+        return zstandard.ZstdDecompressor().decompress(packed, max_output_size=MAX_RAW)
+    except zstandard.ZstdError as error:
+        raise StorageFailed(f"a manifest cannot be unpacked: {error}", code="corrupt") from error
