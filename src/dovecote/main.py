@@ -35,6 +35,7 @@ from dovecote.gateway import Answer, Ask, Gateway, stop_envoy
 from dovecote.gateway.directory import Directory
 from dovecote.host.assembly import LocalHost, assemble, disassemble, open_objects, recorded_templates, remove_run_dir
 from dovecote.host.doctor import Finding, examine
+from dovecote.host.doctor_store import examine_store
 from dovecote.host.storage.check import Checked, Progress, check_store
 from dovecote.host.storage.figures import Amount, Figures, cache_amount, store_figures
 from dovecote.model.addresses import Addresses
@@ -64,7 +65,7 @@ def serve(settings: Settings) -> int:
 
 def doctor(settings: Settings) -> list[Finding]:
     """What this machine has and lacks, and how to get it."""
-    return examine(settings)
+    return [*examine(settings), examine_store(settings)]
 
 
 def create_tenant(settings: Settings, name: str) -> str:

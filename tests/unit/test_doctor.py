@@ -19,9 +19,11 @@ from dovecote.config import Settings
 from dovecote.errors import Failed, Unsupported
 from dovecote.host import doctor
 from dovecote.host.doctor import Finding, examine
+from dovecote.host.doctor_store import examine_store
 from dovecote.host.guest import build as guest
 from dovecote.host.network.prerequisites import Problem
 from dovecote.host.storage import templates
+from dovecote.host.storage.bucket import Bucket
 
 GIB = 1 << 30
 PROC = {
@@ -312,3 +314,31 @@ def test_skopeo_is_looked_for_and_not_required(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(shutil, "which", lambda tool: None)
     (finding,) = doctor._optional_tools(Settings())
     assert (finding.name, finding.ok, finding.is_required) == ("skopeo", False, False)
+
+
+def test_a_store_that_is_not_there_yet_is_not_made(tmp_path: Path) -> None:
+    assert examine_store(Settings(data_dir=tmp_path / "data")).ok
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_store_that_is_there_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "objects").mkdir()
+    finding = examine_store(Settings(data_dir=tmp_path))
+    assert finding.ok
+    assert finding.detail.endswith("creates an object only once")
+    assert [path for path in (tmp_path / "objects").rglob("*") if path.is_file()] == []
+
+
+def test_a_store_that_replaces_objects_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "objects").mkdir()
+    monkeypatch.setattr(Bucket, "put_new", Bucket.put)
+    finding = examine_store(Settings(data_dir=tmp_path))
+    assert not finding.ok
+    assert finding.is_required
+    assert "If-None-Match" in finding.hint
+
+
+def test_an_address_that_is_no_store_is_named(tmp_path: Path) -> None:
+    finding = examine_store(Settings(data_dir=tmp_path, objects_url="ftp://host/x"))
+    assert (finding.ok, finding.is_required) == (False, True)
+    assert "not an object store" in finding.detail

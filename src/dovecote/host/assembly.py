@@ -103,7 +103,11 @@ async def disassemble(settings: Settings) -> list[str]:
 
 def open_objects(settings: Settings) -> Bucket:
     """The store of saved files that the settings name."""
-    return open_bucket(settings.objects_url or f"file://{settings.data_dir}/objects")
+    return open_bucket(store_url(settings))
+
+
+def store_url(settings: Settings) -> str:
+    return settings.objects_url or f"file://{settings.data_dir}/objects"
 
 
 def _parts(settings: Settings, bucket: Bucket) -> Parts:
