@@ -26,7 +26,7 @@ from dovecote.control.functions import Functions
 from dovecote.control.references import tree_references
 from dovecote.control.sandboxes import Sandboxes
 from dovecote.control.sessions import Keeping, Routing, Sessions
-from dovecote.control.snapshots import Snapshots
+from dovecote.control.snapshots import RETAIN_EVERY, Snapshots
 from dovecote.control.tenancy import Tenancy
 from dovecote.control.volumes import Volumes
 from dovecote.credentials import write_credentials
@@ -145,6 +145,7 @@ class Server:
     apps: Apps
     gateway: Gateway
     api: uvicorn.Server
+    snapshots: Snapshots
     is_open: bool = False
 
 
@@ -218,6 +219,7 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
         start_timeout=settings.start_timeout,
         set_endpoints=gateway.set_apps,
         loads=gateway.loads,
+        published=snapshots.at_publish,
     )
     directory = Directory(tenancy, Routing(store, sessions, functions, tenancy), functions, apps)
     keeping = Keeping(store, fleet, functions, sessions, quiet_after=settings.quiet_after)
@@ -237,7 +239,7 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
     api = _ApiServer(
         uvicorn.Config(app, uds=str(settings.run_dir / "api.sock"), log_config=None, lifespan="off", access_log=False)
     )
-    server = Server(settings, host, sessions, keeping, apps, gateway, api)
+    server = Server(settings, host, sessions, keeping, apps, gateway, api, snapshots)
     rooms += [sessions, apps]
     for death in early:
         died(death)
@@ -256,6 +258,7 @@ async def _run(server: Server) -> None:
     ticking = [
         asyncio.ensure_future(_every(server.settings.tick, server.keeping.tick)),
         asyncio.ensure_future(_every(server.settings.tick, server.apps.tick)),
+        asyncio.ensure_future(_every(RETAIN_EVERY, server.snapshots.retain)),
     ]
     server.is_open = True
     log.info("ready on %s", Addresses(server.settings.domain, server.settings.port).console())

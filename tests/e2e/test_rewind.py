@@ -88,7 +88,7 @@ def own() -> Iterator[Installation]:
         yield there
 
 
-@pytest.mark.parametrize("after", ["parking", "before_rewind", "rewound"])
+@pytest.mark.parametrize("after", ["parking", "before_rewind", "rewound", "rewound, and its host is lost"])
 def test_a_server_killed_around_a_rewind_leaves_the_old_files_or_the_new_ones(own: Installation, after: str) -> None:
     """Killed as soon as its record says so much; never a mix."""
     with own.client() as client:
@@ -109,7 +109,7 @@ def test_a_server_killed_around_a_rewind_leaves_the_old_files_or_the_new_ones(ow
             if after == "before_rewind":
                 return session.snapshots()[-1].cause == after
             view = session.refresh()
-            return view.state == "parking" if after == "parking" else view.reason == after
+            return view.state == "parking" if after == "parking" else view.reason == "rewound"
 
         rewinding = threading.Thread(target=rewind)
         rewinding.start()
@@ -118,10 +118,13 @@ def test_a_server_killed_around_a_rewind_leaves_the_old_files_or_the_new_ones(ow
         finally:
             own.kill()
             rewinding.join(60)
+            if "lost" in after:
+                own.down()
+                (own.settings.data_dir / "pool.btrfs").unlink()
             own.start()
         text = session.run("cat d/* | sort | uniq -c; ls d | wc -l", check=True).stdout.split()
         assert text in (["300", "old", "300"], ["300", "new", "301"])
-        if after == "rewound":
+        if "rewound" in after:
             assert text == ["300", "old", "300"]
         session.delete()
 

@@ -14,7 +14,7 @@ from dovecote.control.fleet import SERVER_TAG, Claim, Command, Death, Leftover, 
 from dovecote.errors import Conflict, Failed, NoCapacity, NotFound, StorageFailed
 from dovecote.host.guest import CommandStatus, Dropped, Exited, Finished, Guest, PortState, Started, Stat
 from dovecote.model.states import InstanceState, check_instance_move
-from dovecote.model.trees import Change, Lag, LagState, Saved
+from dovecote.model.trees import Change, FileDiff, Lag, LagState, Saved
 from dovecote.model.volumes import Mount
 from tests.unit.memory_volumes import MemoryVolumes
 
@@ -28,6 +28,7 @@ Method = Literal[
     "save_leftover",
     "discard",
     "rewind",
+    "verify",
     "observe",
     "list_commands",
     "start",
@@ -282,6 +283,22 @@ class MemoryHost:
             if before.get(path) != after.get(path)
         ]
 
+    async def archive(self, template: str, tree: str, path: str) -> AsyncGenerator[bytes, None]:
+        """Not a zip file: the names and texts below the path, in order."""
+        for name, text in sorted(self.trees[tree].items()):
+            if name.startswith(path):
+                yield f"{name}={text.decode()}\n".encode()
+
+    async def diff(self, template: str, old: str, new: str, path: str) -> FileDiff:
+        before, after = self.trees[old].get(path), self.trees[new].get(path)
+        if before is None and after is None:
+            raise NotFound(f"nothing is at {path}", code="no_such_path")
+        old_bytes, new_bytes = (None if text is None else len(text) for text in (before, after))
+        return FileDiff(path, old_bytes, new_bytes, "" if before == after else f"-{before!r}\n+{after!r}\n")
+
+    async def verify(self, template: str, tree: str) -> None:
+        await self._enter("verify", tree)
+
     async def last_saved(self, owner: str) -> Saved | None:
         return self.logs[owner][-1] if self.logs.get(owner) else None
 
@@ -347,7 +364,9 @@ class MemoryHost:
 
     def _append(self, owner: str, files: dict[str, bytes]) -> Saved:
         log = self.logs.setdefault(owner, [])
-        saved = Saved(f"tree-{owner}-{len(log) + 1}", len(log) + 1, len(files), 0, sum(map(len, files.values())))
+        is_same = bool(log) and self.trees[log[-1].tree] == files  # the same files are the same tree
+        tree = log[-1].tree if is_same else f"tree-{owner}-{len(log) + 1}"
+        saved = Saved(tree, len(log) + 1, len(files), 0, sum(map(len, files.values())))
         self.trees[saved.tree] = dict(files)
         log.append(saved)
         return saved

@@ -94,7 +94,7 @@ async def test_a_session_without_an_instance_is_not_woken_for_a_turn(
     parked = await chats.add_turn(world.tenant, chat.id, [{"text": "parked"}])
     assert parked.snapshot_id is not None
     taken = await snapshots.get(world.tenant, session.id, parked.snapshot_id)
-    assert (taken.cause, taken.label) == (SnapshotCause.TURN, "turn 2")
+    assert (taken.cause, taken.label) == (SnapshotCause.TURN, "turn 1")  # nothing has changed since
     new = await world.sessions.create(world.tenant, wake=False)
     empty = await chats.create(world.tenant, session_id=new.id)
     turn = await chats.add_turn(world.tenant, empty.id, [{"text": "early"}])
@@ -106,7 +106,7 @@ async def test_a_session_without_an_instance_is_not_woken_for_a_turn(
 @pytest.mark.anyio
 async def test_a_rewind_that_fails_leaves_files_and_messages(world: World, chats: Chats) -> None:
     session, chat = await talk(world, chats, "one", "two")
-    world.host.refuse("rewind", StorageFailed("no store", code="disk_full"), times=1)
+    world.host.refuse("verify", StorageFailed("no store", code="disk_full"), times=1)
     with pytest.raises(StorageFailed):
         await chats.rewind(world.tenant, chat.id, 1)
     assert await said(world, chats, chat) == [(1, "one"), (2, "two")]

@@ -61,7 +61,7 @@ async def test_a_rewind_that_fails_or_is_cut_short_leaves_the_files_as_they_were
     await world.write(session, b"first")
     first = await snapshots.create(world.tenant, session.id)
     await world.write(session, b"second")
-    for method in ("stop", "save_leftover", "rewind"):
+    for method in ("stop", "save_leftover", "verify"):
         world.host.refuse(method, StorageFailed("no store", code="disk_full"), times=1)
         with pytest.raises(StorageFailed):
             await snapshots.rewind(world.tenant, session.id, first.id)

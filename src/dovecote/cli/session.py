@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dovecote.cli.show import age, say, table
+from dovecote.cli.show import age, problem, say, table, write_bytes
 
 if TYPE_CHECKING:
-    from dovecote.sdk import Lag, Session
+    from dovecote.sdk import FileDiff, Lag, Session
 
 commands = typer.Typer(help="Sessions: the tie between a chat and its sandbox.", no_args_is_help=True)
 
@@ -194,14 +195,52 @@ def diff(
     session_id: SessionId,
     snapshot_id: SnapshotId,
     to: Annotated[str | None, typer.Argument(metavar="SNAPSHOT", help="snp_...; as it is now if none.")] = None,
+    file: Annotated[str | None, typer.Option(help="Show how the text of this file has changed.")] = None,
 ) -> None:
     """List what has changed since a snapshot."""
     from dovecote.sdk import Dovecote
 
     with Dovecote() as client:
-        found = client.sessions.get(session_id).changes(snapshot_id, to)
+        session = client.sessions.get(session_id)
+        if file is not None:
+            _show_diff(session.diff(snapshot_id, file, to))
+            return
+        found = session.changes(snapshot_id, to)
     sizes = ["" if each.new_bytes is None else str(each.new_bytes) for each in found]
     table(("what", "path", "bytes"), [(c.what, c.path, size) for c, size in zip(found, sizes, strict=True)])
+
+
+def _show_diff(found: FileDiff) -> None:
+    write_bytes(found.diff.encode())
+    if found.is_binary:
+        problem(f"{found.path} is no text: {found.old_bytes} and {found.new_bytes} bytes")
+    elif found.is_truncated:
+        problem(f"there is more that differs in {found.path}")
+
+
+@commands.command()
+def download(
+    session_id: SessionId,
+    target: Annotated[Path | None, typer.Argument(metavar="FILE.ZIP", help="SESSION.zip here if none.")] = None,
+    snapshot: Annotated[str | None, typer.Option(help="snp_...; as it is now if none.")] = None,
+    path: Annotated[str | None, typer.Option(help="A file or directory; the user's home if none.")] = None,
+) -> None:
+    """Download its files as a zip file."""
+    from dovecote.sdk import Dovecote
+
+    target = target or Path(f"{snapshot or session_id}.zip")
+    # Through a file beside the target, so that a broken download is not taken for a whole one.
+    partial = target.with_name(target.name + ".partial")
+    with Dovecote() as client:
+        pieces = client.sessions.get(session_id).archive(snapshot, path=path)
+        try:
+            with partial.open("wb") as file:
+                for piece in pieces:
+                    file.write(piece)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+    print(target)
 
 
 @commands.command()
@@ -211,12 +250,13 @@ def fork(
         str | None, typer.Argument(metavar="SNAPSHOT", help="snp_...; as it is now if none.")
     ] = None,
     key: Annotated[str | None, typer.Option(help="Your own name for the new session.")] = None,
+    user: Annotated[str | None, typer.Option(help="Its end user; the original's if none.")] = None,
 ) -> None:
     """Open a new session with its files and print its id."""
     from dovecote.sdk import Dovecote
 
     with Dovecote() as client:
-        print(client.sessions.get(session_id).fork(snapshot_id, key=key).id)
+        print(client.sessions.get(session_id).fork(snapshot_id, key=key, user=user).id)
 
 
 def _change(session_id: str, verb: str) -> None:

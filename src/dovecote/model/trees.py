@@ -75,3 +75,18 @@ class Lag:
     pending: int | None = 0
     recovery_point: float | None = None  # None without an instance
     error_code: str = ""
+
+
+@dataclass(frozen=True)
+class FileDiff:
+    """How one file differs: a unified diff, empty when it does not. Sizes are None where it is not there.
+
+    `is_truncated`: there is more than is told; of a binary or a large file nothing is.
+    """
+
+    path: str
+    old_bytes: int | None
+    new_bytes: int | None
+    text: str = ""
+    is_binary: bool = False
+    is_truncated: bool = False

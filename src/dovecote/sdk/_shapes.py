@@ -91,6 +91,18 @@ class Change:
 
 
 @dataclass(frozen=True)
+class FileDiff:
+    """How the text of one file has changed: a unified `diff`. Sizes are None where it is not there."""
+
+    path: str
+    old_bytes: int | None
+    new_bytes: int | None
+    diff: str
+    is_binary: bool
+    is_truncated: bool
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """A session's files as they were saved, by name. `cause` is asked, turn, before_rewind or published."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -10,7 +9,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from dovecote.api.rest.here import Here, SessionId
-from dovecote.api.rest.shapes import Body, FileShape, Page, PortShape, shown
+from dovecote.api.rest.shapes import Body, FileShape, Page, PortShape, shown, streamed
 from dovecote.control.sandboxes import Stat
 
 routes = APIRouter(prefix="/v1/sessions/{session_id}", tags=["files"])
@@ -48,17 +47,7 @@ async def read_file(
     chunks = here.rooms.sandboxes.read_file(here.tenant_id, session_id, path, user=user, offset=offset, length=length)
     # Awaited before the answer begins, so that a file that is not there is a 404 and not an empty 200.
     first = await anext(chunks, b"")
-    return StreamingResponse(_content(first, chunks), media_type=BYTES)
-
-
-async def _content(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    try:
-        yield first
-        async for chunk in chunks:
-            yield chunk
-    finally:
-        if isinstance(chunks, AsyncGenerator):
-            await chunks.aclose()
+    return StreamingResponse(streamed(first, chunks), media_type=BYTES)
 
 
 @routes.put(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import datetime, timedelta
 from typing import Any, Generic, Literal, TypeVar
 
@@ -222,6 +223,17 @@ class FinishedShape(BaseModel):
 def shown(text: str) -> str:
     """A name from inside as text: bytes that are not UTF-8 become the replacement character."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+async def streamed(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """The body of an answer whose first piece is there; whatever makes it ends with it."""
+    try:
+        yield first
+        async for chunk in chunks:
+            yield chunk
+    finally:
+        if isinstance(chunks, AsyncGenerator):
+            await chunks.aclose()
 
 
 def seconds(duration: timedelta | None) -> float | None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import StreamingResponse
 from pydantic import AfterValidator, BaseModel, Field
 
 from dovecote.api.rest.here import After, Here, Limit, SessionId, SnapshotId
-from dovecote.api.rest.shapes import Body, Page, SessionShape, session_shape
+from dovecote.api.rest.shapes import Body, Page, SessionShape, session_shape, shown, streamed
 from dovecote.model.ids import parse_id
 from dovecote.model.records import Snapshot
 
 routes = APIRouter(prefix="/v1/sessions", tags=["snapshots"])
 
+ZIP = "application/zip"
+FilePath = Annotated[str, Query(min_length=1, max_length=4096, description="Relative ones start in the user's home.")]
 NamedSnapshot = Annotated[str, AfterValidator(lambda text: parse_id(text, "snp"))]
 
 
@@ -46,9 +49,19 @@ class Rewind(Body):
     snapshot: NamedSnapshot
 
 
+class DiffShape(BaseModel):
+    path: str
+    old_bytes: int | None = Field(description="null where the snapshot does not have it.")
+    new_bytes: int | None = Field(description="null where it is not there any more.")
+    diff: str = Field(description="Unified; empty when nothing differs, and for what is no text or over 4 MiB.")
+    is_binary: bool
+    is_truncated: bool = Field(description="There is more than `diff` tells.")
+
+
 class Fork(Body):
     snapshot: NamedSnapshot | None = Field(None, description="Where it begins; as the session is now if null.")
     key: str | None = Field(None, description="Your own name for the new session.")
+    user: str | None = Field(None, min_length=1, max_length=200, description="Its end user; the original's if null.")
     env: dict[str, str] = Field(default_factory=dict, description="Added to the environment of the original.")
     wake: bool = True
 
@@ -96,6 +109,44 @@ async def list_changes(
     return Page[ChangeShape](items=items, next=str(end) if end < len(found) else None)
 
 
+@routes.get("/{session_id}/snapshots/{snapshot_id}/diff", summary="How the text of one file has changed since")
+async def diff_file(
+    here: Here,
+    session_id: SessionId,
+    snapshot_id: SnapshotId,
+    path: FilePath,
+    to: Annotated[NamedSnapshot | None, Query(description="Up to this snapshot; up to now without.")] = None,
+) -> DiffShape:
+    found = await here.rooms.snapshots.diff(here.tenant_id, session_id, snapshot_id, path, to)
+    return DiffShape(
+        path=shown(found.path),
+        old_bytes=found.old_bytes,
+        new_bytes=found.new_bytes,
+        diff=found.text,
+        is_binary=found.is_binary,
+        is_truncated=found.is_truncated,
+    )
+
+
+@routes.get(
+    "/{session_id}/archive",
+    summary="Its files as a zip file, as they are now or in a snapshot",
+    response_class=StreamingResponse,
+    responses={200: {"content": {ZIP: {}}}},
+)
+async def get_archive(
+    here: Here,
+    session_id: SessionId,
+    snapshot: Annotated[NamedSnapshot | None, Query(description="As it is now without.")] = None,
+    path: Annotated[FilePath | None, Query(description="A file or directory; the user's home without.")] = None,
+) -> Response:
+    pieces = here.rooms.snapshots.archive(here.tenant_id, session_id, snapshot_id=snapshot, path=path)
+    # Awaited before the answer begins, so that what is not there is a 404 and not an empty 200.
+    first = await anext(pieces, b"")
+    headers = {"content-disposition": f'attachment; filename="{snapshot or session_id}.zip"'}
+    return StreamingResponse(streamed(first, pieces), media_type=ZIP, headers=headers)
+
+
 @routes.post("/{session_id}:rewind", summary="Go back to a snapshot; what runs in the session ends")
 async def rewind_session(here: Here, session_id: SessionId, rewind: Rewind) -> SessionShape:
     session = await here.rooms.snapshots.rewind(here.tenant_id, session_id, rewind.snapshot)
@@ -105,7 +156,13 @@ async def rewind_session(here: Here, session_id: SessionId, rewind: Rewind) -> S
 @routes.post("/{session_id}:fork", status_code=201, summary="Open a new session with its files")
 async def fork_session(here: Here, session_id: SessionId, fork: Fork) -> SessionShape:
     session = await here.rooms.snapshots.fork(
-        here.tenant_id, session_id, snapshot_id=fork.snapshot, key=fork.key, env=fork.env, wake=fork.wake
+        here.tenant_id,
+        session_id,
+        snapshot_id=fork.snapshot,
+        key=fork.key,
+        user=fork.user,
+        env=fork.env,
+        wake=fork.wake,
     )
     return session_shape(session, here.rooms.addresses)
 

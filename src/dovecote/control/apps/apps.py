@@ -20,7 +20,7 @@ from dovecote.control.scaling import desired
 from dovecote.control.sessions import Sessions, ensure_started, wait_for_port
 from dovecote.errors import Conflict, DeadlineExceeded, DovecoteError, Failed, Invalid, NotFound
 from dovecote.model.ids import new_id, parse_name, random_text
-from dovecote.model.records import App, Revision, Start
+from dovecote.model.records import App, Revision, Session, Start
 from dovecote.model.sizes import SPECS
 from dovecote.model.trees import Workspace
 from dovecote.store import Store
@@ -43,7 +43,10 @@ class Counted(Protocol):
 
 
 class Apps:
-    """`set_endpoints` tells the gateway who serves what; `loads` is what it counts."""
+    """`set_endpoints` tells the gateway who serves what; `loads` is what it counts.
+
+    `published` is told of the session that an app of that name was published from, as it was saved.
+    """
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class Apps:
         start_timeout: float,
         set_endpoints: Callable[[Mapping[str, Sequence[str]]], Awaitable[None]],
         loads: Callable[[], Awaitable[Mapping[str, Counted]]],
+        published: Callable[[Session, str], Awaitable[None]] | None = None,
     ) -> None:
         self._store = store
         self._fleet = fleet
@@ -63,6 +67,7 @@ class Apps:
         self._start_timeout = start_timeout
         self._set_endpoints = set_endpoints
         self._loads = loads
+        self._published = published
         self._apps: dict[str, RunningApp] = {}  # by name
         self._telling = asyncio.Lock()
         self._background = Background()
@@ -104,7 +109,9 @@ class Apps:
         made_for = await self._functions.revision(tenant_id, session.revision_id)
         env = {**made_for.env, **session.env}
         if there is not None:
-            return await self._publish_again(there, replace(made_for, env=env, start=start, tree=tree), scale)
+            app = await self._publish_again(there, replace(made_for, env=env, start=start, tree=tree), scale)
+            await self._tell_of(session, name)
+            return app
         function = await self._functions.create(
             tenant_id,
             f"app-{random_text(16)}",
@@ -132,7 +139,12 @@ class Apps:
             raise
         self._apps[name] = RunningApp(app, await self._functions.revision(tenant_id, app.revision_id))
         await self._tell()
+        await self._tell_of(session, name)
         return app
+
+    async def _tell_of(self, session: Session, name: str) -> None:
+        if self._published is not None:
+            await self._published(session, name)
 
     async def _publish_again(self, there: RunningApp, like: Revision, scale: Rescale) -> App:
         app = scale.on(there.app)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from dovecote.host.guest import Guest
 from dovecote.host.instances import Claim, Leftover, Observed, Placed
 from dovecote.host.storage.volumes import Volumes
-from dovecote.model.trees import Change, Lag, Saved
+from dovecote.model.trees import Change, FileDiff, Lag, Saved
 from dovecote.model.volumes import Mount
 
 
@@ -66,6 +67,18 @@ class Host(Protocol):
 
     async def changes(self, template: str, old: str, new: str) -> list[Change]:
         """What differs between two trees over one template. Called when a user asks. Raises StorageFailed (corrupt)."""
+
+    def archive(self, template: str, tree: str, path: str) -> AsyncGenerator[bytes, None]:
+        """A zip file of what a user of the tree sees at `path`, made while it is read. Called when a user asks.
+
+        Raises NotFound (no_such_path) before its first bytes, StorageFailed (corrupt).
+        """
+
+    async def diff(self, template: str, old: str, new: str, path: str) -> FileDiff:
+        """How one file differs between two trees. Raises NotFound (no_such_path), Invalid (not_a_file), Failed."""
+
+    async def verify(self, template: str, tree: str) -> None:
+        """Called before a session is rewound. Raises StorageFailed (corrupt), Invalid (wrong_template)."""
 
     async def last_saved(self, owner: str) -> Saved | None:
         """The newest checkpoint in the owner's log, wherever it was written."""

@@ -74,7 +74,7 @@ class Sessions:
         *,
         function: str = SANDBOX,
         key: str | None = None,
-        user: str = "default",
+        user: str | None = None,
         tier: str | None = None,
         idle_after: timedelta | None = None,
         quiet_after: timedelta | None = None,
@@ -85,12 +85,13 @@ class Sessions:
     ) -> Session:
         """A new session. `key` is the caller's own name for it; without one the server makes one.
 
-        `fork_of` is a session and a tree of its: the new one begins there, of the same revision and user.
+        `fork_of` is a session and a tree of its: the new one begins there, of the same revision, and of the same user
+        unless another is named.
 
         Raises Invalid, NotFound (no_such_function, no_such_tier), Conflict (exists), and what waking raises.
         """
         made_for = await self._functions.get(tenant_id, function)
-        owner = await self._tenancy.user(tenant_id, user)
+        owner = await self._tenancy.user(tenant_id, user or "default")
         now = datetime.now(UTC)
         session = Session(
             id=new_id("ses"),
@@ -114,7 +115,7 @@ class Sessions:
             source, tree = fork_of
             session = replace(
                 session,
-                user_id=source.user_id,
+                user_id=owner.id if user is not None else source.user_id,
                 function_id=source.function_id,
                 revision_id=source.revision_id,
                 tree=tree,
@@ -498,7 +499,8 @@ class Sessions:
         """Parks it, and makes `files`, saved earlier, what its next waking finds. What runs in it ends.
 
         `before` is told of the session as it was, saved, ahead of the change. Until the record is written the old
-        files count, from then on the new ones: a leftover of the old ones is older by its generation.
+        files count, from then on the new ones, whatever the host's log says: all else of the old ones is older by its
+        generation.
         """
         assert files.tree is not None
         async with self.live.lock(session_id):
@@ -508,28 +510,50 @@ class Sessions:
                 raise Conflict("the snapshot is over another template", code="wrong_template", hint="fork it instead")
             session = await self._put_away(session, "being rewound")
             await before(session)
-            session = await self._swap(session, epoch=session.epoch + 1)
             host = self._fleet.host(self._fleet.place(prefer=session.host_id))
-            saved = await host.rewind(session.id, epoch=session.epoch, template=files.template, tree=files.tree)
+            await host.verify(files.template, files.tree)
             session = await self._swap(
                 session,
+                epoch=session.epoch + 1,
                 state=SessionState.PARKED if session.state is SessionState.DAMAGED else session.state,
-                tree=saved.tree,
-                saved_generation=saved.generation,
+                tree=files.tree,
+                saved_generation=session.saved_generation + 1,
                 saved_at=datetime.now(UTC),
                 reason="rewound",
             )
+            session = await self._log_rewind(host, session, files)
             for each in self._hosts_of(session):
                 await each.discard(session.id)
             return session
+
+    async def _log_rewind(self, host: Host, session: Session, files: Workspace) -> Session:
+        """Shuts earlier owners out of the log. Without that its next claim does it; the record says what counts."""
+        assert files.tree is not None
+        try:
+            saved = await host.rewind(session.id, epoch=session.epoch, template=files.template, tree=files.tree)
+        except StorageFailed as error:
+            log.warning("the log of %s does not have that it was rewound: %s", session.id, error)
+            return session
+        if saved.generation == session.saved_generation:
+            return session
+        return await self._swap(session, saved_generation=saved.generation)
 
     async def checkpoint(self, session: Session) -> Saved | None:
         """What the host's log says of the save that the session's record names; None when it names another."""
         saved = await self._fleet.host(self._fleet.place(prefer=session.host_id)).last_saved(session.id)
         return saved if saved is not None and saved.tree == session.tree else None
 
+    async def home(self, session: Session) -> str:
+        """Of the user that its commands run as."""
+        revision = await self._functions.revision(session.tenant_id, session.revision_id)
+        return self._functions.template(revision.template_name).home
+
+    def reader(self, session: Session) -> Host:
+        """A host that can read what was saved of it."""
+        return self._fleet.host(self._fleet.place(prefer=session.host_id))
+
     async def changes(self, session: Session, template: str, old: str, new: str) -> Sequence[Change]:
-        return await self._fleet.host(self._fleet.place(prefer=session.host_id)).changes(template, old, new)
+        return await self.reader(session).changes(template, old, new)
 
     async def store_leftover(self, session: Session, host: Host, reason: str) -> Session:
         try:

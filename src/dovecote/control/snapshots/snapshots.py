@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from dovecote.control.functions import Functions
 from dovecote.control.sessions import Sessions
 from dovecote.control.snapshots.retention import expired
-from dovecote.errors import Conflict, Invalid, NotFound
+from dovecote.errors import Conflict, DovecoteError, Invalid, NotFound
 from dovecote.model.ids import new_id
 from dovecote.model.records import Session, Snapshot
 from dovecote.model.sizes import TIERS
 from dovecote.model.states import SessionState, SnapshotCause
-from dovecote.model.trees import Change, Workspace
+from dovecote.model.trees import Change, FileDiff, Workspace
 from dovecote.store import Store
 
 LONGEST_LABEL = 200
-MOST = 1000  # snapshots of one session that are looked at when old ones go
+MOST = 1000  # snapshots with the same files that are looked at
+RETAIN_EVERY = 3600.0  # seconds between looks at all snapshots for those that are not kept
+
+log = logging.getLogger(__name__)
 
 
 class Snapshots:
@@ -48,7 +54,23 @@ class Snapshots:
         has_instance = self._sessions.live.get(session_id) is not None
         if not has_instance and (session.state is not SessionState.PARKED or session.tree is None):
             raise Conflict("the session has no files that could be saved without waking it", code="no_files")
-        return await self.create(tenant_id, session_id, label=label, cause=SnapshotCause.TURN)
+        session = await self._saved(tenant_id, session_id)
+        return await self._newest_if_same(session) or await self._record(session, SnapshotCause.TURN, label=label)
+
+    async def _newest_if_same(self, session: Session) -> Snapshot | None:
+        """The session's newest snapshot, if that has just these files."""
+        snapshots = self._store.tenant(session.tenant_id).snapshots
+        same = await snapshots.list(session_id=session.id, tree=session.tree, limit=MOST)
+        if not same or await snapshots.list(session_id=session.id, after=same[-1].id, limit=1):
+            return None
+        return same[-1]
+
+    async def at_publish(self, session: Session, name: str) -> None:
+        """What an app of that name was published from. The app does not depend on it."""
+        try:
+            await self._record(session, SnapshotCause.PUBLISHED, label=f"published as {name}")
+        except DovecoteError as error:
+            log.warning("no snapshot of %s at its publishing: %s", session.id, error)
 
     async def copy(self, snapshot: Snapshot, session: Session) -> Snapshot:
         """The same files as a snapshot of a fork, which has its own numbering of saves."""
@@ -94,10 +116,14 @@ class Snapshots:
         *,
         snapshot_id: str | None = None,
         key: str | None = None,
+        user: str | None = None,
         env: Mapping[str, str] | None = None,
         wake: bool = True,
     ) -> Session:
-        """A new session of the same user and revision that begins with the files of a snapshot, or as they are now."""
+        """A new session of the same revision that begins with the files of a snapshot, or as they are now.
+
+        Of the same user and tier, unless another user is named, whose own tier it then has.
+        """
         if snapshot_id is None:
             source = await self._saved(tenant_id, session_id)
             tree = source.tree
@@ -107,8 +133,47 @@ class Snapshots:
             tree = snapshot.tree
         assert tree is not None
         return await self._sessions.create(
-            tenant_id, key=key, tier=source.tier, env=env, wake=wake, fork_of=(source, tree)
+            tenant_id,
+            key=key,
+            user=user,
+            tier=source.tier if user is None else None,
+            env=env,
+            wake=wake,
+            fork_of=(source, tree),
         )
+
+    async def archive(
+        self, tenant_id: str, session_id: str, *, snapshot_id: str | None = None, path: str | None = None
+    ) -> AsyncIterator[bytes]:
+        """A zip file of a snapshot, or of the session as it is now; of the user's home where no path is given."""
+        session, template, tree = await self._tree(tenant_id, session_id, snapshot_id)
+        if path is None or not path.startswith("/"):
+            home = await self._sessions.home(session)
+            path = home if path is None else f"{home}/{path}"
+        async with aclosing(self._sessions.reader(session).archive(template, tree, path)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def diff(
+        self, tenant_id: str, session_id: str, snapshot_id: str, path: str, to: str | None = None
+    ) -> FileDiff:
+        """How one file differs in snapshot `to`, or as the session is now, from an earlier snapshot of it."""
+        old = await self.get(tenant_id, session_id, snapshot_id)
+        session, _, tree = await self._tree(tenant_id, session_id, to)
+        if not path.startswith("/"):
+            path = f"{await self._sessions.home(session)}/{path}"
+        return await self._sessions.reader(session).diff(old.template, old.tree, tree, path)
+
+    async def _tree(self, tenant_id: str, session_id: str, snapshot_id: str | None) -> tuple[Session, str, str]:
+        """The session, and template and tree of a snapshot of it, or of a checkpoint that is taken now."""
+        if snapshot_id is not None:
+            session = await self._sessions.get(tenant_id, session_id)
+            snapshot = await self.get(tenant_id, session_id, snapshot_id)
+            return session, snapshot.template, snapshot.tree
+        session = await self._saved(tenant_id, session_id)
+        assert session.tree is not None
+        revision = await self._functions.revision(tenant_id, session.revision_id)
+        return session, revision.template, session.tree
 
     async def changes(
         self, tenant_id: str, session_id: str, snapshot_id: str, to: str | None = None
@@ -127,10 +192,32 @@ class Snapshots:
     async def expire(self, session: Session, now: datetime) -> int:
         """Deletes the records of what the session's tier does not keep; counts them. May be repeated."""
         scope = self._store.tenant(session.tenant_id)
-        old = expired(await scope.snapshots.list(session_id=session.id, limit=MOST), TIERS[session.tier], now)
+        all_of_it = [snapshot async for snapshot in scope.snapshots.each(session_id=session.id)]
+        old = expired(all_of_it, TIERS[session.tier], now)
         for snapshot in old:
             await scope.snapshots.delete(snapshot.id)
         return len(old)
+
+    async def retain(self) -> None:
+        """The same for all sessions whose snapshots are more or older than some tier keeps. Called once in a while."""
+        now = datetime.now(UTC)
+        fewest = min(tier.snapshots for tier in TIERS.values())
+        oldest = now - min(tier.snapshots_for for tier in TIERS.values())
+        counts: Counter[tuple[str, str]] = Counter()
+        due: set[tuple[str, str]] = set()
+        async for snapshot in self._store.everyone().snapshots.each():
+            of = (snapshot.tenant_id, snapshot.session_id)
+            counts[of] += 1
+            if counts[of] > fewest or snapshot.created_at < oldest:
+                due.add(of)
+        for tenant_id, session_id in due:
+            scope = self._store.tenant(tenant_id)
+            session = await scope.sessions.find(id=session_id)
+            if session is not None and session.state is not SessionState.ENDED:
+                await self.expire(session, now)
+                continue
+            async for left in scope.snapshots.each(session_id=session_id):
+                await scope.snapshots.delete(left.id)
 
     async def workspaces(self) -> AsyncIterator[Workspace]:
         """Everything that snapshots of all tenants name: what a collection of garbage must leave alone."""

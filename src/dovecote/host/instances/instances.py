@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from dovecote.host.instances.instance import (
     Observed,
     Placed,
 )
+from dovecote.host.instances.past import archived, diff
 from dovecote.host.instances.preparing import Parts, Preparing
 from dovecote.host.instances.saving import Saving
 from dovecote.host.instances.warm import WarmPool
@@ -34,7 +35,7 @@ from dovecote.host.storage.changes import changes
 from dovecote.host.storage.volumes import Volumes
 from dovecote.model.sizes import MIB
 from dovecote.model.states import InstanceState
-from dovecote.model.trees import Change, Lag, Saved, Workspace
+from dovecote.model.trees import Change, FileDiff, Lag, Saved, Workspace
 from dovecote.model.volumes import Mount
 
 log = logging.getLogger(__name__)
@@ -429,6 +430,15 @@ class Instances:
             return changes(trees.entries(template), trees.entries(old), trees.entries(new))
 
         return await asyncio.to_thread(compare)
+
+    def archive(self, template: str, tree: str, path: str) -> AsyncGenerator[bytes, None]:
+        return archived(self._parts, Workspace(template, tree), path)
+
+    async def diff(self, template: str, old: str, new: str, path: str) -> FileDiff:
+        return await diff(self._parts, template, old, new, path)
+
+    async def verify(self, template: str, tree: str) -> None:
+        await self._saving.verify(template, tree)
 
     async def last_saved(self, owner: str) -> Saved | None:
         return await self._saving.last_saved(owner)

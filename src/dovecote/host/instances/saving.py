@@ -18,7 +18,7 @@ from dovecote.host.instances.preparing import Parts
 from dovecote.host.storage.change import TooTangled
 from dovecote.host.storage.ignoring import Chosen, choose
 from dovecote.host.storage.log import Slot, SlotLog
-from dovecote.host.storage.trees import TreeSaved
+from dovecote.host.storage.trees import TreeSaved, Usage
 from dovecote.model.ids import random_text
 from dovecote.model.patterns import TooCostly
 from dovecote.model.trees import Saved, Workspace
@@ -272,11 +272,19 @@ class Saving:
         """Appends a checkpoint with a tree that was saved earlier, after everyone before `epoch` is sealed off."""
         return await asyncio.to_thread(self._rewind, owner, epoch, template, tree)
 
-    def _rewind(self, owner: str, epoch: int, template: str, tree: str) -> Saved:
+    async def verify(self, template: str, tree: str) -> None:
+        """That a tree can be gone back to: it is over that template, and whole in the store."""
+        await asyncio.to_thread(self._verify, template, tree)
+
+    def _verify(self, template: str, tree: str) -> Usage:
         usage = self._parts.trees.usage(tree)
         if usage.template != template:
             raise Invalid(f"tree {tree[:16]} is not over template {template[:16]}", code="wrong_template")
         self._parts.trees.verify_stored(tree)
+        return usage
+
+    def _rewind(self, owner: str, epoch: int, template: str, tree: str) -> Saved:
+        usage = self._verify(template, tree)
         slots = self._slots(owner)
         newest = slots.seal(epoch)
         slot = slots.append(

@@ -225,6 +225,14 @@ class Trees:
         known = self._read_record(digest).get("left_out")
         return [str(path) for path in known] if isinstance(known, list) else _left_out(self.entries(digest))
 
+    def seen(self, template: str, delta: str) -> list[Entry]:
+        """What a user of the delta sees, sorted."""
+        return flattened(self.entries(template), self.entries(delta))
+
+    def object_file(self, digest: bytes) -> Path:
+        """Content of a file of a tree whose image is there."""
+        return self._cache.path(digest)
+
     def usage(self, digest: str) -> Usage:
         root = self._root(digest)
         return Usage(root.files, root.total_bytes, root.template.hex() or None)

@@ -18,6 +18,7 @@ from dovecote.sdk._shapes import (
     Event,
     Exited,
     File,
+    FileDiff,
     Finished,
     Instance,
     Lag,
@@ -300,6 +301,18 @@ class AsyncSession:
             if after is None:
                 return found
 
+    async def diff(self, snapshot_id: str, path: str, to: str | None = None) -> FileDiff:
+        """How the text of one file differs from a snapshot in another one, or as the session is now."""
+        params = {"path": path, "to": to}
+        return read(FileDiff, await self._wire.call("GET", f"{self._path}/snapshots/{snapshot_id}/diff", params=params))
+
+    async def archive(self, snapshot_id: str | None = None, *, path: str | None = None) -> AsyncGenerator[bytes, None]:
+        """A zip file of a snapshot, or of the session as it is now, piece by piece; of the home without a path."""
+        params = {"snapshot": snapshot_id, "path": path}
+        async with self._wire.stream("GET", f"{self._path}/archive", params=params) as response:
+            async for piece in response.aiter_bytes():
+                yield piece
+
     async def delete_snapshot(self, snapshot_id: str) -> None:
         await self._wire.call("DELETE", f"{self._path}/snapshots/{snapshot_id}")
 
@@ -312,11 +325,12 @@ class AsyncSession:
         snapshot_id: str | None = None,
         *,
         key: str | None = None,
+        user: str | None = None,
         env: Mapping[str, str] | None = None,
         wake: bool = True,
     ) -> AsyncSession:
         """A new session with the files of a snapshot, or as they are now; this one stays as it is."""
-        body = {"snapshot": snapshot_id, "key": key, "env": dict(env or {}), "wake": wake}
+        body = {"snapshot": snapshot_id, "key": key, "user": user, "env": dict(env or {}), "wake": wake}
         answer = await self._wire.call("POST", f"{self._path}:fork", json=body)
         return AsyncSession(self._wire, read(SessionView, answer))
 

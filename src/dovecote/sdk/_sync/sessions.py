@@ -18,6 +18,7 @@ from dovecote.sdk._shapes import (
     Event,
     Exited,
     File,
+    FileDiff,
     Finished,
     Instance,
     Lag,
@@ -297,6 +298,17 @@ class Session:
             if after is None:
                 return found
 
+    def diff(self, snapshot_id: str, path: str, to: str | None = None) -> FileDiff:
+        """How the text of one file differs from a snapshot in another one, or as the session is now."""
+        params = {"path": path, "to": to}
+        return read(FileDiff, self._wire.call("GET", f"{self._path}/snapshots/{snapshot_id}/diff", params=params))
+
+    def archive(self, snapshot_id: str | None = None, *, path: str | None = None) -> Generator[bytes, None, None]:
+        """A zip file of a snapshot, or of the session as it is now, piece by piece; of the home without a path."""
+        params = {"snapshot": snapshot_id, "path": path}
+        with self._wire.stream("GET", f"{self._path}/archive", params=params) as response:
+            yield from response.iter_bytes()
+
     def delete_snapshot(self, snapshot_id: str) -> None:
         self._wire.call("DELETE", f"{self._path}/snapshots/{snapshot_id}")
 
@@ -309,11 +321,12 @@ class Session:
         snapshot_id: str | None = None,
         *,
         key: str | None = None,
+        user: str | None = None,
         env: Mapping[str, str] | None = None,
         wake: bool = True,
     ) -> Session:
         """A new session with the files of a snapshot, or as they are now; this one stays as it is."""
-        body = {"snapshot": snapshot_id, "key": key, "env": dict(env or {}), "wake": wake}
+        body = {"snapshot": snapshot_id, "key": key, "user": user, "env": dict(env or {}), "wake": wake}
         answer = self._wire.call("POST", f"{self._path}:fork", json=body)
         return Session(self._wire, read(SessionView, answer))
 
