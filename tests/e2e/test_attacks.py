@@ -12,7 +12,7 @@ from blake3 import blake3
 
 from dovecote.model.ids import new_id
 from dovecote.sdk import Dovecote, Mount, Session
-from tests.e2e.installation import Installation, running
+from tests.e2e.installation import Installation
 
 pytestmark = pytest.mark.e2e
 
@@ -25,9 +25,8 @@ LOOK = (
 
 
 @pytest.fixture(scope="module")
-def own() -> Iterator[Installation]:
-    with running(quiet_after=30, tick=0.2, start_timeout=15, pool_size=1) as there:
-        yield there
+def own(installation: Installation) -> Installation:
+    return installation
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from dovecote.control.snapshots import Snapshots, expired
+from dovecote.control.snapshots.retention import moment_after
 from dovecote.errors import Conflict, NotFound, StorageFailed
 from dovecote.model.records import Session, Snapshot
 from dovecote.model.sizes import TIERS
@@ -33,6 +34,18 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 @pytest.fixture
 def snapshots(world: World) -> Snapshots:
     return Snapshots(world.store, world.sessions, world.functions)
+
+
+def test_what_was_just_taken_stays_when_the_clock_goes_back() -> None:
+    tier, kept = TIERS["default"], [ONE]
+    for number in range(2 * tier.snapshots):
+        now = NOW + timedelta(hours=number if number < tier.snapshots else -number)
+        taken = replace(ONE, id=f"snp_x{number}", created_at=moment_after(kept, now))
+        kept.append(taken)
+        gone = expired(kept, tier, now)
+        assert taken not in gone
+        assert len(kept) - len(gone) <= tier.snapshots
+        kept = [each for each in kept if each not in gone]
 
 
 @pytest.mark.anyio

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from dovecote.model.records import Snapshot
 from dovecote.model.sizes import Tier
+
+
+def moment_after(snapshots: Sequence[Snapshot], now: datetime) -> datetime:
+    """When a new one was taken: its place is behind all others, also where the clock went back since."""
+    newest = max((each.created_at for each in snapshots), default=None)
+    return now if newest is None or newest < now else newest + timedelta(microseconds=1)
 
 
 def expired(snapshots: Sequence[Snapshot], tier: Tier, now: datetime) -> list[Snapshot]:

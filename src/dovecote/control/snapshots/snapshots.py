@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from dovecote.control.functions import Functions
 from dovecote.control.sessions import Sessions
-from dovecote.control.snapshots.retention import expired
+from dovecote.control.snapshots.retention import expired, moment_after
 from dovecote.errors import Conflict, DovecoteError, Invalid, NotFound
 from dovecote.model.ids import new_id
 from dovecote.model.records import Session, Snapshot
@@ -238,6 +238,8 @@ class Snapshots:
         assert session.tree is not None
         revision = await self._functions.revision(session.tenant_id, session.revision_id)
         saved = await self._sessions.checkpoint(session)
+        scope = self._store.tenant(session.tenant_id)
+        now = datetime.now(UTC)
         snapshot = Snapshot(
             id=new_id("snp"),
             tenant_id=session.tenant_id,
@@ -249,14 +251,13 @@ class Snapshots:
             saved_generation=session.saved_generation,
             files=saved.files if saved else 0,
             total_bytes=saved.total_bytes if saved else 0,
-            created_at=datetime.now(UTC),
+            created_at=moment_after(await scope.snapshots.list(session_id=session.id, limit=MOST), now),
             is_pinned=is_pinned,
         )
-        scope = self._store.tenant(session.tenant_id)
         snapshot = await scope.snapshots.insert(snapshot)
         if (await scope.sessions.get(session.id)).state is SessionState.ENDED:
             # It was deleted meanwhile, and its snapshots with it, perhaps before this one was there.
             await scope.snapshots.delete(snapshot.id)
             raise Conflict("the session has ended", code="session_ended")
-        await self.expire(session, snapshot.created_at)
+        await self.expire(session, now)
         return snapshot
