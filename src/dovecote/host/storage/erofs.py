@@ -54,8 +54,11 @@ class _Node:
     block: int = 0  # first of its own blocks
 
 
-def write_image(entries: Sequence[Entry], path: Path) -> str:
+def write_image(entries: Sequence[Entry], path: Path, *, uuid: bytes) -> str:
     """Writes the image of a whole tree (sorted, root first) atomically and durably; returns its blake3 in hex.
+
+    Images that may be layers of one overlay need different ids (`uuid`, 16 bytes): only so does overlayfs remember
+    where a file came from that was copied up, and gives it one inode number for all of its names and for good.
 
     Mount it with `mount -t erofs`, and over it `lowerdir=IMAGE::OBJECTS,metacopy=on,redirect_dir=on`.
     """
@@ -64,7 +67,7 @@ def write_image(entries: Sequence[Entry], path: Path) -> str:
     try:
         try:
             hasher = blake3()
-            for chunk in _chunks(render_image(entries)):
+            for chunk in _chunks(render_image(entries, uuid=uuid)):
                 hasher.update(chunk)
                 write_all(fd, chunk)
             os.fsync(fd)
@@ -89,13 +92,13 @@ def _chunks(pieces: Iterator[bytes]) -> Iterator[bytes]:
     yield b"".join(held)
 
 
-def render_image(entries: Sequence[Entry]) -> Iterator[bytes]:
+def render_image(entries: Sequence[Entry], *, uuid: bytes) -> Iterator[bytes]:
     """The image in pieces: the first block, all inodes, then the blocks of large directories and links."""
     nodes, number_of = _nodes(entries)
     for node in nodes:
         _measure(node)
     total, inodes_end = _place(nodes)
-    yield _first_block(nodes, total)
+    yield _first_block(nodes, total, uuid)
     at = BLOCK
     for number, node in enumerate(nodes):
         if node.at > at:
@@ -210,10 +213,10 @@ def _nid(node: _Node) -> int:
     return (node.at - BLOCK) // _SLOT
 
 
-def _first_block(nodes: list[_Node], total: int) -> bytes:
+def _first_block(nodes: list[_Node], total: int, uuid: bytes) -> bytes:
     head = _SUPER.pack(
         _MAGIC, 0, 0, 12, 0, _nid(nodes[0]), len(nodes), 0, 0, total // BLOCK, 1, 0,
-        bytes(16), b"dovecote", _CHUNKED_FILE, 0, 0, 0, 0, 0, 0, 0,
+        uuid, b"dovecote", _CHUNKED_FILE, 0, 0, 0, 0, 0, 0, 0,
     )  # fmt: skip
     return (bytes(1024) + head).ljust(BLOCK, b"\0")
 

@@ -50,6 +50,7 @@ from dovecote.host.storage.whole import CacheSink, flattened
 _TEMPLATES = 4  # whose paths are kept in memory
 _REMEMBERED = 20_000  # images that were checked
 _LOCKS = 64
+IMAGE_FORMAT = 2  # raised when images are written in another way: those of before are written again
 MOST_LEFT_OUT = 32
 Stamp = tuple[int, int, int, int, int]
 T = TypeVar("T")
@@ -270,7 +271,8 @@ class Trees:
         with self._locks[binary(digest)[0] % _LOCKS], _naming(digest):
             stamp = _stamp(path)
             record = self._read_record(digest)
-            if stamp is None or record.get("stamp") != list(stamp) or record.get("boot") != self._boot:
+            known = (record.get("format"), record.get("stamp"), record.get("boot"))
+            if stamp is None or known != (IMAGE_FORMAT, list(stamp), self._boot):
                 stamp = self._check(digest, path, record)
             if len(self._trusted) > _REMEMBERED:
                 self._trusted.clear()
@@ -281,13 +283,13 @@ class Trees:
         parts = list(self._parts(digest))
         entries = join((part_path, part_entries) for part_path, _, part_entries in parts)
         self._ensure_objects([(part, part_entries) for _, part, part_entries in parts])
-        image = record.get("image")
+        image = record.get("image") if record.get("format") == IMAGE_FORMAT else None
         with disk_errors("the image cannot be written"):
             if not image or hash_file(path).hex() != image:
-                image = write_image(entries, path)
+                image = write_image(entries, path, uuid=binary(digest)[:16])
             stamp = _stamp(path)
             assert stamp is not None
-            body: dict[str, object] = {"image": image, "boot": self._boot, "stamp": list(stamp)}
+            body: dict[str, object] = {"format": IMAGE_FORMAT, "image": image, "boot": self._boot, "stamp": list(stamp)}
             self._write_record(digest, body | {"left_out": _left_out(entries)})
         return stamp
 
