@@ -38,6 +38,10 @@ class Settings:
     level: str = setting("crun", "Isolation level of instances where a function names none: crun or runc.")
     network: str = setting("10.201.0.0/16", "Private range for instances; every host may use the same one.")
     dns: str = setting("", "Resolver for instances, an address; empty means the host's own.")
+    tree_layers: str = setting(
+        "auto",
+        "How trees lie below roots: `images` (Linux 6.5), `plain` directories, or `auto`: what works.",
+    )
     pool_size: int = setting(4, "Instances kept prepared for the next claim.", "instances")
     pool_bytes: int = setting(64 << 30, "Size of the sparse file that holds the disks of instances.", "bytes")
     volumes_bytes: int = setting(64 << 30, "Size of the sparse file that holds volumes. Back it up.", "bytes")
@@ -72,6 +76,8 @@ class Settings:
             raise Invalid(f"not a port: {self.port}", hint="set DOVECOTE_PORT to 1-65535")
         if self.volumes_driver not in ("btrfs", "loop"):
             raise Invalid(f"no such driver: {self.volumes_driver}", hint="DOVECOTE_VOLUMES_DRIVER is btrfs or loop")
+        if self.tree_layers not in ("auto", "images", "plain"):
+            raise Invalid(f"no such way: {self.tree_layers}", hint="DOVECOTE_TREE_LAYERS is auto, images or plain")
         for name in ("pool_size", "pool_bytes", "volumes_bytes", "quiet_after", "start_timeout", "route_ttl", "tick"):
             if getattr(self, name) < 0:
                 raise Invalid(f"{name} cannot be negative", hint=f"set DOVECOTE_{name.upper()} to 0 or more")

@@ -85,18 +85,33 @@ class Rig:
         return self.mount("overlay", "o", f"lowerdir={lower},metacopy=on,redirect_dir=follow", _RDONLY)
 
     def life(
-        self, trees: Trees, template: str, delta: str | None, id_base: int = 0, base: Path | None = None
+        self,
+        trees: Trees,
+        template: str,
+        delta: str | None,
+        id_base: int = 0,
+        base: Path | None = None,
+        lower: str | None = None,
     ) -> "Life":
-        return Life(self, trees, template, delta, id_base, base or self.folder("disk"))
+        return Life(self, trees, template, delta, id_base, base or self.folder("disk"), lower)
 
 
 class Life:
     """One life of an instance: an overlay with an upper, until it is saved."""
 
-    def __init__(self, rig: Rig, trees: Trees, template: str, delta: str | None, id_base: int, base: Path) -> None:
+    def __init__(
+        self,
+        rig: Rig,
+        trees: Trees,
+        template: str,
+        delta: str | None,
+        id_base: int,
+        base: Path,
+        lower: str | None = None,
+    ) -> None:
         self.rig, self.trees, self.template, self.delta, self.id_base = rig, trees, template, delta, id_base
         self.upper, work = base / "upper", base / "work"
-        self.lower = rig.lowers(trees, template, delta, id_base)
+        self.lower = lower or rig.lowers(trees, template, delta, id_base)
         work.mkdir()
         self.upper.mkdir()
         # The upper's own directory is the root that a user sees: it starts as the lower one was.

@@ -22,6 +22,8 @@ from dovecote.host.runtime import LEVELS, Pauses, find_runtime, probe_cgroups
 from dovecote.host.storage.bucket import Bucket, open_bucket
 from dovecote.host.storage.entrance import Entrance
 from dovecote.host.storage.log import SlotLog
+from dovecote.host.storage.lowers import PLAIN, pick
+from dovecote.host.storage.plain import PlainTrees
 from dovecote.host.storage.pool import BtrfsDisks
 from dovecote.host.storage.roots import Roots
 from dovecote.host.storage.templates import BASE, ensure_base
@@ -68,6 +70,7 @@ async def assemble(settings: Settings, *, on_death: Callable[[Death], None]) -> 
     await instances.start()
     # Built, checked and mounted now, so that the first session need not wait for it.
     await parts.roots.hold(Workspace(template.digest))
+    await parts.roots.settle()
     return LocalHost(instances, {template.name: template}, frozenset(parts.runtimes), parts)
 
 
@@ -137,11 +140,19 @@ def _parts(settings: Settings, bucket: Bucket) -> Parts:
         pauses=Pauses(cgroups),
         network=network,
         disks=disks,
-        roots=Roots(image, trees.objects_dir, settings.run_dir),
+        roots=Roots(image, trees.objects_dir, settings.run_dir, plain=_plain(settings, trees)),
         entrance=Entrance(),
         trees=trees,
         volumes=_volumes(settings),
     )
+
+
+def _plain(settings: Settings, trees: Trees) -> PlainTrees | None:
+    directory = settings.data_dir / "trees"
+    if pick(settings.tree_layers, directory) != PLAIN:
+        return None
+    log.info("trees are laid out as plain directories")
+    return PlainTrees(trees.ensure_contents, trees.objects_dir, directory / "plain")
 
 
 def _volumes(settings: Settings) -> Volumes:

@@ -16,11 +16,11 @@ from dovecote.host.guest import build as guest
 from dovecote.host.network import find_problems
 from dovecote.host.runtime import LEVELS, find_runtime, probe_cgroups
 from dovecote.host.storage import templates
+from dovecote.host.storage.lowers import IMAGES, pick
 
-OLDEST_KERNEL = (6, 8)  # overlayfs with data-only lowers, given one by one (`datadir+`)
+OLDEST_KERNEL = (5, 19)  # overlayfs over lower layers whose ids are mapped
 FILE_SYSTEMS = {
     "overlay": "roots of instances",
-    "erofs": "images of trees",
     "btrfs": "disks of instances and their quotas",
 }
 TOOLS = {
@@ -46,6 +46,7 @@ def examine(settings: Settings) -> list[Finding]:
     checks: list[Callable[[Settings], Iterator[Finding]]] = [
         _system,
         _file_systems,
+        _lowers,
         _tools,
         _optional_tools,
         _guest,
@@ -88,6 +89,18 @@ def _file_systems(_: Settings) -> Iterator[Finding]:
 def _has_module(name: str) -> bool:
     modules = Path("/lib/modules") / platform.release() / "modules.dep"
     return modules.exists() and f"/{name}.ko" in modules.read_text(errors="replace")
+
+
+def _lowers(settings: Settings) -> Iterator[Finding]:
+    near = next(path for path in (settings.data_dir, *settings.data_dir.parents) if path.exists())
+    try:
+        way = pick(settings.tree_layers, near)
+    except (Unsupported, OSError) as error:
+        detail, hint = (error.message, error.hint) if isinstance(error, Unsupported) else (str(error), "run it as root")
+        yield Finding("layers of trees", False, detail, hint)
+        return
+    shown = "images over shared objects" if way == IMAGES else "plain directories: slower to restore, nothing is shared"
+    yield Finding("layers of trees", True, shown)
 
 
 def _tools(_: Settings) -> Iterator[Finding]:

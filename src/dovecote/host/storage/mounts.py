@@ -298,7 +298,7 @@ def can_stack_detached() -> bool:
 
 def overlay(
     lowers: Sequence[Path | int],
-    objects: Path,
+    objects: Path | None,
     *,
     upper: Path | None = None,
     work: Path | None = None,
@@ -307,7 +307,8 @@ def overlay(
     """An overlay as a detached mount; without an upper it is read-only.
 
     `lowers` are directories or detached mounts, the topmost first; `objects` is the data-only layer that the
-    metacopy entries of images point into. Needs Linux 6.5, detached lowers `can_stack_detached`.
+    metacopy entries of images point into, which needs Linux 6.5; None where lowers are plain directories. Detached
+    lowers need `can_stack_detached`.
     Layers are named by descriptor: a value of fsconfig ends at 256 bytes, and no path of ours shows inside.
     """
     with contextlib.ExitStack() as opened, reported("mounting an overlay"):
@@ -320,7 +321,7 @@ def overlay(
 
         options = [
             ("source", "root"),
-            ("lowerdir", f"{':'.join(named(layer) for layer in lowers)}::{named(objects)}"),
+            ("lowerdir", ":".join(named(layer) for layer in lowers) + (f"::{named(objects)}" if objects else "")),
             ("metacopy", "on"),
             ("redirect_dir", "on" if upper else "follow"),
             ("index", "off"),

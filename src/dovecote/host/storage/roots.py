@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dovecote.host.storage import mounts
+from dovecote.host.storage.plain import KEPT, PlainTrees
 from dovecote.model.trees import Workspace
 
 IDLE_IMAGES = 256  # kept mounted after their last user
@@ -22,7 +23,7 @@ UPPER, WORK = "upper", "work"  # of a disk
 
 @dataclass
 class Image:
-    """One EROFS image, mounted once however many instances use it."""
+    """One EROFS image, mounted once however many instances use it; or the plain directory that stands in for it."""
 
     at: Path
     users: int = 0
@@ -34,6 +35,7 @@ class Roots:
     """Mounts images at `run_dir/images/<digest>` and overlays on top of them.
 
     `images` gives the file of a tree's EROFS image, and its objects below `objects_dir`, when a digest is first used.
+    Where there is `plain`, directories of it are the layers instead, and neither is looked at.
     """
 
     def __init__(
@@ -43,9 +45,11 @@ class Roots:
         run_dir: Path,
         *,
         stack_detached: bool | None = None,
+        plain: PlainTrees | None = None,
     ) -> None:
         self._files = images
-        self._objects = objects_dir
+        self._plain = plain
+        self._objects = None if plain else objects_dir
         self._images_dir = run_dir / "images"
         self._merged_dir = run_dir / "merged"
         self._mapped_dir = run_dir / "mapped"
@@ -56,10 +60,22 @@ class Roots:
 
     async def adopt(self) -> None:
         """At start: takes over the images that an earlier process mounted and drops its folding views."""
-        for point in await asyncio.to_thread(mounts.mounted_below, self._images_dir):
-            self._images.setdefault(point.name, Image(point, is_mounted=True))
         for directory in (self._merged_dir, self._mapped_dir):
             await asyncio.to_thread(_clear, directory)
+        if self._plain:
+            # Images are from a life without plain directories: what runs on them has its own clones.
+            await asyncio.to_thread(_clear, self._images_dir)
+            await asyncio.to_thread(self._plain.clear)
+            return
+        for point in await asyncio.to_thread(mounts.mounted_below, self._images_dir):
+            self._images.setdefault(point.name, Image(point, is_mounted=True))
+
+    async def settle(self) -> None:
+        """When all that runs has its hold again: what nobody holds counts as idle, so that it may go."""
+        if self._plain:
+            for digest in await asyncio.to_thread(self._plain.list):
+                self._images.setdefault(digest, Image(self._images_dir / digest))
+            await self._drop_idle()
 
     async def prepare(self, id_base: int) -> None:
         """Makes the user namespace of an instance ahead of its claim; `assemble` is 2 ms faster then."""
@@ -118,21 +134,31 @@ class Roots:
                 self._images.move_to_end(digest)
                 async with image.mounting:
                     if not image.is_mounted:
-                        file = await self._files(digest)
-                        await _to_its_end(mounts.mount_image, file, image.at)
+                        await self._make_ready(digest, image)
                         image.is_mounted = True
         except BaseException:
             for digest in held:
                 self._images[digest].users -= 1
             raise
 
+    async def _make_ready(self, digest: str, image: Image) -> None:
+        if self._plain:
+            await _to_its_end(self._plain.ensure, digest)
+            image.at = self._plain.place(digest)
+        else:
+            file = await self._files(digest)
+            await _to_its_end(mounts.mount_image, file, image.at)
+
     async def release(self, workspace: Workspace) -> None:
         """Ends one hold. Images without users stay mounted while there are few of them."""
         for digest in _digests(workspace):
             if (image := self._images.get(digest)) and image.users:
                 image.users -= 1
+        await self._drop_idle()
+
+    async def _drop_idle(self) -> None:
         idle = [digest for digest, image in self._images.items() if not image.users]
-        for digest in idle[: max(0, len(idle) - IDLE_IMAGES)]:
+        for digest in idle[: max(0, len(idle) - (KEPT if self._plain else IDLE_IMAGES))]:
             await self._unmount(digest)
 
     def in_use(self) -> frozenset[str]:
@@ -152,7 +178,10 @@ class Roots:
         async with image.mounting:
             if image.users or self._images.get(digest) is not image:
                 return  # wanted again, or gone already
-            await _to_its_end(_drop, image.at)
+            if self._plain:
+                await _to_its_end(self._plain.drop, digest)
+            else:
+                await _to_its_end(_drop, image.at)
             image.is_mounted = False
             if not image.users:
                 self._images.pop(digest, None)
@@ -202,7 +231,7 @@ async def _descriptor(act: Callable[..., int], *arguments: Any) -> int:
         raise
 
 
-async def _to_its_end(act: Callable[..., None], *arguments: Any) -> None:
+async def _to_its_end(act: Callable[..., object], *arguments: Any) -> None:
     """Runs in a thread; a caller that is cancelled still waits, so that what was mounted is known."""
     task = asyncio.ensure_future(asyncio.to_thread(act, *arguments))
     try:

@@ -221,6 +221,13 @@ class Trees:
         with _naming(digest):
             return join((path, entries) for path, _, entries in self._parts(digest))
 
+    def ensure_contents(self, digest: str) -> list[Entry]:
+        """The tree's entries, with every object that they point at in `objects_dir`, checked. Raises StorageFailed."""
+        with self._locks[_binary(digest)[0] % _LOCKS], _naming(digest):
+            parts = list(self._parts(digest))
+            self._ensure_objects([(part, entries) for _, part, entries in parts])
+            return join((path, entries) for path, _, entries in parts)
+
     def left_out(self, digest: str) -> list[str]:
         """Directories that rules emptied when it was saved; at most MOST_LEFT_OUT. Cheap once its image is there."""
         known = self._read_record(digest).get("left_out")
