@@ -1,19 +1,62 @@
 #!/bin/sh
 # Installs the Debian or Ubuntu packages that Dovecote needs and that are missing, and says which.
-# usage: install.sh [run] [test] [bench]
+# usage: install.sh [run] [gvisor] [test] [bench]
 set -eu
 
 run="python3 python3-venv ca-certificates crun runc nftables btrfs-progs mmdebstrap iproute2 gcc musl-tools xz-utils skopeo"
 test="postgresql libc6-dev erofs-utils git gdb docker-registry"
 bench="wrk libc6-dev"
 
+mirror_of() {
+  apt-get indextargets --format '$(REPO_URI)' "Codename: $1" "Component: main" 2>/dev/null | head -n 1
+}
+
+# runsc, new enough for what its flags are asked here. Debian has it in the backports of its release; where neither
+# that suite nor the release itself has one, this says so and goes on: nothing else needs it.
+gvisor() {
+  least="0.0~20240101"
+  if command -v runsc >/dev/null; then return 0; fi
+  command -v apt-get >/dev/null || { echo "Install runsc (gVisor) yourself: there is no apt-get here" >&2; return 0; }
+  [ "$(id -u)" = 0 ] || { echo "runsc is missing, and only root can install it" >&2; return 0; }
+  export DEBIAN_FRONTEND=noninteractive
+  log=$(mktemp)
+  candidate=$(apt-cache policy runsc | sed -n 's/^ *Candidate: //p')
+  if [ -n "$candidate" ] && dpkg --compare-versions "$candidate" ge "$least"; then
+    echo "Installing packages: runsc"
+    apt-get install -y -q --no-install-recommends runsc >"$log" 2>&1 || cat "$log" >&2
+    rm -f "$log"; return 0
+  fi
+  release=$(. /etc/os-release && [ "$ID" = debian ] && echo "${VERSION_CODENAME:-}") || release=""
+  mirror=$(mirror_of "$release")
+  if [ -n "$release" ] && [ -z "$mirror" ]; then  # nothing was ever fetched
+    apt-get update -q >"$log" 2>&1 || cat "$log" >&2
+    mirror=$(mirror_of "$release")
+  fi
+  if [ -z "$release" ] || [ -z "$mirror" ]; then
+    rm -f "$log"; echo "No runsc here: only Debian's backports are known to have one; install gVisor yourself" >&2; return 0
+  fi
+  source="/etc/apt/sources.list.d/dovecote-backports.list"
+  keys="/usr/share/keyrings/debian-archive-keyring.gpg"
+  echo "Installing packages: runsc, from $release-backports"
+  echo "deb [signed-by=$keys] $mirror $release-backports main" >"$source"
+  if ! { apt-get update -q -o "Dir::Etc::sourcelist=$source" -o Dir::Etc::sourceparts=- -o APT::Get::List-Cleanup=0 &&
+         apt-get install -y -q --no-install-recommends -t "$release-backports" runsc; } >"$log" 2>&1; then
+    rm -f "$source"
+    cat "$log" >&2
+    echo "No runsc: $release-backports has none that can be installed; install gVisor yourself" >&2
+  fi
+  rm -f "$log"
+}
+
 wanted=""
+runsc=""
 for group in "${@:-run}"; do
   case "$group" in
     run) wanted="$wanted $run" ;;
-    test) wanted="$wanted $test" ;;
+    gvisor) runsc=yes ;;
+    test) wanted="$wanted $test"; runsc=yes ;;
     bench) wanted="$wanted $bench" ;;
-    *) echo "install.sh: no group $group; there are run, test and bench" >&2; exit 2 ;;
+    *) echo "install.sh: no group $group; there are run, gvisor, test and bench" >&2; exit 2 ;;
   esac
 done
 
@@ -21,7 +64,10 @@ missing=""
 for package in $wanted; do
   [ "$(dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null)" = "ii " ] || missing="$missing $package"
 done
-[ -n "$missing" ] || exit 0
+if [ -z "$missing" ]; then
+  [ -z "$runsc" ] || gvisor
+  exit 0
+fi
 
 if [ "$(id -u)" != 0 ]; then
   echo "These packages are missing, and only root can install them:$missing" >&2
@@ -36,3 +82,4 @@ apt-get update -q >"$log" 2>&1 || { cat "$log" >&2; exit 1; }
 # shellcheck disable=SC2086
 apt-get install -y -q --no-install-recommends -o Dpkg::Options::=--force-confold $missing >"$log" 2>&1 || { cat "$log" >&2; exit 1; }
 rm -f "$log"
+[ -z "$runsc" ] || gvisor

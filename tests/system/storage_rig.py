@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ID_BASE = 3_000_000
-TOOLS = ("cat", "chmod", "chown", "df", "id", "ls", "mkdir", "mount", "mv", "rm", "sh", "stat", "touch", "umount")
+TOOLS = ("cat", "chmod", "chown", "df", "id", "ln", "ls", "mkdir", "mount", "mv", "rm", "sh", "stat", "touch", "umount")
 CAPABILITIES = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_SETUID", "CAP_SETGID", "CAP_KILL"]
 SYS = {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]}
 # crun refuses a hybrid cgroup hierarchy; in a mount namespace of its own it does not see that one.
