@@ -20,12 +20,12 @@ from dovecote.control.sessions import Keeping, Routing, Sessions, keeping, live,
 from dovecote.control.tenancy import Tenancy
 from dovecote.model.records import Session, Start
 from dovecote.model.states import SessionState
-from dovecote.model.trees import Template
+from dovecote.model.trees import Inside, Template
 from dovecote.store import Store, open_store
 from tests.unit.memory_host import Clock, MemoryHost
 
 HOST_ID = "local"
-BASE = Template("base", "digest-of-base", "user", "/home/user", True, {"LANG": "C.UTF-8"})
+BASE = Template("base", "digest-of-base", Inside("user", "/home/user", True, {"LANG": "C.UTF-8"}))
 START = Start("python3 app.py", 8000)
 AT_ONCE = timedelta(microseconds=1)
 BOUND = 10.0  # seconds that anything may take

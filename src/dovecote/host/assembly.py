@@ -29,7 +29,7 @@ from dovecote.host.storage.roots import Roots
 from dovecote.host.storage.templates import BASE, ensure_base
 from dovecote.host.storage.trees import Trees
 from dovecote.host.storage.volumes import LoopVolumes, PoolVolumes, Volumes
-from dovecote.model.trees import Template, Workspace
+from dovecote.model.trees import Inside, Template, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -191,14 +191,8 @@ async def _base_template(settings: Settings, trees: Trees) -> Template:
         temporary = record.with_suffix(".new")
         temporary.write_text(json.dumps(known))
         os.replace(temporary, record)
-    return Template(
-        name=BASE.name,
-        digest=known["digest"],
-        default_user=BASE.default_user,
-        home=BASE.home,
-        has_sudo=BASE.has_sudo,
-        env=dict(BASE.env),
-    )
+    inside = Inside(user=BASE.default_user, home=BASE.home, has_sudo=BASE.has_sudo, env=dict(BASE.env))
+    return Template(name=BASE.name, digest=known["digest"], inside=inside)
 
 
 def _read_template(record: Path) -> dict[str, str] | None:

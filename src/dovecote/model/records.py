@@ -9,6 +9,7 @@ from typing import Any
 from dovecote.model.rules import Reinstall, SaveRules
 from dovecote.model.sizes import NetworkPolicy
 from dovecote.model.states import Desired, SessionState, SnapshotCause
+from dovecote.model.trees import Inside
 from dovecote.model.volumes import Mount
 
 
@@ -87,7 +88,14 @@ class Revision:
     created_at: datetime
     mounts: tuple[Mount, ...] = ()
     rules: SaveRules = SaveRules()
+    pinned: Inside | None = None  # None in rows of earlier versions; `Functions.revision` puts in what they ran
     generation: int = 0
+
+    @property
+    def inside(self) -> Inside:
+        """What the pinned template is like, whatever its name means by now."""
+        assert self.pinned is not None, self.id
+        return self.pinned
 
 
 @dataclass(frozen=True)

@@ -29,15 +29,22 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class Inside:
+    """What a template is like for those who run in it: whom commands run as, where, with which variables."""
+
+    user: str
+    home: str
+    has_sudo: bool
+    env: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Template:
     """What an instance starts from, by name. `digest` pins its files."""
 
     name: str
     digest: str
-    default_user: str
-    home: str
-    has_sudo: bool
-    env: dict[str, str]
+    inside: Inside
 
 
 @dataclass(frozen=True)

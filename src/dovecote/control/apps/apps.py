@@ -314,7 +314,6 @@ class Apps:
     async def _bring(self, there: RunningApp, instance: AppInstance, revision: Revision) -> None:
         """Claims an instance and runs the app's start in it; returns when its port is open, or when it is to leave."""
         assert revision.start is not None
-        template = self._functions.template(revision.template_name)
         host = self._fleet.host(self._fleet.place(prefer=None))
         placed = await host.claim(
             Claim(
@@ -325,7 +324,7 @@ class Apps:
                 level=revision.level,
                 epoch=1,
                 keeps_files=False,
-                allow_setuid=template.has_sudo,
+                allow_setuid=revision.inside.has_sudo,
                 mounts=revision.mounts,
             )
         )
@@ -334,8 +333,8 @@ class Apps:
         if instance.is_leaving:
             return
         guest = host.guest(placed.instance_id)
-        env = {**template.env, **revision.env}
-        server = await ensure_started(guest, revision.start, user=template.default_user, env=env)
+        env = {**revision.inside.env, **revision.env}
+        server = await ensure_started(guest, revision.start, user=revision.inside.user, env=env)
         opening = asyncio.ensure_future(
             wait_for_port(guest, revision.start.port, server=server, timeout=self._start_timeout)
         )

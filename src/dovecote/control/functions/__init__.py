@@ -15,6 +15,7 @@ from dovecote.model.trees import Template
 from dovecote.model.volumes import Mount, apart
 from dovecote.store import Store
 
+BASE = "base"  # the template that every installation has
 SANDBOX = "sandbox"  # every tenant has this function
 DEFAULT_HEADER = "x-dovecote-session"
 
@@ -106,12 +107,13 @@ class Functions:
                 code="no_such_level",
                 hint="there are " + ", ".join(sorted(self._levels)),
             )
+        pinned = self.template(template)
         return Revision(
             id=new_id("rev"),
             tenant_id=tenant_id,
             function_id=function_id,
             number=1,
-            template=self.template(template).digest,
+            template=pinned.digest,
             template_name=template,
             tree=None,
             spec=spec,
@@ -120,6 +122,7 @@ class Functions:
             start=start,
             env=dict(env or {}),
             created_at=datetime.now(UTC),
+            pinned=pinned.inside,
         )
 
     async def get(self, tenant_id: str, name: str) -> Function:
@@ -149,6 +152,9 @@ class Functions:
         if kept is not None and kept.tenant_id == tenant_id:
             return kept
         revision = await self._store.tenant(tenant_id).revisions.get(revision_id)
+        if revision.pinned is None:
+            # Written before it was recorded, when there was one template only.
+            revision = replace(revision, pinned=self.template(BASE).inside)
         if len(self._revisions) >= 10_000:
             self._revisions.clear()
         self._revisions[revision_id] = revision

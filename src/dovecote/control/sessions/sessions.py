@@ -290,19 +290,16 @@ class Sessions:
             await wait_for_port(live.guest, start.port, server=number, timeout=self._start_timeout)
 
     async def _ensure_started(self, live: Live, start: Start) -> int:
-        template = self._functions.template(live.revision.template_name)
         async with live.starting:
-            return await ensure_started(live.guest, start, user=template.default_user, env=self.environment(live))
+            return await ensure_started(live.guest, start, user=live.revision.inside.user, env=self.environment(live))
 
     def environment(self, live: Live) -> dict[str, str]:
         """What every command of the session sees: the template's, the revision's and the session's variables."""
-        template = self._functions.template(live.revision.template_name)
-        return {**template.env, **live.revision.env, **live.session.env}
+        return {**live.revision.inside.env, **live.revision.env, **live.session.env}
 
     def default_user(self, live: Live) -> tuple[str, str]:
         """Name and home of the user that commands run as when they name none."""
-        template = self._functions.template(live.revision.template_name)
-        return template.default_user, template.home
+        return live.revision.inside.user, live.revision.inside.home
 
     async def awake(self, session: Session) -> Live:
         """The session with its instance ready, without waiting for its server. One waking for all who wait for it."""
@@ -335,7 +332,6 @@ class Sessions:
 
     async def _claim(self, session: Session) -> Live:
         revision = await self._functions.revision(session.tenant_id, session.revision_id)
-        template = self._functions.template(revision.template_name)
         if session.state in LIVE_SESSION:
             # The record says that it lives, and it does not: its death has not been noted yet.
             session = await self._swap(session, state=SessionState.LOST, instance_id=None)
@@ -355,10 +351,10 @@ class Sessions:
                     level=revision.level,
                     epoch=session.epoch,
                     generation=session.saved_generation,
-                    allow_setuid=template.has_sudo,
+                    allow_setuid=revision.inside.has_sudo,
                     recovery_point=recovery_point(session),
                     mounts=(*revision.mounts, *session.mounts),
-                    home=template.home,
+                    home=revision.inside.home,
                     rules=revision.rules,
                 )
             )
@@ -396,16 +392,15 @@ class Sessions:
 
     async def _reinstall(self, session: Session, revision: Revision, host: Host, instance_id: str) -> Reinstall | None:
         assert session.reinstall is not None
-        template = self._functions.template(revision.template_name)
         guest = host.guest(instance_id)
         await wait_for_earlier(guest, timeout=self._reinstall_timeout)
         done = await bring_back(
             guest,
             session.reinstall.directories,
             revision.rules,
-            user=template.default_user,
-            home=template.home,
-            env={**template.env, **revision.env, **session.env},
+            user=revision.inside.user,
+            home=revision.inside.home,
+            env={**revision.inside.env, **revision.env, **session.env},
             timeout=self._reinstall_timeout,
         )
         if done is not None:
