@@ -93,7 +93,7 @@ def show(rows: Sequence[Row]) -> None:
             *(_number(value) for value in (one.p50, one.p95, one.p99)),
             one.rival,
             _number(one.rival_p50),
-            f"{one.ratio:.2f}" if one.ratio is not None else "",
+            _ratio(one.ratio),
         )
     Console(width=140).print(table)
 
@@ -102,3 +102,9 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
+
+
+def _ratio(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.e2e.installation import Installation, free_port, until
 
+from bench import checkpointing, restoring, stored
 from bench.figures import Row, row
 from bench.rivals import Crun, static_envoy
 from bench.volumes import quota_set
@@ -45,8 +46,8 @@ class Bench:
 
     def installation(self, kind: str = "warm") -> Installation:
         if kind not in self._installations:
-            pool_size = {"warm": 4, "cold": 0}[kind]
-            network = {"warm": "10.241.0.0/16", "cold": "10.242.0.0/16"}[kind]
+            pool_size = {"warm": 4, "cold": 0, "stored": 1}[kind]
+            network = {"warm": "10.241.0.0/16", "cold": "10.242.0.0/16", "stored": "10.244.0.0/16"}[kind]
             made = Installation(self.directory / kind, network=network, quiet_after=3600, tick=0.2, pool_size=pool_size)
             made.directory.mkdir()
             self._open.callback(made.down)
@@ -309,4 +310,12 @@ MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
     "affinity": affinity,
     "memory": memory,
     "quota_set": quota_set,
+    "restore_mount_warm": restoring.mount_warm,
+    "restore_first_command_warm": restoring.warm,
+    "restore_first_command_cold_s3": restoring.cold_s3,
+    "checkpoint_one_file": checkpointing.one_file,
+    "checkpoint_cpu_share": checkpointing.cpu_share,
+    "command_while_saving": checkpointing.command_while_saving,
+    "stored": stored.stored,
+    "stored_1000_sessions": stored.sessions_1000,
 }

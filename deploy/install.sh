@@ -5,7 +5,7 @@ set -eu
 
 run="python3 python3-venv ca-certificates crun runc nftables btrfs-progs mmdebstrap iproute2 gcc musl-tools xz-utils skopeo"
 test="postgresql libc6-dev erofs-utils git gdb docker-registry"
-bench="wrk libc6-dev"
+bench="wrk libc6-dev restic zstd"
 
 mirror_of() {
   apt-get indextargets --format '$(REPO_URI)' "Codename: $1" "Component: main" 2>/dev/null | head -n 1
