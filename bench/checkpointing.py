@@ -23,6 +23,8 @@ from dovecote.sdk import Session
 if TYPE_CHECKING:
     from bench.measures import Bench
 
+IDLE_SECONDS = 10.0
+
 
 def one_file(bench: Bench) -> list[Row]:
     """From the beginning of a checkpoint to the slot in the log, as the server's own metric says it."""
@@ -95,19 +97,28 @@ def _backups(bench: Bench, project: Project) -> list[float]:
 
 
 def cpu_share(bench: Bench) -> list[Row]:
-    """All that the server spends from the start of an install until the last of it is saved, over what npm spends."""
+    """What the server spends, beyond its idle share, from the start of an install until all is saved, over npm's."""
     installation = bench.installation()
     ours = []
     for _ in range(bench.times(3)):
         with bench.client() as client, client.sessions.create() as session:
             Project("first", FIRST, Path()).write_sources(session)
             _until_saved(installation)
-            server, inside = _server_cpu(installation), _inside_cpu(session)
+            idle = _idle_share(installation)
+            server, inside, began = _server_cpu(installation), _inside_cpu(session), time.monotonic()
             session.run(f"cd {AT} && {INSTALL}", timeout=SECONDS, check=True)
             inside = _inside_cpu(session) - inside
             _until_saved(installation)
-            ours.append((_server_cpu(installation) - server) / inside)
+            spent = _server_cpu(installation) - server - idle * (time.monotonic() - began)
+            ours.append(spent / inside)
     return [row("checkpoint_cpu_share", "share", ours, "the install itself", [1.0])]
+
+
+def _idle_share(installation: Installation) -> float:
+    """CPU seconds a second that the server takes with the same session there and nothing to save."""
+    before, began = _server_cpu(installation), time.monotonic()
+    time.sleep(IDLE_SECONDS)
+    return (_server_cpu(installation) - before) / (time.monotonic() - began)
 
 
 def _inside_cpu(session: Session) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 from dovecote.sdk import Session
 
 AT = "app"  # in the home directory of the sandbox
+ARCHIVE = ".cache/pip/app.tar.gz"  # where the default rules let no save take it
 INSTALL = "npm install --no-audit --no-fund --loglevel=error"
 LEAST_FILES = 20_000
 SECONDS = 900.0  # that an install, a transfer or a rival may take
@@ -68,8 +69,8 @@ class Project:
 
     def place(self, session: Session) -> None:
         """Puts the installed project into a session, as an import of a user's archive would."""
-        session.files.write("app.tar.gz", self.archive.read_bytes())
-        session.run("tar xzf app.tar.gz && rm app.tar.gz", timeout=SECONDS, check=True)
+        session.files.write(ARCHIVE, self.archive.read_bytes())
+        session.run(f"tar xzf {ARCHIVE} && rm {ARCHIVE}", timeout=SECONDS, check=True)
 
     def unpack(self, directory: Path) -> Path:
         """For rivals, on the host."""
@@ -89,9 +90,9 @@ def installed(session: Session, cache: Path, name: str, dependencies: dict[str, 
     else:
         project.write_sources(session)
         session.run(f"cd {AT} && {INSTALL}", timeout=SECONDS, check=True)
-        session.run(f"tar czf app.tar.gz {AT}", timeout=SECONDS, check=True)
+        session.run(f"mkdir -p .cache/pip && tar czf {ARCHIVE} {AT}", timeout=SECONDS, check=True)
         _keep(session, archive)
-        session.run("rm app.tar.gz", check=True)
+        session.run(f"rm {ARCHIVE}", check=True)
     files = int(session.run(f"find {AT} -type f | wc -l", check=True).stdout)
     if files < LEAST_FILES and dependencies is FIRST:
         raise RuntimeError(f"the project has {files} files only")
@@ -102,7 +103,7 @@ def _keep(session: Session, archive: Path) -> None:
     archive.parent.mkdir(parents=True, exist_ok=True)
     part = archive.with_suffix(f".{secrets.token_hex(6)}")
     with part.open("wb") as file:
-        for piece in session.files.download("app.tar.gz"):
+        for piece in session.files.download(ARCHIVE):
             file.write(piece)
     os.replace(part, archive)
 
