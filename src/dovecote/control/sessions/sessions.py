@@ -541,7 +541,7 @@ class Sessions:
     async def home(self, session: Session) -> str:
         """Of the user that its commands run as."""
         revision = await self._functions.revision(session.tenant_id, session.revision_id)
-        return self._functions.template(revision.template_name).home
+        return revision.inside.home
 
     def reader(self, session: Session) -> Host:
         """A host that can read what was saved of it."""

@@ -54,7 +54,7 @@ def try_images(scratch: Path) -> None:
     place = scratch / "objects" / object_name(_ENTRIES[1].digest)
     place.parent.mkdir(parents=True)
     place.write_bytes(_TEXT)
-    write_image(_ENTRIES, scratch / "image")
+    write_image(_ENTRIES, scratch / "image", uuid=bytes(16))
     mounts.mount_image(scratch / "image", scratch / "lower")
     try:
         _look(scratch, scratch / "objects")

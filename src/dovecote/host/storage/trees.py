@@ -223,7 +223,7 @@ class Trees:
 
     def ensure_contents(self, digest: str) -> list[Entry]:
         """The tree's entries, with every object that they point at in `objects_dir`, checked. Raises StorageFailed."""
-        with self._locks[_binary(digest)[0] % _LOCKS], _naming(digest):
+        with self._locks[binary(digest)[0] % _LOCKS], _naming(digest):
             parts = list(self._parts(digest))
             self._ensure_objects([(part, entries) for _, part, entries in parts])
             return join((path, entries) for path, _, entries in parts)
