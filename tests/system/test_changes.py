@@ -242,3 +242,57 @@ def act(chance: random.Random, root: Path) -> None:
         os.setxattr(chance.choice(files), "user.note", chance.randbytes(4))
     elif kind == "hard" and files and chance.random() < 0.2 and not os.path.lexists(new):
         os.link(chance.choice(files), new)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_files_with_several_names_are_told_by_names(world: World, seed: int) -> None:
+    """As in the caches of uv and pnpm: linked, written through one name, and their other names moved and removed."""
+    chance = random.Random(seed)
+    world.checkpoint()
+    linked = 0
+    for step in range(STEPS):
+        act(chance, world.root)
+        for _ in range(3):
+            files = sorted(p for p in world.root.rglob("*") if p.is_file() and not p.is_symlink())
+            new = world.root / f"home/h{chance.randrange(12)}"
+            if files and not os.path.lexists(new):
+                os.link(chance.choice(files), new)
+            elif new.is_file() and chance.random() < 0.5:
+                with new.open("a") as file:
+                    file.write(f"{step}")
+            elif new.is_file():
+                new.unlink()
+        folded, whole = world.checkpoint()
+        linked += any(entry.link for entry in world.trees.entries(folded))
+        assert folded == whole.digest, (seed, step)
+    assert linked > STEPS / 2
+    assert world.tangled < STEPS / 3
+
+
+def test_a_link_beside_thousands_costs_itself(world: World) -> None:
+    home = world.root / "home"
+    (home / "cache").mkdir()
+    (home / "venv").mkdir()
+    for i in range(300):
+        (home / f"cache/{i}").write_text(f"{i}")
+        os.link(home / f"cache/{i}", home / f"venv/{i}")
+    world.checkpoint()
+    (home / "cache/new").write_text("new")
+    os.link(home / "cache/new", home / "venv/new")
+    folded, whole = world.checkpoint()
+    assert (folded, world.tangled, len(world.payloads)) == (whole.digest, 0, 1)
+    (home / "venv/7").unlink()
+    with (home / "cache/8").open("a") as file:
+        file.write("more")
+    folded, whole = world.checkpoint()
+    assert (folded, world.tangled, len(world.payloads)) == (whole.digest, 0, 2)
+
+
+def test_more_names_than_can_be_told_are_found_all_the_same(world: World) -> None:
+    world.checkpoint()
+    (world.root / "home/many").write_text("many")
+    for i in range(200):
+        os.link(world.root / "home/many", world.root / f"home/a-rather-long-name-of-the-same-file-{i}")
+    folded, whole = world.checkpoint()
+    assert folded == whole.digest
+    assert sum(1 for entry in world.trees.entries(folded) if entry.link) == 201

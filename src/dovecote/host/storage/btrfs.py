@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -33,6 +34,7 @@ _QGROUP_LIMIT = _request(_READ, 43, 48)
 _QUOTA_RESCAN_WAIT = (_MAGIC << 8) | 46
 _TREE_SEARCH_V2 = _request(_WRITE | _READ, 17, 112)
 _SYNC = (_MAGIC << 8) | 8
+_INO_PATHS = _request(_WRITE | _READ, 35, 56)
 _SUBVOL_INFO = _request(_READ, 60, 504)
 
 _QUOTA_ENABLE, _QUOTA_ENABLE_SIMPLE = 1, 4
@@ -121,8 +123,9 @@ _BUFFER = 256 << 10
 _ANY = (1 << 64) - 1
 
 
-def changed_inodes(subvolume: int, since: int) -> Iterator[int]:
+def changed_inodes(subvolume: int, since: int) -> Iterator[tuple[int, int]]:
     """Inodes of which anything was written after the transaction `since`: content, attributes, names in a directory.
+    Each with how many names it has.
 
     Reads only the blocks of the subvolume's tree that are newer: its cost is that of the change.
     """
@@ -142,7 +145,7 @@ def changed_inodes(subvolume: int, since: int) -> Iterator[int]:
             at += _FOUND.size
             # An item does not know its transaction, an inode does.
             if found == _INODE_ITEM and struct.unpack_from("Q", buffer, at + 8)[0] > since:
-                yield number
+                yield number, struct.unpack_from("I", buffer, at + 40)[0]
             at += length
         first, kind, offset = number, found, place + 1
         if offset > _ANY:
@@ -159,3 +162,21 @@ def path_of(subvolume: int, inode: int) -> bytes | None:
             return None
         raise
     return bytes(answer[16:]).split(b"\0", 1)[0].rstrip(b"/")
+
+
+_NAMES_BYTES = 4096  # the kernel fills no more
+
+
+def paths_of(subvolume: int, inode: int) -> list[bytes] | None:
+    """All names of an inode, from the top of the subvolume; None when there are too many to be told."""
+    found = ctypes.create_string_buffer(_NAMES_BYTES)
+    request = bytearray(struct.pack("QQ4QQ", inode, _NAMES_BYTES, 0, 0, 0, 0, ctypes.addressof(found)))
+    try:
+        fcntl.ioctl(subvolume, _INO_PATHS, request)
+    except FileNotFoundError:
+        return []
+    _, _, count, missed = struct.unpack_from("IIII", found)
+    if missed:
+        return None
+    names = found.raw[16:]
+    return [names[at : names.index(b"\0", at)] for at in struct.unpack_from(f"{count}Q", names)]

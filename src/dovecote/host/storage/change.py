@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dovecote.errors import StorageFailed
@@ -40,13 +40,14 @@ class Change:
 
     def complete(self, contents: Mapping[bytes, Content]) -> Change:
         """With the content that reading `sources` gave."""
-        return Change(self.replaced, tuple(_filled(entry, contents) for entry in self.entries), (), self.notes)
+        entries = normalized(_filled(entry, contents) for entry in self.entries)
+        return Change(self.replaced, tuple(entries), (), self.notes)
 
 
 def _filled(entry: Entry, contents: Mapping[bytes, Content]) -> Entry:
     if entry.kind is not Kind.FILE or entry.digest or not entry.size:
         return entry
-    content = contents[entry.path]
+    content = contents[entry.link or entry.path]
     return entry._replace(digest=content.digest, size=content.size)
 
 
@@ -63,30 +64,46 @@ def plan_change(
     """`upper` and `mark` are snapshots of one upper, the mark the older; `merged` is as for `fold.plan_delta`.
 
     `changed` names everything in `upper` whose inode was written since the mark. A directory among them is compared
-    with itself in the mark by name and inode; what it has that is new is taken, with all that is below it.
-    Raises TooTangled for files with several names, and what `plan_delta` raises.
+    with itself in the mark by name and inode; what it has that is new is taken, with all that is below it. A file with
+    several names is taken with all of them. Raises TooTangled where it is not named by all of them, and what
+    `plan_delta` raises.
     """
     scan = Scan(merged, upper, id_base, rules, bounds or Bounds())
+    linked: set[int] = set()  # of all these, each name is in `changed`
     for path in sorted(set(changed), key=order):
-        if path in scan.entries:
-            continue
         if len(path) > MAX_PATH:
             scan.note(path, "its path is too long")
             continue
         full = join_path(upper, path)
         status = os.lstat(full)
         is_directory = stat.S_ISDIR(status.st_mode)
-        if rules.excludes(path) or (not is_directory and rules.drops(path)):
-            if not is_directory and status.st_nlink > 1:
-                raise TooTangled  # another name of it may be one that is kept
-        elif is_directory:
+        if not is_directory and status.st_nlink > 1:
+            linked.add(status.st_ino)
+        if path in scan.entries or rules.excludes(path) or (not is_directory and rules.drops(path)):
+            continue
+        if is_directory:
             _compare(scan, mark, path, status)
         else:
             parent = path.rpartition(b"/")[0]
             fold_name(scan, path, full, status, {}, marked=has_marked_whiteouts(join_path(upper, parent)))
-    if any(entry.link for entry in scan.entries.values()):
-        raise TooTangled
+    _check_links(scan, linked)
     return Change(frozenset(scan.replaced), tuple(scan.entries.values()), tuple(scan.sources), tuple(scan.notes))
+
+
+def _check_links(scan: Scan, linked: Collection[int]) -> None:
+    """A file some of whose names are taken, and others are not, would become two."""
+    assert scan.upper is not None
+    groups: dict[bytes, list[bytes]] = {}
+    for entry in scan.entries.values():
+        if entry.link:
+            groups.setdefault(entry.link, []).append(entry.path)
+    for names in groups.values():
+        try:
+            status = os.lstat(join_path(scan.upper, names[0]))
+        except FileNotFoundError:
+            raise TooTangled from None  # below a directory that was moved, in the layer under it
+        if status.st_ino not in linked and status.st_nlink != len(names):
+            raise TooTangled
 
 
 def _compare(scan: Scan, mark: bytes, path: bytes, status: os.stat_result) -> None:
@@ -151,10 +168,13 @@ def applied(
 def _over(entries: Sequence[Entry], change: Change, rules: Rules) -> list[Entry]:
     taken = {entry.path for entry in change.entries}
     staying = kept(entries, change.replaced, taken, rules)
+    # Files with several names in the older tree and in the change are others, whatever their first names.
+    staying = [e._replace(link=b"\0o" + e.link) if e.link else e for e in staying]
     # A directory that was opaque stays so until it is replaced: the upper only says that it has been there.
     replacements = Replacements(change.replaced)
     opaque = {e.path for e in entries if e.kind is Kind.OPAQUE and e.path in taken and e.path not in replacements}
     new = [e._replace(kind=Kind.OPAQUE) if e.path in opaque and e.kind in DIRS else e for e in change.entries]
+    new = [e._replace(link=b"\0n" + e.link) if e.link else e for e in new]
     return sorted([*staying, *new], key=lambda e: order(e.path))
 
 

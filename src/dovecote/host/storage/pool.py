@@ -86,8 +86,8 @@ class Disks(Protocol):
     async def changed(self, name: str, *, snapshot: str | None = None, most: int) -> Paths | None:
         """Paths below the `upper` of the disk, or of a later snapshot of it, that were written to since the mark.
 
-        What is gone is not named; the directory that it was in is. None without a mark, or when there are more than
-        `most`. Its cost is that of the change.
+        A file with several names is named by all of them. What is gone is not named; the directory that it was in is.
+        None without a mark, when there are more than `most`, or one file has too many. Its cost is that of the change.
         """
 
     async def unmark(self, name: str) -> None:
@@ -386,12 +386,12 @@ def _counts(disk: int, *names: str) -> list[int]:
 
 def _paths(disk: int, since: int, most: int) -> list[bytes] | None:
     found: list[bytes] = []
-    for count, inode in enumerate(btrfs.changed_inodes(disk, since)):
-        if count >= most:
+    for inode, links in btrfs.changed_inodes(disk, since):
+        names = [btrfs.path_of(disk, inode) or b""] if links <= 1 else btrfs.paths_of(disk, inode)
+        if names is None or len(found) + len(names) > most:
             return None
-        top, _, path = (btrfs.path_of(disk, inode) or b"").partition(b"/")
-        if top == b"upper":
-            found.append(path)
+        parted = (name.partition(b"/") for name in names)
+        found += [path for top, _, path in parted if top == b"upper"]
     return found
 
 
