@@ -226,10 +226,11 @@ _INDEX_FAILED = "the index of objects on this host does not work"
 class Index:
     """digest -> where the store keeps it. May be lost: what it forgets is stored a second time, or read from hints.
 
-    It only ever claims what was durable in the store when it was written, and belongs to one store (`identity`).
+    It only ever claims what was durable in the store when it was written, and belongs to one store: `identity`, or None
+    where that does not answer, and then what the index has is kept.
     """
 
-    def __init__(self, path: Path, *, identity: str) -> None:
+    def __init__(self, path: Path, *, identity: str | None) -> None:
         self._lock = threading.Lock()
         self._boot = boot_id()
         with disk_errors(_INDEX_FAILED):
@@ -243,7 +244,7 @@ class Index:
                     Path(f"{path}{suffix}").unlink(missing_ok=True)
                 self._db = self._open(path, identity)
 
-    def _open(self, path: Path, identity: str) -> sqlite3.Connection:
+    def _open(self, path: Path, identity: str | None) -> sqlite3.Connection:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         db = sqlite3.connect(path, check_same_thread=False, timeout=10, isolation_level=None)
         os.chmod(path, 0o600)
@@ -257,7 +258,7 @@ class Index:
             """
         )
         row = db.execute("SELECT value FROM meta WHERE name = 'store'").fetchone()
-        if row is None or row[0] != identity:
+        if identity is not None and (row is None or row[0] != identity):
             db.executescript("BEGIN; DELETE FROM objects; DELETE FROM packs; COMMIT;")
             db.execute("INSERT OR REPLACE INTO meta VALUES ('store', ?)", (identity,))
         return db

@@ -92,7 +92,7 @@ class Trees:
             cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.chmod(cache_dir, 0o700)
             self._images.mkdir(mode=0o700, exist_ok=True)
-        self._index = Index(cache_dir / "index.sqlite", identity=bucket.identity())
+        self._index = Index(cache_dir / "index.sqlite", identity=_identity(bucket))
         self._cache = ObjectCache(cache_dir, self._index)
         self._packs = Packs(bucket, self._index, self._cache)
         self._boot = boot_id()
@@ -419,6 +419,14 @@ def _left_out(entries: Sequence[Entry]) -> list[str]:
 def _count(entries: Sequence[Entry]) -> tuple[int, int]:
     files = [e for e in entries if e.kind is Kind.FILE]
     return len(files), sum(e.size for e in files if not e.link or e.link == e.path)
+
+
+def _identity(bucket: Bucket) -> str | None:
+    """None while the store does not answer: a host can be taken down all the same."""
+    try:
+        return bucket.identity()
+    except StorageFailed:
+        return None
 
 
 def _stamp(path: Path) -> Stamp | None:
