@@ -134,3 +134,30 @@ async def test_a_disk_in_use_keeps_the_pool_from_going(disks: BtrfsDisks) -> Non
 async def test_names_of_the_pool_are_for_root_only(disks: BtrfsDisks) -> None:
     assert (place_of(disks) / "at").stat().st_mode & 0o777 == 0o700
     assert (place_of(disks) / "pool").stat().st_mode & 0o777 == 0o600
+
+
+async def test_changes_are_named_wherever_they_are(disks: BtrfsDisks) -> None:
+    """New, rewritten and renamed, in directories old and new; what has no name any more is not named."""
+    disk = await disks.create("a", max_bytes=64 * MIB, owner=OWNER)
+    (disk / "upper/old/deep").mkdir(parents=True)
+    for number in range(3000):
+        (disk / f"upper/old/deep/f{number}").write_bytes(b"")
+    await disks.snapshot("a", "before")
+    await disks.mark("a", "before")
+    (disk / "upper/top").write_text("new")
+    (disk / "upper/old/deep/f7").write_text("rewritten")
+    os.link(disk / "upper/old/deep/f8", disk / "upper/second-name")
+    (disk / "upper/old/deep").rename(disk / "upper/moved")
+    (disk / "upper/old/made").mkdir()
+    for number in range(2000):
+        (disk / f"upper/old/made/n{number}").write_text("new")
+    with (disk / "upper/gone").open("w") as held:
+        held.write("still open")
+        (disk / "upper/gone").unlink()
+        await disks.snapshot("a", "after")
+    changed = set(await disks.changed("a", snapshot="after", most=10_000) or ())
+    made = {b"old/made/n%d" % number for number in range(2000)}
+    assert {b"", b"top", b"moved", b"moved/f7", b"old", b"old/made"} | made <= changed
+    assert changed & {b"second-name", b"moved/f8"}
+    assert len(changed) < 2020
+    assert await disks.changed("a", snapshot="after", most=2000) is None

@@ -116,21 +116,31 @@ def generations(subvolume: int) -> Generations:
     return Generations(changed, made)
 
 
-_INODE_ITEM = 1
+_INODE_ITEM, _INODE_REF = 1, 12
 _SEARCH = struct.Struct("7Q4I4QQ")  # struct btrfs_ioctl_search_key, and the size of the buffer behind it
 _FOUND = struct.Struct("QQQII")  # transaction of the tree's block, object, offset, type, length
 _BUFFER = 256 << 10
 _ANY = (1 << 64) - 1
 
 
-def changed_inodes(subvolume: int, since: int) -> Iterator[tuple[int, int]]:
+@dataclass
+class Changed:
+    """An inode, how many names it has, and one of them where the search came by it."""
+
+    inode: int
+    links: int
+    parent: int = 0
+    name: bytes = b""
+
+
+def changed_inodes(subvolume: int, since: int) -> Iterator[Changed]:
     """Inodes of which anything was written after the transaction `since`: content, attributes, names in a directory.
-    Each with how many names it has.
 
     Reads only the blocks of the subvolume's tree that are newer: its cost is that of the change.
     """
     first, kind, offset = _TOP_OF_SUBVOLUME, 0, 0
     buffer = bytearray(_SEARCH.size + _BUFFER)
+    held: Changed | None = None  # until the items behind it have told its name
     while True:
         _SEARCH.pack_into(
             buffer, 0, 0, first, _ANY, offset, _ANY, since + 1, _ANY, kind, 255, 1 << 31, 0, 0, 0, 0, 0, _BUFFER
@@ -138,14 +148,22 @@ def changed_inodes(subvolume: int, since: int) -> Iterator[tuple[int, int]]:
         fcntl.ioctl(subvolume, _TREE_SEARCH_V2, buffer)
         count = struct.unpack_from("I", buffer, 64)[0]
         if not count:
+            if held is not None:
+                yield held
             return
         at = _SEARCH.size
         for _ in range(count):
             _, number, place, found, length = _FOUND.unpack_from(buffer, at)
             at += _FOUND.size
-            # An item does not know its transaction, an inode does.
-            if found == _INODE_ITEM and struct.unpack_from("Q", buffer, at + 8)[0] > since:
-                yield number, struct.unpack_from("I", buffer, at + 40)[0]
+            if found == _INODE_ITEM:
+                if held is not None:
+                    yield held
+                # An item does not know its transaction, an inode does.
+                is_newer = struct.unpack_from("Q", buffer, at + 8)[0] > since
+                held = Changed(number, struct.unpack_from("I", buffer, at + 40)[0]) if is_newer else None
+            elif found == _INODE_REF and held is not None and held.inode == number and not held.name:
+                size = struct.unpack_from("H", buffer, at + 8)[0]
+                held.parent, held.name = place, bytes(buffer[at + 10 : at + 10 + size])
             at += length
         first, kind, offset = number, found, place + 1
         if offset > _ANY:

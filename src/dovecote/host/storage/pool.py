@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import json
 import os
 import re
@@ -385,14 +386,31 @@ def _counts(disk: int, *names: str) -> list[int]:
 
 
 def _paths(disk: int, since: int, most: int) -> list[bytes] | None:
+    changed = list(itertools.islice(btrfs.changed_inodes(disk, since), most + 1))
+    if len(changed) > most:
+        return None
+    folders: dict[int, bytes | None] = {}  # one question for each, not for each of its files
     found: list[bytes] = []
-    for inode, links in btrfs.changed_inodes(disk, since):
-        names = [btrfs.path_of(disk, inode) or b""] if links <= 1 else btrfs.paths_of(disk, inode)
+    for each in changed:
+        names = _names(disk, each, folders)
         if names is None or len(found) + len(names) > most:
             return None
         parted = (name.partition(b"/") for name in names)
         found += [path for top, _, path in parted if top == b"upper"]
     return found
+
+
+def _names(disk: int, changed: btrfs.Changed, folders: dict[int, bytes | None]) -> list[bytes] | None:
+    """Paths of an inode from the top of the disk, none when it is gone; None when it has too many to be told."""
+    if changed.links > 1:
+        return btrfs.paths_of(disk, changed.inode)
+    if not changed.name:
+        path = btrfs.path_of(disk, changed.inode)
+        return [] if path is None else [path]
+    if changed.parent not in folders:
+        folders[changed.parent] = btrfs.path_of(disk, changed.parent)
+    folder = folders[changed.parent]
+    return [] if folder is None else [os.path.join(folder, changed.name)]
 
 
 def pool_bytes(wanted: int, room: int) -> int:
