@@ -18,6 +18,7 @@ from dovecote.host.storage.objects import Index, ObjectCache, Piece
 from dovecote.host.storage.packs import (
     PACK_BYTES,
     PIECE_BYTES,
+    SMALL,
     Packs,
     PackWriter,
     Source,
@@ -234,3 +235,23 @@ def test_a_full_disk_leaves_no_half_written_object(tmp_path: Path, monkeypatch: 
     assert refused.value.code == "disk_full"
     assert cache.missing([digest_of(b"content")]) == [digest_of(b"content")]
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_what_runs_is_stored_without_a_copy_on_this_host(tmp_path: Path) -> None:
+    """A checkpoint's small files are in the store, not in the cache; they come into it when they are asked for."""
+    packs = packs_at(tmp_path, open_bucket("memory:"))
+    writer = PackWriter(packs, keeps=False)
+    content = writer.absorb([source(tmp_path, "f", b"content" * 100)])[b"f"]
+    writer.flush()
+    assert packs.cache.missing([content.digest]) == [content.digest]
+    packs.fetch(packs.locate([content.digest]))
+    assert packs.cache.path(content.digest).read_bytes() == b"content" * 100
+
+
+def test_a_file_that_grew_since_it_was_listed_is_taken_whole(tmp_path: Path) -> None:
+    packs = packs_at(tmp_path, open_bucket("memory:"))
+    listed = source(tmp_path, "f", b"as it was")
+    for data in (b"as it was, and some more", os.urandom(SMALL + 1), b"less"):
+        (tmp_path / "f").write_bytes(data)
+        content = PackWriter(packs).absorb([listed])[b"f"]
+        assert (content.digest, content.size) == (digest_of(data), len(data))

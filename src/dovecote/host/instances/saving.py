@@ -26,7 +26,7 @@ from dovecote.model.trees import Saved, Workspace
 log = logging.getLogger(__name__)
 
 FOLD_AFTER = 64  # slots of changes
-MOST_CHANGES = 4000  # inodes; beyond that looking at the whole upper costs no more
+MOST_CHANGES = 100_000  # inodes; beyond that looking at the whole upper costs no more
 KNOWN_LOGS = 4096
 FURTHEST_BACK = 100  # slots of a log that are looked at for a good save
 SNAPSHOT = "save-"  # begins the name of a snapshot that is being folded

@@ -55,7 +55,9 @@ class _Node:
 
 
 def write_image(entries: Sequence[Entry], path: Path, *, uuid: bytes) -> str:
-    """Writes the image of a whole tree (sorted, root first) atomically and durably; returns its blake3 in hex.
+    """Writes the image of a whole tree (sorted, root first) atomically; returns its blake3 in hex.
+
+    Not synced: whoever finds it after a reboot compares the hash first.
 
     Images that may be layers of one overlay need different ids (`uuid`, 16 bytes): only so does overlayfs remember
     where a file came from that was copied up, and gives it one inode number for all of its names and for good.
@@ -70,7 +72,6 @@ def write_image(entries: Sequence[Entry], path: Path, *, uuid: bytes) -> str:
             for chunk in _chunks(render_image(entries, uuid=uuid)):
                 hasher.update(chunk)
                 write_all(fd, chunk)
-            os.fsync(fd)
         finally:
             os.close(fd)
         os.rename(part, path)

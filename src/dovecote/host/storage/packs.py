@@ -24,8 +24,9 @@ PACK_BYTES = 32 << 20  # a pack is closed when it holds so much, so it ends belo
 PIECE_BYTES = 16 << 20  # raw bytes in one frame; bounds memory for files of any size
 SMALL = 4 << 20  # files up to here are held in memory whole
 WORKERS = 2
-_BATCH_FILES = 64
+_BATCH_FILES = 256
 _BATCH_BYTES = 8 << 20
+_RUN_BYTES = 4 << 20  # of one request, so that asking, unpacking and writing overlap
 _GAP = 256 << 10  # unwanted bytes between two wanted ones that are cheaper to read than to ask twice
 _LEVEL = 3
 
@@ -122,10 +123,14 @@ class Packs:
 
 
 class PackWriter:
-    """One save: takes files in, packs what the store does not have, and knows in the end where everything lies."""
+    """One save: takes files in, packs what the store does not have, and knows in the end where everything lies.
 
-    def __init__(self, packs: Packs) -> None:
+    Unless it `keeps` them, small files are not put into the cache on the way.
+    """
+
+    def __init__(self, packs: Packs, *, keeps: bool = True) -> None:
         self._packs = packs
+        self._keeps = keeps
         self._lock = threading.Lock()
         self._claimed: set[bytes] = set()
         self._open: list[tuple[bytes, int, bytes, int]] = []  # digest, piece number, frame, raw size
@@ -160,15 +165,17 @@ class PackWriter:
         fresh: dict[bytes, bytes] = {}
         for source in batch:
             with open_source(source.path) as file:
-                data = file.read(SMALL + 1)
-            if len(data) > SMALL:  # grew since it was listed
+                data = file.read(source.size + 1)
+                if len(data) > source.size:  # grew since it was listed
+                    data += file.read(SMALL + 1)
+            if len(data) > SMALL:
                 result[source.key] = self._absorb_large(source)
                 continue
             digest = blake3(data).digest() if data else b""
             result[source.key] = Content(digest, len(data))
             if data:
                 fresh[digest] = data
-        for digest in self._packs.cache.missing(fresh):
+        for digest in self._packs.cache.missing(fresh) if self._keeps else ():
             self._packs.cache.put(digest, fresh[digest])
         for digest in self._unstored(fresh):
             self._add(digest, 0, pack(fresh[digest]), len(fresh[digest]))
@@ -326,7 +333,7 @@ def neighbours(wanted: list[tuple[Piece, bytes]]) -> list[list[tuple[Piece, byte
     runs: list[list[tuple[Piece, bytes]]] = []
     end = start = 0
     for piece, digest in wanted:
-        if not runs or piece.offset - end > _GAP or piece.offset + piece.stored - start > PIECE_BYTES:
+        if not runs or piece.offset - end > _GAP or piece.offset + piece.stored - start > _RUN_BYTES:
             runs.append([])
             start = piece.offset
         runs[-1].append((piece, digest))

@@ -177,7 +177,8 @@ class Trees:
             )
         if not change.entries and not change.replaced:
             return None
-        writer = PackWriter(self._packs)
+        # Whoever needs them on this host has them in the instance's own disk: the cache is filled when it is parked.
+        writer = PackWriter(self._packs, keeps=False)
         change = change.complete(writer.absorb(change.sources))
         writer.flush()
         digests = objects_of(sorted(change.entries, key=lambda e: order(e.path)))
