@@ -14,13 +14,15 @@ PAUSED, GOES_ON = b"+", b"-"
 def serve(control: socket.socket) -> None:
     """Messages are `+` or `-`, the value that thaws, a space, and the file to write it to. Answers `+`."""
     held: dict[bytes, bytes] = {}
-    while message := control.recv(MAX_MESSAGE):
-        value, _, file = message[1:].partition(b" ")
-        if message[:1] == PAUSED:
-            held[file] = value
-            control.send(PAUSED)
-        else:
-            held.pop(file, None)
+    # One that is killed before it has read an answer, or before it gets one, ends the socket with an error.
+    with contextlib.suppress(OSError):
+        while message := control.recv(MAX_MESSAGE):
+            value, _, file = message[1:].partition(b" ")
+            if message[:1] == PAUSED:
+                held[file] = value
+                control.send(PAUSED)
+            else:
+                held.pop(file, None)
     for file, value in held.items():
         thaw(file, value)
 
