@@ -67,6 +67,7 @@ class Saving:
         self._open_log = slots
         self._logs: OrderedDict[str, SlotLog] = OrderedDict()  # of owners seen last: they know where they end
         self._busy: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._writing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def _slots(self, owner: str) -> SlotLog:
         slots = self._logs.get(owner) or self._open_log(owner)
@@ -97,10 +98,16 @@ class Saving:
 
     async def retake(self, disk: str, claim: Claim) -> Workspace:
         """The same for a disk that survived; answers the trees that it is an upper of."""
-        record = await self.read(disk)
-        generation = max(record.generation, claim.generation)
-        rules = asdict(claim.rules)
-        await self._write(disk, replace(record, epoch=claim.epoch, generation=generation, home=claim.home, rules=rules))
+        record = await self._revise(
+            disk,
+            lambda now: replace(
+                now,
+                epoch=claim.epoch,
+                generation=max(now.generation, claim.generation),
+                home=claim.home,
+                rules=asdict(claim.rules),
+            ),
+        )
         return Workspace(record.template, record.tree)
 
     async def read(self, disk: str) -> DiskRecord:
@@ -189,7 +196,9 @@ class Saving:
                     done = await self._append_tree(record, path / "upper", merged, chosen)
             # Once the log has it: a mark may be older than the log, never newer.
             await self._parts.disks.mark(disk, snapshot)
-            await self._write(disk, replace(record, generation=done.generation, chosen=chosen.digest))
+            # The disk may have been claimed again meanwhile: whose it is stays as it is.
+            generation = done.generation
+            await self._revise(disk, lambda now: replace(now, generation=generation, chosen=chosen.digest))
         return done
 
     async def _append_changes(
@@ -299,9 +308,8 @@ class Saving:
 
     async def orphan(self, disk: str) -> None:
         """Files that cannot be their owner's any more (it went on elsewhere) are kept, but never used by themselves."""
-        record = await self.read(disk)
+        record = await self._revise(disk, lambda now: replace(now, orphan=True))
         log.warning("disk %s of %s is older than what was saved elsewhere: kept as an orphan", disk, record.owner)
-        await self._write(disk, replace(record, orphan=True))
 
     async def forget(self, disk: str) -> int | None:
         """Deletes a disk; answers the id range that became free."""
@@ -352,6 +360,13 @@ class Saving:
         except DovecoteError:
             return False
         return True
+
+    async def _revise(self, disk: str, change: Callable[[DiskRecord], DiskRecord]) -> DiskRecord:
+        """Changes the record as it is now, one after the other: a checkpoint may end when its instance is long gone."""
+        async with self._writing.setdefault(disk, asyncio.Lock()):
+            record = change(await self.read(disk))
+            await self._write(disk, record)
+            return record
 
     async def _write(self, disk: str, record: DiskRecord) -> None:
         await self._parts.disks.write_record(disk, vars(record))

@@ -1,0 +1,151 @@
+"""Saving over disks in memory and a real log: whose files they are, whatever comes in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from dovecote.errors import StorageFailed
+from dovecote.host.instances.instance import Claim
+from dovecote.host.instances.preparing import Parts
+from dovecote.host.instances.saving import Saving
+from dovecote.host.storage.bucket import Bucket, open_bucket
+from dovecote.host.storage.log import SlotLog
+from dovecote.host.storage.trees import TreeSaved
+from dovecote.model.sizes import Limits, NetworkPolicy
+from dovecote.model.trees import Workspace
+
+pytestmark = pytest.mark.anyio
+
+TEMPLATE = "template"
+
+
+class MemoryDisks:
+    """Records of disks that are always written to; `marking` holds whoever moves a mark."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, dict[str, Any]] = {}
+        self.marking = asyncio.Event()
+        self.marking.set()
+        self.inside = asyncio.Event()
+
+    def path(self, name: str) -> Path:
+        return Path("/nowhere", name)
+
+    async def write_out(self, name: str) -> None: ...
+
+    async def is_changed(self, name: str) -> bool:
+        return True
+
+    async def changed(self, name: str, *, snapshot: str | None = None, most: int) -> None: ...
+
+    async def snapshot(self, name: str, to: str) -> Path:
+        return self.path(to)
+
+    async def mark(self, name: str, snapshot: str) -> None:
+        self.inside.set()
+        await self.marking.wait()
+
+    async def delete(self, name: str) -> None:
+        self.records.pop(name, None)
+
+    async def write_record(self, name: str, record: Mapping[str, Any]) -> None:
+        self.records[name] = dict(record)
+
+    async def read_record(self, name: str) -> dict[str, Any] | None:
+        return self.records.get(name)
+
+
+class MemoryRoots:
+    @asynccontextmanager
+    async def merged(self, workspace: Workspace, upper: Path, *, id_base: int) -> AsyncIterator[Path]:
+        yield upper
+
+
+class MemoryTrees:
+    """`broken` are trees that cannot be mounted."""
+
+    def __init__(self) -> None:
+        self.broken: set[str] = set()
+        self._saved = 0
+
+    def save_delta(self, upper: Path, merged: Path, **kept: object) -> TreeSaved:
+        self._saved += 1
+        return TreeSaved(f"tree-{self._saved}", 1, 1, 1)
+
+    def verify_stored(self, digest: str) -> None: ...
+
+    def ensure_image(self, digest: str) -> Path:
+        if digest in self.broken:
+            raise StorageFailed(f"tree {digest} is damaged", code="corrupt")
+        return Path(digest)
+
+
+class World:
+    def __init__(self) -> None:
+        self.disks, self.trees = MemoryDisks(), MemoryTrees()
+        self.bucket: Bucket = open_bucket("memory:")
+        parts = Parts(
+            runtimes={},
+            cgroups=cast(Any, None),
+            pauses=cast(Any, None),
+            network=cast(Any, None),
+            disks=cast(Any, self.disks),
+            roots=cast(Any, MemoryRoots()),
+            entrance=cast(Any, None),
+            trees=cast(Any, self.trees),
+            volumes=cast(Any, None),
+        )
+        self.saving = Saving(parts, slots=self.log)
+
+    def log(self, owner: str) -> SlotLog:
+        return SlotLog(self.bucket, owner)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def claim_of(epoch: int, generation: int = 0) -> Claim:
+    return Claim(
+        owner="ses_1",
+        workspace=Workspace(TEMPLATE, None),
+        limits=Limits(),
+        network=NetworkPolicy(),
+        level="crun",
+        epoch=epoch,
+        generation=generation,
+    )
+
+
+async def test_a_checkpoint_that_ends_after_its_instance_was_claimed_again_takes_nothing_from_the_new_owner(
+    world: World,
+) -> None:
+    await world.saving.take("disk", 1 << 21, claim_of(1))
+    world.disks.marking.clear()
+    late = asyncio.ensure_future(world.saving.checkpoint("disk"))
+    await world.disks.inside.wait()  # its slot is in the log; meanwhile the instance dies and its files are claimed
+    await world.saving.retake("disk", claim_of(2))
+    world.disks.marking.set()
+    await late
+    await world.saving.seal(claim_of(2))
+    saved = await world.saving.save("disk")  # not sealed out: the disk is the newest owner's
+    assert (await world.saving.read("disk")).epoch == 2
+    assert saved.generation == 2
+
+
+async def test_a_checkpoint_that_ends_after_its_disk_became_an_orphan_leaves_it_one(world: World) -> None:
+    await world.saving.take("disk", 1 << 21, claim_of(1))
+    world.disks.marking.clear()
+    late = asyncio.ensure_future(world.saving.checkpoint("disk"))
+    await world.disks.inside.wait()
+    await world.saving.orphan("disk")
+    world.disks.marking.set()
+    await late
+    assert (await world.saving.read("disk")).orphan
