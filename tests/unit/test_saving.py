@@ -90,7 +90,7 @@ class World:
     def __init__(self) -> None:
         self.disks, self.trees = MemoryDisks(), MemoryTrees()
         self.bucket: Bucket = open_bucket("memory:")
-        parts = Parts(
+        self.parts = Parts(
             runtimes={},
             cgroups=cast(Any, None),
             pauses=cast(Any, None),
@@ -101,7 +101,10 @@ class World:
             trees=cast(Any, self.trees),
             volumes=cast(Any, None),
         )
-        self.saving = Saving(parts, slots=self.log)
+        self.saving = self.restarted()
+
+    def restarted(self) -> Saving:
+        return Saving(self.parts, slots=self.log)
 
     def log(self, owner: str) -> SlotLog:
         return SlotLog(self.bucket, owner)
@@ -149,3 +152,15 @@ async def test_a_checkpoint_that_ends_after_its_disk_became_an_orphan_leaves_it_
     world.disks.marking.set()
     await late
     assert (await world.saving.read("disk")).orphan
+
+
+async def test_the_last_good_save_is_found_past_slots_that_cannot_be_read(world: World) -> None:
+    log = world.log("ses_1")
+    for tree in ("one", "two", "three"):
+        log.append(epoch=1, template=TEMPLATE, tree=tree, previous=None, files=1, bytes=1)
+    world.bucket.put("logs/ses_1/000000000002", b"garbage")
+    assert await world.saving.last_good("ses_1", before=3) == 1
+    world.bucket.put("logs/ses_1/000000000003", b"garbage")
+    assert await world.restarted().last_good("ses_1", before=4) == 1
+    world.trees.broken.add("one")
+    assert await world.saving.last_good("ses_1", before=4) is None

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from dovecote.control.fleet import Claim, Placed
 from dovecote.control.snapshots import Snapshots, expired
 from dovecote.control.snapshots.retention import moment_after
 from dovecote.errors import Conflict, NotFound, StorageFailed
@@ -221,3 +222,48 @@ def test_retention_keeps_pinned_ones_the_newest_and_no_more_than_the_tier_says(
         assert len(loose) <= tier.snapshots  # type: ignore[attr-defined]
         assert all(NOW - each.created_at <= tier.snapshots_for for each in loose)  # type: ignore[attr-defined]
     assert expired(kept, tier, NOW) == []  # type: ignore[arg-type]
+
+
+class LogDamaged(MemoryHost):
+    """From when `is_damaged` on, the newest save in the log cannot be put together, nor can any save be verified."""
+
+    is_damaged = False
+
+    async def claim(self, claim: Claim) -> Placed:
+        self._check()
+        return await super().claim(claim)
+
+    async def last_saved(self, owner: str) -> Saved | None:
+        self._check()
+        return await super().last_saved(owner)
+
+    async def last_good(self, owner: str, *, before: int) -> int | None:
+        self._check()
+        return await super().last_good(owner, before=before)
+
+    def _check(self) -> None:
+        if self.is_damaged:
+            raise StorageFailed("slot 3 of a log is missing", code="corrupt")
+
+
+@pytest.mark.anyio
+async def test_a_session_with_a_damaged_log_says_so_and_can_go_back_to_a_good_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = LogDamaged(Clock())
+    async with world_on(host, tmp_path, monkeypatch) as world:
+        snapshots = Snapshots(world.store, world.sessions, world.functions)
+        session = await world.sessions.create(world.tenant)
+        await world.write(session, b"first")
+        first = await snapshots.create(world.tenant, session.id)
+        await world.write(session, b"second")
+        await world.sessions.park(world.tenant, session.id)
+        host.is_damaged = True
+        with pytest.raises(StorageFailed):
+            await world.read(session)
+        damaged = await world.record(session)
+        assert damaged.state is SessionState.DAMAGED
+        assert "not known" in damaged.reason
+        await snapshots.rewind(world.tenant, session.id, first.id)
+        host.is_damaged = False
+        assert await world.read(session) == b"first"

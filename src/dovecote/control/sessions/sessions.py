@@ -422,8 +422,7 @@ class Sessions:
         state, reason = before.state, f"could not be woken: {error}"
         if isinstance(error, StorageFailed) and error.code == "corrupt":
             state = SessionState.DAMAGED
-            good = await host.last_good(session.id, before=session.saved_generation)
-            last = f"the last good save is generation {good}" if good else "no earlier save is good"
+            last = await _last_good(session, host)
             reason = f"its files of generation {session.saved_generation} failed verification ({last}): {error}"
         await self._swap(session, state=state, reason=reason[:500])
 
@@ -534,8 +533,16 @@ class Sessions:
         return await self._swap(session, saved_generation=saved.generation)
 
     async def checkpoint(self, session: Session) -> Saved | None:
-        """What the host's log says of the save that the session's record names; None when it names another."""
-        saved = await self._fleet.host(self._fleet.place(prefer=session.host_id)).last_saved(session.id)
+        """What the host's log says of the save that the session's record names; None when it names another.
+
+        None also when the newest save is damaged: whoever goes back to an earlier one does so for that reason.
+        """
+        try:
+            saved = await self._fleet.host(self._fleet.place(prefer=session.host_id)).last_saved(session.id)
+        except StorageFailed as error:
+            if error.code != "corrupt":
+                raise
+            return None
         return saved if saved is not None and saved.tree == session.tree else None
 
     async def home(self, session: Session) -> str:
@@ -692,6 +699,14 @@ async def _used(live: Live, since: float | None) -> bool:
     except DovecoteError:
         return False  # nobody may stay awake by never answering
     return any(command.is_running and command.tag != SERVER_TAG for command in commands)
+
+
+async def _last_good(session: Session, host: Host) -> str:
+    try:
+        good = await host.last_good(session.id, before=session.saved_generation)
+    except DovecoteError as error:
+        return f"which earlier save is good is not known: {error.message}"
+    return f"the last good save is generation {good}" if good else "no earlier save is good"
 
 
 def _how(placed: Placed) -> str:

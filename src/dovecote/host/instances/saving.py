@@ -345,11 +345,13 @@ class Saving:
 
     def _last_good(self, owner: str, before: int) -> int | None:
         slots = self._slots(owner)
-        newest = slots.last()
-        if newest is None:
-            return None
-        for n in range(newest.n, max(0, newest.n - FURTHEST_BACK), -1):
-            slot = slots.read(n)
+        newest = slots.length()
+        for n in range(newest, max(0, newest - FURTHEST_BACK), -1):
+            try:
+                slot = slots.read(n)
+            except (NotFound, StorageFailed) as error:
+                log.warning("slot %d of %s is passed over: %s", n, owner, error)
+                continue
             if slot.kind == "checkpoint" and slot.generation < before and self._is_whole(slot.tree):
                 return slot.generation
         return None

@@ -173,14 +173,19 @@ class SlotLog:
         return True
 
     def _newest(self) -> Slot | None:
-        """The last slot. Slots have no gaps, so doubling steps and halving find the end: never a listing."""
+        n = self.length()
+        if n and (self._end is None or self._end.n != n):
+            self._end = self.read(n)
+        return self._end if n else None
+
+    def length(self) -> int:
+        """The number of the last slot, whether or not it can be read.
+
+        Slots have no gaps, so doubling steps and halving find the end: never a listing.
+        """
         start = self._end.n if self._end else self._hint()
         if not self._exists(start + 1):
-            if start == 0:
-                return None
-            if self._end is None:
-                self._end = self.read(start)
-            return self._end
+            return start
         step = 1
         there, absent = start + 1, 0
         while not absent:
@@ -197,8 +202,7 @@ class SlotLog:
                 there = middle
             else:
                 absent = middle
-        self._end = self.read(there)
-        return self._end
+        return there
 
     def _hint(self) -> int:
         try:
