@@ -61,6 +61,9 @@ class Settings:
         "How long the gateway may use an address without asking; an address rests for three times as long.",
         "seconds",
     )
+    gc_every: float = setting(
+        86400.0, "How often saved files that nothing names any more are looked for; 0 for never.", "seconds"
+    )
     tick: float = setting(0.5, "How often idle sessions and the scale of apps are looked at.", "seconds")
     model_base_url: str = setting("", "Read by `dovecote demo`: an OpenAI-compatible endpoint for its agent.")
     model_name: str = setting(
@@ -78,7 +81,10 @@ class Settings:
             raise Invalid(f"no such driver: {self.volumes_driver}", hint="DOVECOTE_VOLUMES_DRIVER is btrfs or loop")
         if self.tree_layers not in ("auto", "images", "plain"):
             raise Invalid(f"no such way: {self.tree_layers}", hint="DOVECOTE_TREE_LAYERS is auto, images or plain")
-        for name in ("pool_size", "pool_bytes", "volumes_bytes", "quiet_after", "start_timeout", "route_ttl", "tick"):
+        for name in (
+            *("pool_size", "pool_bytes", "volumes_bytes", "quiet_after", "start_timeout", "route_ttl", "tick"),
+            "gc_every",
+        ):
             if getattr(self, name) < 0:
                 raise Invalid(f"{name} cannot be negative", hint=f"set DOVECOTE_{name.upper()} to 0 or more")
 

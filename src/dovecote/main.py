@@ -18,6 +18,7 @@ import uvloop
 from dovecote import __version__
 from dovecote.api import errors as api_errors
 from dovecote.api.rest import build as build_api
+from dovecote.collecting import LOOK_EVERY, collect_now, pin_and_collect
 from dovecote.config import Settings
 from dovecote.control.apps import Apps
 from dovecote.control.chats import Chats
@@ -38,6 +39,7 @@ from dovecote.host.doctor import Finding, examine
 from dovecote.host.doctor_store import examine_store
 from dovecote.host.storage.check import Checked, Progress, check_store
 from dovecote.host.storage.figures import Amount, Figures, cache_amount, store_figures
+from dovecote.host.storage.garbage import Collected
 from dovecote.model.addresses import Addresses
 from dovecote.store import Store, open_store
 
@@ -96,13 +98,32 @@ def storage_figures(settings: Settings) -> tuple[Figures, Amount]:
     return figures, cache_amount(settings.data_dir / "trees")
 
 
-def _references(settings: Settings) -> dict[str, list[str]]:
+def collect_storage(settings: Settings, *, dry_run: bool) -> Collected:
+    """Collects garbage of the object store now. The server may run or not; for its operator."""
+    _check_records(settings)
+    return uvloop.run(_collect(settings, dry_run=dry_run))
+
+
+async def _collect(settings: Settings, *, dry_run: bool) -> Collected:
+    store = open_store(database_url(settings))
+    await store.open()
+    try:
+        return await collect_now(store, settings, dry_run=dry_run)
+    finally:
+        await store.close()
+
+
+def _check_records(settings: Settings) -> None:
     if not settings.database_url and not (settings.data_dir / "dovecote.sqlite").exists():
         raise NotFound(
             f"there are no records in {settings.data_dir}",
             code="no_installation",
             hint="run it as the server's user, on its machine, with the same DOVECOTE_* settings",
         )
+
+
+def _references(settings: Settings) -> dict[str, list[str]]:
+    _check_records(settings)
     users = uvloop.run(_read_references(settings))
     for name, digest in recorded_templates(settings).items():
         users.setdefault(digest, []).append(f"template {name}")
@@ -146,6 +167,7 @@ class Server:
     gateway: Gateway
     api: uvicorn.Server
     snapshots: Snapshots
+    collect: Callable[[], Awaitable[None]]
     is_open: bool = False
 
 
@@ -239,7 +261,11 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
     api = _ApiServer(
         uvicorn.Config(app, uds=str(settings.run_dir / "api.sock"), log_config=None, lifespan="off", access_log=False)
     )
-    server = Server(settings, host, sessions, keeping, apps, gateway, api, snapshots)
+
+    async def collect() -> None:
+        await pin_and_collect(store, host, settings)
+
+    server = Server(settings, host, sessions, keeping, apps, gateway, api, snapshots, collect)
     rooms += [sessions, apps]
     for death in early:
         died(death)
@@ -259,6 +285,7 @@ async def _run(server: Server) -> None:
         asyncio.ensure_future(_every(server.settings.tick, server.keeping.tick)),
         asyncio.ensure_future(_every(server.settings.tick, server.apps.tick)),
         asyncio.ensure_future(_every(RETAIN_EVERY, server.snapshots.retain)),
+        asyncio.ensure_future(_every(LOOK_EVERY, server.collect)),
     ]
     server.is_open = True
     log.info("ready on %s", Addresses(server.settings.domain, server.settings.port).console())

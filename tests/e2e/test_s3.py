@@ -64,6 +64,11 @@ def test_a_session_wakes_on_another_machine_that_has_only_the_database_and_the_s
             checked = second.command("storage", "check", "--deep")
             assert (checked.returncode, checked.stderr) == (0, "")
             assert "nothing damaged" in checked.stdout
+            for options in (("--dry-run",), ()):  # beside the server, which has collected at its start
+                collected = second.command("storage", "gc", *options)
+                assert (collected.returncode, collected.stderr) == (0, "")
+                assert "0 names deleted" in collected.stdout
+            assert "nothing damaged" in second.command("storage", "check").stdout
             doctor = second.command("doctor").stdout
             assert f"object store\t{on_s3}: creates an object only once" in doctor
         finally:

@@ -57,3 +57,17 @@ def stat() -> None:
     out.print(f"each byte of content is used {figures.ratio:.2f} times")
     if figures.damaged:
         say(f"{figures.damaged} trees cannot be read and are not counted: `dovecote storage check` names them")
+
+
+@commands.command("gc")
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be condemned and deleted.")] = False,
+) -> None:
+    """Condemn what nothing names any more, and delete what has been condemned for a day."""
+    from dovecote import main
+    from dovecote.collecting import told
+    from dovecote.config import read_settings
+
+    with err.status("reading records, logs and manifests"):
+        done = main.collect_storage(read_settings(), dry_run=dry_run)
+    say(f"would be: {told(done)}" if dry_run else told(done))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
+from dovecote.errors import NotFound
 from dovecote.model.states import SessionState
 from dovecote.store import Store
 
@@ -25,3 +28,28 @@ async def tree_references(store: Store) -> dict[str, list[str]]:
         for digest in (snapshot.template, snapshot.tree):
             users.setdefault(digest, []).append(f"snapshot {snapshot.id} of session {snapshot.session_id}")
     return users
+
+
+async def living_trees(store: Store) -> tuple[frozenset[str], dict[str, datetime]]:
+    """The trees that records need: those of ended sessions are not among them. And when which session has ended."""
+    everyone = store.everyone()
+    trees: set[str | None] = set()
+    ended: dict[str, datetime] = {}
+    async for session in everyone.sessions.each():
+        if session.state is not SessionState.ENDED:
+            trees.add(session.tree)
+        elif session.ended_at is not None:
+            ended[session.id] = session.ended_at
+    async for snapshot in everyone.snapshots.each():
+        trees |= {snapshot.template, snapshot.tree}
+    async for revision in everyone.revisions.each():
+        trees |= {revision.template, revision.tree}
+    return frozenset(tree for tree in trees if tree), ended
+
+
+async def records_identity(store: Store) -> str:
+    """What tells these records from those of any other database: the id of the first tenant. Raises NotFound."""
+    first = await store.everyone().tenants.list(limit=1)
+    if not first:
+        raise NotFound("there is no tenant yet", code="no_installation", hint="start the server once")
+    return first[0].id

@@ -23,6 +23,7 @@ from dovecote.host.storage.bucket import Bucket, open_bucket
 from dovecote.host.storage.entrance import Entrance
 from dovecote.host.storage.log import SlotLog
 from dovecote.host.storage.lowers import PLAIN, pick
+from dovecote.host.storage.pins import host_name, write_pins
 from dovecote.host.storage.plain import PlainTrees
 from dovecote.host.storage.pool import BtrfsDisks
 from dovecote.host.storage.roots import Roots
@@ -42,6 +43,15 @@ class LocalHost:
     templates: Mapping[str, Template]
     levels: frozenset[str]
     parts: Parts
+    bucket: Bucket
+    settings: Settings
+
+    async def pin(self) -> None:
+        """Tells the store which trees this host needs, whatever records say. Called every few minutes."""
+        trees = self.parts.roots.in_use() | await self.instances.trees_of_disks()
+        trees |= set(recorded_templates(self.settings).values())
+        name = host_name(self.settings.data_dir)
+        await asyncio.to_thread(write_pins, self.bucket, name, trees)
 
     async def close(self) -> None:
         """Lets go; what runs goes on."""
@@ -71,7 +81,7 @@ async def assemble(settings: Settings, *, on_death: Callable[[Death], None]) -> 
     # Built, checked and mounted now, so that the first session need not wait for it.
     await parts.roots.hold(Workspace(template.digest))
     await parts.roots.settle()
-    return LocalHost(instances, {template.name: template}, frozenset(parts.runtimes), parts)
+    return LocalHost(instances, {template.name: template}, frozenset(parts.runtimes), parts, bucket, settings)
 
 
 async def disassemble(settings: Settings) -> list[str]:

@@ -97,6 +97,10 @@ class Instances:
             self._warm.start(self._watch)
             self._checkpoints.start()
 
+    async def trees_of_disks(self) -> set[str]:
+        """Trees that files on this host's disks are changes of, those of orphans too."""
+        return await self._saving.trees()
+
     async def stop_host(self) -> None:
         """Lets go of everything without ending it: instances go on, a next start adopts them."""
         await self._warm.stop()

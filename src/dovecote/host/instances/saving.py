@@ -320,6 +320,19 @@ class Saving:
         await self._parts.disks.delete(disk)
         return base
 
+    async def trees(self) -> set[str]:
+        """What the disks of this host are uppers of, orphans' too. Raises StorageFailed."""
+        found: set[str | None] = set()
+        for name in await self._parts.disks.list():
+            if name.startswith(SNAPSHOT):
+                continue
+            try:
+                record = await self.read(name)
+            except NotFound:
+                continue
+            found |= {record.template, record.tree}
+        return {tree for tree in found if tree}
+
     async def sweep(self) -> None:
         """Deletes snapshots of saves that were cut short."""
         for name in await self._parts.disks.list():
@@ -349,7 +362,9 @@ class Saving:
         for n in range(newest, max(0, newest - FURTHEST_BACK), -1):
             try:
                 slot = slots.read(n)
-            except (NotFound, StorageFailed) as error:
+            except NotFound:  # older slots have been collected
+                return None
+            except StorageFailed as error:
                 log.warning("slot %d of %s is passed over: %s", n, owner, error)
                 continue
             if slot.kind == "checkpoint" and slot.generation < before and self._is_whole(slot.tree):

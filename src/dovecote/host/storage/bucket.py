@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -41,6 +41,7 @@ class Stored:
 
     name: str
     size: int
+    modified_at: datetime  # by the store's clock
 
 
 class Bucket:
@@ -80,7 +81,7 @@ class Bucket:
         chunks = iter(obstore.list(self._store, prefix, chunk_size=1000))
         while chunk := self._ask(prefix, lambda: next(chunks, None)):
             for meta in chunk:
-                yield Stored(meta["path"], meta["size"])
+                yield Stored(meta["path"], meta["size"], meta["last_modified"])
 
     def delete(self, name: str) -> None:
         """Deletes it if it is there."""

@@ -12,8 +12,10 @@ from typing import Literal
 
 from dovecote.errors import Conflict, Invalid, NotFound, StorageFailed
 from dovecote.host.storage.bucket import Bucket
+from dovecote.host.storage.condemned import REMEMBERED, Clock, boottime
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,200}")
+_NUMBER = re.compile(r"[0-9]{12}")
 _TRIES = 1000  # slots that others may create while we try to create one
 _FURTHEST = 1 << 40
 _HINT_EVERY = 16  # slots of changes: a hint costs as much as such a slot
@@ -50,12 +52,14 @@ class SlotLog:
     so a checkpoint of an older owner cannot come after a newer one's seal.
     """
 
-    def __init__(self, bucket: Bucket, owner_key: str) -> None:
+    def __init__(self, bucket: Bucket, owner_key: str, *, clock: Clock = boottime) -> None:
         if not _KEY.fullmatch(owner_key):
             raise Invalid(f"not a key for a log: {owner_key[:60]!r}", code="malformed_id")
         self._bucket = bucket
         self._folder = f"logs/{owner_key}"
+        self._clock = clock
         self._end: Slot | None = None  # the newest that we have seen
+        self._seen_at = 0.0
 
     def seal(self, epoch: int) -> Slot | None:
         """Ends all older owners: their next `append` raises Conflict `sealed`. Returns the newest checkpoint.
@@ -92,7 +96,7 @@ class SlotLog:
         nonce = _nonce()
         for tries in range(_TRIES):
             # What we saw last is the newest as long as nobody has created the slot behind it.
-            end = (self._end if tries == 0 else None) or self._newest() or _NOTHING
+            end = (self._known() if tries == 0 else None) or self._newest() or _NOTHING
             _check_epoch(end, epoch)
             if generation not in (None, end.generation):
                 raise Conflict(f"generation {end.generation} is the newest, not {generation}", code="log_moved")
@@ -110,7 +114,7 @@ class SlotLog:
         """
         nonce = _nonce()
         for tries in range(_TRIES):
-            end = (self._end if tries == 0 else None) or self._newest() or _NOTHING
+            end = (self._known() if tries == 0 else None) or self._newest() or _NOTHING
             _check_epoch(end, epoch)
             if end.generation != generation or not generation:
                 raise Conflict(f"generation {end.generation} is the newest, not {generation}", code="log_moved")
@@ -152,20 +156,33 @@ class SlotLog:
 
     def read(self, n: int) -> Slot:
         """Raises NotFound, or StorageFailed `corrupt`."""
-        return _parse(self._bucket.get(self._name(n)).partition(b"\n")[0], n)
+        return self.read_whole(n)[0]
+
+    def read_whole(self, n: int) -> tuple[Slot, bytes]:
+        """With what it carries."""
+        head, _, payload = self._bucket.get(self._name(n)).partition(b"\n")
+        return _parse(head, n), payload
+
+    def _known(self) -> Slot | None:
+        """The newest that was seen, unless so long ago that slots behind it may have been deleted already."""
+        return self._end if self._clock() - self._seen_at < REMEMBERED else None
+
+    def _note(self, slot: Slot, at: float) -> Slot:
+        self._end, self._seen_at = slot, at
+        return slot
 
     def _create(self, slot: Slot, payload: bytes = b"") -> bool:
         body = json.dumps(asdict(slot), separators=(",", ":")).encode()
         if payload:
             body += b"\n" + payload
+        asked_at = self._clock()
         try:
             self._bucket.put_new(self._name(slot.n), body)
         except Conflict:
-            there = self.read(slot.n)
-            self._end = there
+            there = self._note(self.read(slot.n), asked_at)
             if there.nonce != slot.nonce:
                 return False
-        self._end = slot
+        self._note(slot, asked_at)
         if slot.kind == "changes" and slot.n % _HINT_EVERY:
             return True
         with suppress(StorageFailed):  # a hint that is lost costs a few questions
@@ -173,18 +190,20 @@ class SlotLog:
         return True
 
     def _newest(self) -> Slot | None:
-        n = self.length()
-        if n and (self._end is None or self._end.n != n):
-            self._end = self.read(n)
-        return self._end if n else None
+        asked_at = self._clock()
+        known, n = self._known(), self.length()
+        if not n:
+            return None
+        return known if known and known.n == n else self._note(self.read(n), asked_at)
 
     def length(self) -> int:
-        """The number of the last slot, whether or not it can be read.
+        """The number of the last slot, whether or not it can be read; 0 when there is none.
 
-        Slots have no gaps, so doubling steps and halving find the end: never a listing.
+        From one that is there, doubling steps and halving find the end, as slots have no gaps.
         """
-        start = self._end.n if self._end else self._hint()
-        if not self._exists(start + 1):
+        known = self._known()
+        start = known.n if known else self._hint() or self._listed()
+        if not start or not self._exists(start + 1):
             return start
         step = 1
         there, absent = start + 1, 0
@@ -210,6 +229,11 @@ class SlotLog:
         except (NotFound, ValueError, KeyError, TypeError):
             return 0
         return n if isinstance(n, int) and 0 < n < _FURTHEST and self._exists(n) else 0
+
+    def _listed(self) -> int:
+        """For a log without a good hint, whose first slots may have been deleted: 0 when there is no slot."""
+        found = [stored.name.rpartition("/")[2] for stored in self._bucket.list(self._folder)]
+        return max((int(name) for name in found if _NUMBER.fullmatch(name)), default=0)
 
     def _exists(self, n: int) -> bool:
         try:

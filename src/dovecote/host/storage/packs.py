@@ -18,6 +18,7 @@ from blake3 import blake3
 
 from dovecote.errors import Conflict, NotFound, StorageFailed
 from dovecote.host.storage.bucket import Bucket
+from dovecote.host.storage.condemned import Standing, State
 from dovecote.host.storage.objects import CHUNK, Index, ObjectCache, Piece
 
 PACK_BYTES = 32 << 20  # a pack is closed when it holds so much, so it ends below this plus one piece
@@ -34,6 +35,7 @@ _PACK_NAME = re.compile(r"packs/[0-9a-f]{2}/[0-9a-f]{62}")
 _TRAILER_ROW = struct.Struct("<32sIIII")  # digest, piece number, offset, stored, raw
 _TRAILER_END = struct.Struct("<I4s")
 _TRAILER_MAGIC = b"DVP1"
+_NONCE_BYTES = 16
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -56,8 +58,9 @@ class Content:
 class Packs:
     """Where the content of trees lies in one store. Lives as long as the host; safe from many threads."""
 
-    def __init__(self, bucket: Bucket, index: Index, cache: ObjectCache) -> None:
+    def __init__(self, bucket: Bucket, index: Index, cache: ObjectCache, standing: Standing | None = None) -> None:
         self.bucket, self.index, self.cache = bucket, index, cache
+        self.standing = standing or Standing(bucket)
         self._confirmed: set[str] = set()
 
     def locate(self, digests: Iterable[bytes]) -> dict[bytes, tuple[Piece, ...]]:
@@ -65,6 +68,18 @@ class Packs:
         located = self.index.locate(digests)
         gone = {p for p in {piece.pack for pieces in located.values() for piece in pieces} if not self._is_there(p)}
         return {d: pieces for d, pieces in located.items() if not any(p.pack in gone for p in pieces)}
+
+    def reusable(self, digests: Iterable[bytes]) -> dict[bytes, tuple[Piece, ...]]:
+        """The same for a save, which may refer to them: what is condemned does not count."""
+        located = self.index.locate(digests)
+        bad = set()
+        for name in {piece.pack for pieces in located.values() for piece in pieces}:
+            state = self.standing.of(name)
+            if state is State.ABSENT:
+                self.index.forget_pack(name)
+            if state is not State.THERE:
+                bad.add(name)
+        return {d: pieces for d, pieces in located.items() if not any(p.pack in bad for p in pieces)}
 
     def _is_there(self, pack: str) -> bool:
         if pack not in self._confirmed:
@@ -78,6 +93,7 @@ class Packs:
 
     def confirm(self, pack: str) -> None:
         self._confirmed.add(pack)
+        self.standing.note(pack)
 
     def fetch(self, located: dict[bytes, tuple[Piece, ...]]) -> None:
         """Brings objects into the cache, each checked by its hash. Raises StorageFailed `corrupt`."""
@@ -131,6 +147,7 @@ class PackWriter:
     def __init__(self, packs: Packs, *, keeps: bool = True) -> None:
         self._packs = packs
         self._keeps = keeps
+        self.time = packs.standing.begin()
         self._lock = threading.Lock()
         self._claimed: set[bytes] = set()
         self._open: list[tuple[bytes, int, bytes, int]] = []  # digest, piece number, frame, raw size
@@ -209,6 +226,11 @@ class PackWriter:
         unknown = self._unstored(digests)
         lost = self._packs.cache.missing(unknown)
         if lost:
+            # What is condemned can be read still, and is stored again under another name.
+            with suppress(StorageFailed):
+                self._packs.fetch(self._packs.index.locate(lost))
+            lost = self._packs.cache.missing(lost)
+        if lost:
             raise _corrupt(f"object {lost[0].hex()} is neither in the store nor on this host")
         in_threads(self._store_claimed, unknown)
 
@@ -229,7 +251,7 @@ class PackWriter:
         with self._lock:
             mine = [d for d in dict.fromkeys(digests) if d not in self._claimed]
             self._claimed.update(mine)
-        known = self._packs.locate(mine)
+        known = self._packs.reusable(mine)
         with self._lock:
             self.located.update(known)
         return [d for d in mine if d not in known]
@@ -249,9 +271,11 @@ class PackWriter:
         for digest, number, frame, raw in rows:
             trailer.append((digest, number, offset, len(frame), raw))
             offset += len(frame)
-        # The trailer lets the whole index be learned again from packs alone.
+        # The trailer lets the whole index be learned again from packs alone. The random bytes before it give each pack
+        # a name of its own, whatever is in it: one that was condemned must never be written again.
         data = b"".join(
             [row[2] for row in rows]
+            + [os.urandom(_NONCE_BYTES)]
             + [_TRAILER_ROW.pack(*row) for row in trailer]
             + [_TRAILER_END.pack(len(trailer), _TRAILER_MAGIC)]
         )
@@ -358,21 +382,38 @@ def render_locations(digests: Sequence[bytes], located: dict[bytes, tuple[Piece,
     return head + b"".join(struct.pack("<H", len(n)) + n.encode() for n in names) + b"".join(rows)
 
 
+def packs_named(raw: bytes) -> list[str]:
+    """The packs that a record of locations names, whatever it says about them. Raises StorageFailed `corrupt`."""
+    try:
+        magic, name_count, _ = _LOCATIONS.unpack_from(raw)
+        if magic != _LOCATIONS_MAGIC:
+            raise ValueError("bad header")
+        return _names(raw, name_count)[0]
+    except (struct.error, ValueError, IndexError) as error:
+        raise _corrupt(f"a record of locations that cannot be read: {error}") from error
+
+
+def _names(raw: bytes, count: int) -> tuple[list[str], int]:
+    """The names, and where they end."""
+    at = _LOCATIONS.size
+    names = []
+    for _ in range(count):
+        (length,) = struct.unpack_from("<H", raw, at)
+        name = raw[at + 2 : at + 2 + length].decode("ascii")
+        if not _PACK_NAME.fullmatch(name):
+            raise ValueError("bad name of a pack")
+        names.append(name)
+        at += 2 + length
+    return names, at
+
+
 def parse_locations(raw: bytes, digests: Sequence[bytes]) -> dict[bytes, tuple[Piece, ...]]:
     """Raises StorageFailed `corrupt`."""
     try:
         magic, name_count, count = _LOCATIONS.unpack_from(raw)
         if magic != _LOCATIONS_MAGIC or count != len(digests):
             raise ValueError("bad header")
-        at = _LOCATIONS.size
-        names = []
-        for _ in range(name_count):
-            (length,) = struct.unpack_from("<H", raw, at)
-            name = raw[at + 2 : at + 2 + length].decode("ascii")
-            if not _PACK_NAME.fullmatch(name):
-                raise ValueError("bad name of a pack")
-            names.append(name)
-            at += 2 + length
+        names, at = _names(raw, name_count)
         located = {}
         for digest in digests:
             (pieces,) = struct.unpack_from("<I", raw, at)

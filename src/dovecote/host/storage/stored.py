@@ -10,6 +10,7 @@ import zstandard
 from dovecote.errors import Invalid, NotFound, StorageFailed
 from dovecote.host.storage.bucket import Bucket
 from dovecote.host.storage.change import Change, parse_change
+from dovecote.host.storage.condemned import unsalted
 from dovecote.host.storage.manifest import MAX_RAW, Entry, Part, Root, digest_of, parse_part, parse_root
 from dovecote.host.storage.objects import Piece
 from dovecote.host.storage.packs import parse_locations
@@ -20,6 +21,12 @@ T = TypeVar("T")
 def stored_name(kind: str, digest: str) -> str:
     """Of `trees`, `manifests` and `locations`. Raises Invalid."""
     return f"{kind}/{binary(digest).hex()[:2]}/{digest[2:]}"
+
+
+def digest_in(name: str) -> str:
+    """The digest that a stored name was made of."""
+    _, first, rest = name.split("/")
+    return first + rest
 
 
 def binary(digest: str) -> bytes:
@@ -80,7 +87,7 @@ def _manifest(bucket: Bucket, kind: str, digest: str) -> bytes:
     raw = unpack_stored(or_corrupt(name, lambda: bucket.get(name)))
     if digest_of(raw) != binary(digest):
         raise StorageFailed(f"{name} has other content than its name says", code="corrupt")
-    return raw
+    return unsalted(raw)
 
 
 def unpack_stored(packed: bytes) -> bytes:

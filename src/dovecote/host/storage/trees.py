@@ -15,9 +15,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
 
-from dovecote.errors import Conflict, Invalid, NotFound, StorageFailed
+from dovecote.errors import Conflict, Invalid, StorageFailed
 from dovecote.host.storage.bucket import Bucket
 from dovecote.host.storage.change import applied, combined, plan_change, render_change
+from dovecote.host.storage.condemned import Clock, Standing, State, boottime, salted
 from dovecote.host.storage.erofs import write_image
 from dovecote.host.storage.fold import DEFAULT_RULES, LEFT_OUT, Bounds, Plan, Rules, plan_delta, plan_directory
 from dovecote.host.storage.manifest import (
@@ -82,7 +83,13 @@ class Trees:
     """
 
     def __init__(
-        self, bucket: Bucket, cache_dir: Path, *, rules: Rules = DEFAULT_RULES, bounds: Bounds | None = None
+        self,
+        bucket: Bucket,
+        cache_dir: Path,
+        *,
+        rules: Rules = DEFAULT_RULES,
+        bounds: Bounds | None = None,
+        clock: Clock = boottime,
     ) -> None:
         self._bucket = bucket
         self._rules = rules
@@ -94,10 +101,10 @@ class Trees:
             self._images.mkdir(mode=0o700, exist_ok=True)
         self._index = Index(cache_dir / "index.sqlite", identity=_identity(bucket))
         self._cache = ObjectCache(cache_dir, self._index)
-        self._packs = Packs(bucket, self._index, self._cache)
+        self._standing = Standing(bucket, clock=clock)
+        self._packs = Packs(bucket, self._index, self._cache, self._standing)
         self._boot = boot_id()
         self._trusted: dict[str, Stamp] = {}
-        self._stored: set[str] = set()
         self._paths: OrderedDict[str, frozenset[bytes]] = OrderedDict()
         self._paths_lock = threading.Lock()
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
@@ -181,6 +188,7 @@ class Trees:
         writer = PackWriter(self._packs, keeps=False)
         change = change.complete(writer.absorb(change.sources))
         writer.flush()
+        writer.time.check()
         digests = objects_of(sorted(change.entries, key=lambda e: order(e.path)))
         raw = pack(render_change(change))
         payload = struct.pack("<I", len(raw)) + raw + pack(render_locations(digests, writer.located))
@@ -348,15 +356,20 @@ class Trees:
         writer = PackWriter(self._packs)
         entries = plan.complete(writer.absorb(plan.sources))
         parts = split(entries)
-        rendered = [(path, some, render_part(path, some)) for path, some in parts]
-        named = [(Part(path, digest_of(raw), len(some)), some, raw) for path, some, raw in rendered]
-        new = [(part, some, raw) for part, some, raw in named if not self._has_manifest("manifests", part.digest.hex())]
+        named: list[Part] = []
+        new: list[tuple[Part, list[Entry], bytes]] = []
+        for path, some in parts:
+            raw, is_there = self._named("manifests", render_part(path, some))
+            named.append(Part(path, digest_of(raw), len(some)))
+            if not is_there:
+                new.append((named[-1], some, raw))
         wanted = objects_of(e for _, some, _ in new for e in some)
         for tree in (*like, *([previous] if previous is not None else [])):
             self._learn(wanted, tree)
         writer.absorb_cached(wanted)
         writer.flush()
         new_bytes = writer.new_bytes
+        writer.time.check()
         for part, some, _ in new:
             packed = pack(render_locations(objects_of(some), writer.located))
             self._bucket.put(stored_name("locations", part.digest.hex()), packed)
@@ -364,27 +377,26 @@ class Trees:
         for part, _, raw in new:
             new_bytes += self._put_manifest("manifests", part.digest.hex(), raw)
         files, total_bytes = _count(entries)
-        raw = render_root(Root(template, files, total_bytes, tuple(part for part, _, _ in named)))
+        raw, _ = self._named("trees", render_root(Root(template, files, total_bytes, tuple(named))))
         digest = digest_of(raw).hex()
+        writer.time.check()
         new_bytes += self._put_manifest("trees", digest, raw)
         return TreeSaved(digest, files, new_bytes, total_bytes, plan.notes)
 
     def _learn(self, digests: Sequence[bytes], tree: str) -> None:
         """What the index does not know about files kept from an older tree, the store's hints do."""
-        unknown = set(digests) - self._index.locate(digests).keys()
+        unknown = set(digests) - self._packs.reusable(digests).keys()
         for _, part, entries in self._parts(tree) if unknown else ():
             if not unknown.isdisjoint(objects_of(entries)):
                 self._index.add(self._hints(part, entries))
 
-    def _has_manifest(self, kind: str, digest: str) -> bool:
-        name = stored_name(kind, digest)
-        if name not in self._stored:
-            try:
-                self._bucket.size(name)
-            except NotFound:
-                return False
-            self._stored.add(name)
-        return True
+    def _named(self, kind: str, raw: bytes) -> tuple[bytes, bool]:
+        """The bytes to store so that their name may be referred to, and whether they are stored already."""
+        name = stored_name(kind, digest_of(raw).hex())
+        state = self._standing.of(name)
+        if state is State.CONDEMNED:
+            return salted(raw), False
+        return raw, state is State.THERE
 
     def _put_manifest(self, kind: str, digest: str, raw: bytes) -> int:
         packed = pack(raw)

@@ -1,0 +1,111 @@
+"""Reads what the roots of a store name: records, hosts' pins, and the logs of owners. Only reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from dovecote.errors import StorageFailed
+from dovecote.host.storage.bucket import Bucket
+from dovecote.host.storage.log import SlotLog
+from dovecote.host.storage.packs import packs_named
+from dovecote.host.storage.pins import read_pins
+from dovecote.host.storage.stored import parse_payload, read_root, stored_name, unpack_stored
+
+KEPT_SAVES = 3  # newest trees of a log that stay, so that a session can go back when the newest is damaged
+_SLOT = re.compile(r"logs/([A-Za-z0-9_-]{1,200})/([0-9]{12})")
+_OF_LOG = re.compile(r"logs/([A-Za-z0-9_-]{1,200})/[a-z0-9]{1,12}")
+
+
+@dataclass(frozen=True)
+class References:
+    """What the records of all tenants say. An owner of a log that is in neither set is unknown, and its log stays."""
+
+    trees: frozenset[str]
+    ended: Mapping[str, datetime]  # owner -> when, by a host's clock
+
+    def __or__(self, other: References) -> References:
+        # Ended is for ever, so whoever has ended in one of them has.
+        return References(self.trees | other.trees, {**self.ended, **other.ended})
+
+
+@dataclass
+class Roots:
+    trees: set[str] = field(default_factory=set)
+    packs: set[str] = field(default_factory=set)
+    old_slots: list[str] = field(default_factory=list)  # to delete, in this order
+    slots: int = 0
+
+
+def read_roots(
+    bucket: Bucket, references: Callable[[], References], *, now: datetime, grace: timedelta, stop: Callable[[], None]
+) -> Roots:
+    """Raises StorageFailed `corrupt` for a log that cannot be read, since nobody knows what it names."""
+    # Twice: a reference that moves from one record to another while they are read is seen in one of the two.
+    named = references() | references()
+    pins = read_pins(bucket)
+    if pins is None:
+        raise StorageFailed(
+            "no host has said what it needs of this store", code="no_pins", hint="start the server once"
+        )
+    roots = Roots(set(named.trees) | pins)
+    logs: dict[str, dict[int, datetime]] = {}
+    of_ended: list[str] = []
+    for stored in bucket.list("logs"):
+        if not (match := _OF_LOG.fullmatch(stored.name)):
+            continue
+        owner = match[1]
+        if owner in named.ended:
+            if now - named.ended[owner] >= grace and now - stored.modified_at >= grace:
+                of_ended.append(stored.name)
+        elif slot := _SLOT.fullmatch(stored.name):
+            logs.setdefault(owner, {})[int(slot[2])] = stored.modified_at
+    for owner in sorted(logs):
+        stop()
+        _read_log(bucket, owner, logs[owner], roots, before=now - grace)
+    roots.old_slots += sorted(of_ended)
+    return roots
+
+
+def _read_log(bucket: Bucket, owner: str, slots: Mapping[int, datetime], roots: Roots, *, before: datetime) -> None:
+    log = SlotLog(bucket, owner)
+    whole: list[int] = []
+    numbers = sorted(slots)
+    read = {}
+    for n in reversed(numbers):
+        slot, payload = log.read_whole(n)
+        read[n] = (slot, payload)
+        if slot.kind == "checkpoint":
+            whole.append(n)
+        if len(whole) >= KEPT_SAVES:
+            break
+    first = min((n for n in read), default=0)
+    newest = read[numbers[-1]][0]
+    first = min(first, newest.since or first)
+    # The lowest first, and none behind one that stays: what is left has no gap, and is found from its end.
+    for n in numbers:
+        if n >= first or slots[n] > before:
+            first = n
+            break
+        roots.old_slots.append(f"logs/{owner}/{n:012d}")
+    for n in numbers:
+        if n < first:
+            continue
+        slot, payload = read[n] if n in read else log.read_whole(n)
+        roots.slots += 1
+        roots.trees |= {each for each in (slot.tree, slot.template) if each}
+        if slot.kind == "changes":
+            roots.packs |= {p.pack for pieces in parse_payload(payload)[1].values() for p in pieces}
+
+
+def parts_of(bucket: Bucket, tree: str) -> tuple[list[str], str]:
+    """Digests of the manifests of a tree, and that of its template or ""."""
+    root = read_root(bucket, tree)
+    return [part.digest.hex() for part in root.parts], root.template.hex()
+
+
+def packs_of(bucket: Bucket, manifest: str) -> list[str]:
+    """The packs in which the contents of a manifest lie."""
+    return packs_named(unpack_stored(bucket.get(stored_name("locations", manifest))))
