@@ -20,6 +20,7 @@ from dovecote.host.storage.bucket import Bucket, open_bucket
 
 WAIT_SECONDS = 60.0
 BUCKET = "dovecote-tests"
+READER = "reader"  # key and secret of somebody who may not write
 _KEY, _SECRET = "tests", "tests-secret"
 
 
@@ -101,7 +102,9 @@ def seaweedfs() -> Iterator[SeaweedFSServer]:
     try:
         (directory / "data").mkdir()
         identity = {"name": "tests", "credentials": [{"accessKey": _KEY, "secretKey": _SECRET}], "actions": ["Admin"]}
-        (directory / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        keys = [{"accessKey": READER, "secretKey": READER}]
+        reader = {"name": READER, "credentials": keys, "actions": ["Read", "List"]}
+        (directory / "s3.json").write_text(json.dumps({"identities": [identity, reader]}))
         server.start()
         yield server
     finally:

@@ -11,7 +11,7 @@ import pytest
 
 from dovecote.errors import Conflict, Invalid, NotFound, StorageFailed
 from dovecote.host.storage.bucket import Bucket, local_bucket, open_bucket
-from tests.s3 import SeaweedFSServer, seaweedfs
+from tests.s3 import READER, SeaweedFSServer, seaweedfs
 from tests.servers import seaweedfs_server  # noqa: F401
 
 # `s3://bucket/prefix`, or gs:// or az://; endpoint and keys come from AWS_*, GOOGLE_* or AZURE_*.
@@ -200,7 +200,17 @@ def test_a_wrong_key_is_refused(seaweedfs_server: SeaweedFSServer) -> None:  # n
         bucket.get("x")
     with pytest.raises(StorageFailed) as written:
         bucket.put_new("x", b"1")
-    assert (read.value.code, written.value.code) == ("store_unreachable", "store_read_only")
+    assert (read.value.code, written.value.code) == ("store_denied", "store_denied")
+    assert "keys" in read.value.hint
+
+
+def test_keys_that_may_only_read_are_told_from_wrong_ones(seaweedfs_server: SeaweedFSServer) -> None:  # noqa: F811
+    seaweedfs_server.bucket("reader").put_new("x", b"there")
+    bucket = seaweedfs_server.bucket("reader", access_key_id=READER, secret_access_key=READER)
+    assert bucket.get("x") == b"there"
+    with pytest.raises(StorageFailed) as caught:
+        bucket.put_new("y", b"1")
+    assert caught.value.code == "store_read_only"
 
 
 def test_azure_without_an_account_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:

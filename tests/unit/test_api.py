@@ -72,6 +72,7 @@ def problem(answer: httpx.Response) -> tuple[int, str]:
         (errors.Failed("no", code="port_closed"), 502),
         (errors.StorageFailed("no", code="disk_full"), 507),
         (errors.StorageFailed("no", code="store_unreachable"), 503),
+        (errors.StorageFailed("no", code="store_denied"), 503),
         (errors.DeadlineExceeded("no", code="start_timeout"), 504),
         (errors.Unsupported("no"), 501),
         (DovecoteError("no"), 500),

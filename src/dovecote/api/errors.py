@@ -44,6 +44,7 @@ STATUS_OF_CODE: dict[str, int] = {
     "stopping": 503,
     "store_unreachable": 503,
     "store_read_only": 503,
+    "store_denied": 503,
     "disk_full": 507,
 }
 

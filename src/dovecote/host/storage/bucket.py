@@ -47,8 +47,8 @@ class Stored:
 class Bucket:
     """Blocking calls, safe from many threads. Names are relative paths of `A-Z a-z 0-9 . _ / -`.
 
-    Raises NotFound, Conflict (code `exists`), and StorageFailed with code `store_read_only`, `store_unreachable` or
-    `disk_full`. tests/contract/test_bucket.py says the rest; every kind of bucket passes it.
+    Raises NotFound, Conflict (code `exists`), and StorageFailed with code `store_denied`, `store_read_only`,
+    `store_unreachable` or `disk_full`. tests/contract/test_bucket.py says the rest; every kind of bucket passes it.
     """
 
     def __init__(self, store: Backend, *, directory: Path | None = None) -> None:
@@ -138,9 +138,9 @@ class Bucket:
         except refused.AlreadyExistsError as error:
             raise Conflict(f"{name} exists", code="exists") from error
         except (refused.PermissionDeniedError, refused.UnauthenticatedError) as error:
-            if writing:
+            if writing and self._may_read():
                 raise _read_only(name) from error
-            raise _unreachable(f"the object store refuses to read {name}") from error
+            raise _denied(name) from error
         except refused.BaseError as error:
             # A range that starts behind the end has no error of its own.
             if "range" in str(error).lower() and self._is_there(name):
@@ -148,6 +148,15 @@ class Bucket:
             raise _unreachable(f"the object store did not answer for {name}: {str(error)[:300]}") from error
         except OSError as error:
             raise _local_failure(name, error, writing=writing) from error
+
+    def _may_read(self) -> bool:
+        try:
+            obstore.head(self._store, IDENTITY)
+        except (refused.PermissionDeniedError, refused.UnauthenticatedError):
+            return False
+        except (refused.BaseError, OSError):
+            return True  # it answered, or has another trouble
+        return True
 
     def _is_there(self, name: str) -> bool:
         try:
@@ -263,6 +272,14 @@ def _read_only(name: str) -> StorageFailed:
         f"the object store is read-only: {name} was not written",
         code="store_read_only",
         hint="check how it is mounted and its permissions",
+    )
+
+
+def _denied(name: str) -> StorageFailed:
+    return StorageFailed(
+        f"the object store refuses these credentials: {name} was neither read nor written",
+        code="store_denied",
+        hint="check the keys (AWS_*, GOOGLE_* or AZURE_*), what they may do, and this machine's clock",
     )
 
 
