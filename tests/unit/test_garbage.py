@@ -410,6 +410,14 @@ def test_changes_that_are_not_folded_keep_their_packs(store: Store) -> None:
     packs.index.close()
 
 
+def test_a_condemned_tree_may_not_be_named_again(store: Store) -> None:
+    """By whoever remembers it: an image's layers are known by the tree that they made long ago."""
+    tree = store.save("a")
+    assert store.trees.may_be_named(tree)
+    store.day()
+    assert not store.trees.may_be_named(tree)
+
+
 def test_a_dry_run_writes_nothing_and_says_the_same(store: Store) -> None:
     store.save("abc")
     store.bucket.seconds += DAY

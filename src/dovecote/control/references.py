@@ -21,9 +21,8 @@ async def tree_references(store: Store) -> dict[str, list[str]]:
             if digest:
                 users.setdefault(digest, []).append(f"{whose} (revision {revision.number})")
     async for session in everyone.sessions.each():
-        if session.tree:
-            ended = " (ended)" if session.state is SessionState.ENDED else ""
-            users.setdefault(session.tree, []).append(f"session {session.id}{ended}")
+        if session.tree and session.state is not SessionState.ENDED:  # an ended one's may have been collected
+            users.setdefault(session.tree, []).append(f"session {session.id}")
     async for snapshot in everyone.snapshots.each():
         for digest in (snapshot.template, snapshot.tree):
             users.setdefault(digest, []).append(f"snapshot {snapshot.id} of session {snapshot.session_id}")

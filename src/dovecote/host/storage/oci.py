@@ -230,6 +230,8 @@ def _known(names: list[str], trees: Trees, chains: Chains) -> tuple[int, TreeSav
         if tree is None:
             continue
         with suppress(DovecoteError):  # the store may have lost it: then the layers are read again
+            if not trees.may_be_named(tree):
+                continue
             trees.verify_stored(tree)
             usage = trees.usage(tree)
             return count, TreeSaved(tree, usage.files, 0, usage.total_bytes)

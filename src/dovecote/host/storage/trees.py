@@ -250,6 +250,10 @@ class Trees:
         """Content of a file of a tree whose image is there."""
         return self._cache.path(digest)
 
+    def may_be_named(self, digest: str) -> bool:
+        """Whether it is in the store and not condemned. For a name that no record, log or host has kept meanwhile."""
+        return self._standing.of(stored_name("trees", digest)) is State.THERE
+
     def usage(self, digest: str) -> Usage:
         root = self._root(digest)
         return Usage(root.files, root.total_bytes, root.template.hex() or None)
