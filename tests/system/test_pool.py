@@ -158,6 +158,6 @@ async def test_changes_are_named_wherever_they_are(disks: BtrfsDisks) -> None:
     changed = set(await disks.changed("a", snapshot="after", most=10_000) or ())
     made = {b"old/made/n%d" % number for number in range(2000)}
     assert {b"", b"top", b"moved", b"moved/f7", b"old", b"old/made"} | made <= changed
-    assert changed & {b"second-name", b"moved/f8"}
+    assert {b"second-name", b"moved/f8"} <= changed
     assert len(changed) < 2020
     assert await disks.changed("a", snapshot="after", most=2000) is None

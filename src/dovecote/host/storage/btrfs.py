@@ -170,6 +170,9 @@ def changed_inodes(subvolume: int, since: int) -> Iterator[Changed]:
             first, kind, offset = number, found + 1, 0
 
 
+LONGEST_PATH = 4079  # that `path_of` tells
+
+
 def path_of(subvolume: int, inode: int) -> bytes | None:
     """One name of an inode, from the top of the subvolume; None when it has none any more, or one of 4,080 bytes."""
     answer = bytearray(struct.pack("QQ4080s", 0, inode, b""))

@@ -392,7 +392,7 @@ def _paths(disk: int, since: int, most: int) -> list[bytes] | None:
     folders: dict[int, bytes | None] = {}  # one question for each, not for each of its files
     found: list[bytes] = []
     for each in changed:
-        names = _names(disk, each, folders)
+        names = btrfs.paths_of(disk, each.inode) if each.links > 1 else [_path(disk, each, folders) or b""]
         if names is None or len(found) + len(names) > most:
             return None
         parted = (name.partition(b"/") for name in names)
@@ -400,17 +400,14 @@ def _paths(disk: int, since: int, most: int) -> list[bytes] | None:
     return found
 
 
-def _names(disk: int, changed: btrfs.Changed, folders: dict[int, bytes | None]) -> list[bytes] | None:
-    """Paths of an inode from the top of the disk, none when it is gone; None when it has too many to be told."""
-    if changed.links > 1:
-        return btrfs.paths_of(disk, changed.inode)
+def _path(disk: int, changed: btrfs.Changed, folders: dict[int, bytes | None]) -> bytes | None:
     if not changed.name:
-        path = btrfs.path_of(disk, changed.inode)
-        return [] if path is None else [path]
+        return btrfs.path_of(disk, changed.inode)
     if changed.parent not in folders:
         folders[changed.parent] = btrfs.path_of(disk, changed.parent)
     folder = folders[changed.parent]
-    return [] if folder is None else [os.path.join(folder, changed.name)]
+    path = None if folder is None else os.path.join(folder, changed.name)
+    return path if path is not None and len(path) <= btrfs.LONGEST_PATH else None
 
 
 def pool_bytes(wanted: int, room: int) -> int:
