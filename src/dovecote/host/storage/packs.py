@@ -8,7 +8,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from typing import TypeVar
@@ -25,7 +25,7 @@ PACK_BYTES = 32 << 20  # a pack is closed when it holds so much, so it ends belo
 PIECE_BYTES = 16 << 20  # raw bytes in one frame; bounds memory for files of any size
 SMALL = 4 << 20  # files up to here are held in memory whole
 WORKERS = 2
-_BATCH_FILES = 256
+_BATCH_FILES = 64
 _BATCH_BYTES = 8 << 20
 _RUN_BYTES = 4 << 20  # of one request, so that asking, unpacking and writing overlap
 _GAP = 256 << 10  # unwanted bytes between two wanted ones that are cheaper to read than to ask twice
@@ -180,11 +180,7 @@ class PackWriter:
     def _absorb_small(self, batch: list[Source]) -> dict[bytes, Content]:
         result: dict[bytes, Content] = {}
         fresh: dict[bytes, bytes] = {}
-        for source in batch:
-            with open_source(source.path) as file:
-                data = file.read(source.size + 1)
-                if len(data) > source.size:  # grew since it was listed
-                    data += file.read(SMALL + 1)
+        for source, data in _read_ahead(batch):
             if len(data) > SMALL:
                 result[source.key] = self._absorb_large(source)
                 continue
@@ -330,12 +326,34 @@ def unpack(frame: bytes | memoryview, raw: int) -> bytes:
 @contextmanager
 def open_source(path: bytes) -> Iterator[FileIO]:
     # Nothing that was a regular file when it was listed may make us wait or lead us elsewhere.
-    try:
+    with _read_errors(path):
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with FileIO(fd, "rb") as file:
             yield file
+
+
+@contextmanager
+def _read_errors(path: bytes) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise StorageFailed(f"{path[-200:]!r} cannot be read: {error.strerror}", code="read_failed") from error
+
+
+def _read_ahead(batch: Sequence[Source]) -> Iterator[tuple[Source, bytes]]:
+    """Contents of up to SMALL bytes; more of what grew since it was listed. The disk reads while the caller works."""
+    with ExitStack() as opened:
+        files = [opened.enter_context(open_source(source.path)) for source in batch]
+        for file, source in zip(files, batch, strict=True):
+            # A snapshot shares no page cache with what was just written.
+            with suppress(OSError):
+                os.posix_fadvise(file.fileno(), 0, source.size, os.POSIX_FADV_WILLNEED)
+        for file, source in zip(files, batch, strict=True):
+            with _read_errors(source.path):
+                data = file.read(source.size + 1)
+                if len(data) > source.size:
+                    data += file.read(SMALL + 1)
+            yield source, data
 
 
 def in_threads(call: Callable[[A], B], items: Sequence[A]) -> list[B]:
