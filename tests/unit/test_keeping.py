@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
@@ -13,7 +14,7 @@ from dovecote.control.sessions import keeping
 from dovecote.errors import Failed, NotFound
 from dovecote.model.records import Session
 from dovecote.model.states import LIVE_SESSION, SessionState
-from tests.unit.control_world import AT_ONCE, START, World, world_on
+from tests.unit.control_world import AT_ONCE, START, World, until, world_on
 from tests.unit.memory_host import Clock, FailsSave, FreezeFails, MemoryHost
 
 pytestmark = pytest.mark.anyio
@@ -319,3 +320,19 @@ async def test_a_session_of_an_ended_time_ends_although_it_works(world: World) -
     await world.tick()
     assert (await world.record(session)).state is S.ENDED
     assert not world.host.instances
+
+
+async def test_a_session_that_was_given_more_time_is_not_ended_by_a_decision_from_before(world: World) -> None:
+    session = await world.sessions.create(world.tenant)
+    await world.sessions.update(world.tenant, session.id, ttl=AT_ONCE)
+    world.host.hold("save")
+    saving = asyncio.ensure_future(world.sessions.save(world.tenant, session.id))
+    await until(lambda: world.host.held("save") == 1)
+    extending = asyncio.ensure_future(world.sessions.update(world.tenant, session.id, ttl=timedelta(days=1)))
+    await asyncio.sleep(0)
+    await world.keeping.tick()  # its time is over, so it is to end once the lock is free
+    await asyncio.sleep(0)
+    world.host.let_go("save")
+    await asyncio.gather(saving, extending)
+    await world.keeping.stop()
+    assert (await world.record(session)).state is S.READY

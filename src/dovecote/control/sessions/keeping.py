@@ -155,7 +155,7 @@ class Keeping:
         async with self._limit:
             try:
                 if move is Move.END:
-                    await self._sessions.delete(session.tenant_id, session.id, reason="its time to live is over")
+                    await self._sessions.expire(session.tenant_id, session.id)
                 elif move is Move.PARK:
                     reason = f"idle for {quiet_for:.0f} s"
                     await self._sessions.park(session.tenant_id, session.id, reason=reason, unless_used_since=used)

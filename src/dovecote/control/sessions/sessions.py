@@ -17,7 +17,15 @@ from dovecote.control.functions import SANDBOX, Functions
 from dovecote.control.sessions.live import Live, LiveSessions
 from dovecote.control.sessions.mounting import added, without
 from dovecote.control.sessions.reinstalling import bring_back, to_bring_back, wait_for_earlier
-from dovecote.control.sessions.rules import alive, parse_state, parse_tier, parse_time, recovery_point, resting_lag
+from dovecote.control.sessions.rules import (
+    alive,
+    is_over,
+    parse_state,
+    parse_tier,
+    parse_time,
+    recovery_point,
+    resting_lag,
+)
 from dovecote.control.sessions.starting import ensure_started, wait_for_port
 from dovecote.control.tenancy import Tenancy
 from dovecote.errors import Conflict, DovecoteError, Invalid, NotFound, StorageFailed
@@ -229,31 +237,41 @@ class Sessions:
                 await live.host.unmount(live.instance_id, at, force=force)
             return await self._change(session, mounts=mounts)
 
-    async def delete(self, tenant_id: str, session_id: str, *, reason: str = "deleted") -> None:
+    async def delete(self, tenant_id: str, session_id: str) -> None:
         """Ends it, its files and its snapshots. May be repeated."""
-        session = await self._store.tenant(tenant_id).sessions.get(session_id)
+        await self._store.tenant(tenant_id).sessions.get(session_id)
+        async with self.live.lock(session_id):
+            await self._conclude(await self._store.tenant(tenant_id).sessions.get(session_id), "deleted")
+
+    async def expire(self, tenant_id: str, session_id: str) -> None:
+        """Ends it if its time is over by now: it may have been given more since somebody looked. May be repeated."""
         async with self.live.lock(session_id):
             session = await self._store.tenant(tenant_id).sessions.get(session_id)
-            if session.state is SessionState.ENDED and session.instance_id is None:
-                return
-            live = self.live.get(session_id)
-            instance_id = live.instance_id if live else session.instance_id
-            if session.state is not SessionState.ENDED:
-                # Ahead of the end: what names a tree keeps it in the store, and nobody looks at an ended session again.
-                await self._forget_snapshots(session)
-                session = await self._swap(
-                    session,
-                    state=SessionState.ENDED,
-                    desired=Desired.ENDED,
-                    reason=reason,
-                    ended_at=datetime.now(UTC),
-                    live_marker=session.id,
-                )
-            self.live.drop(session_id)
-            for host in self._hosts_of(session):
-                await _end(host, instance_id, session.id)
-            if session.instance_id is not None:
-                await self._swap(session, instance_id=None)
+            if is_over(session):
+                await self._conclude(session, "its time to live is over")
+
+    async def _conclude(self, session: Session, reason: str) -> None:
+        """Called under its lock."""
+        if session.state is SessionState.ENDED and session.instance_id is None:
+            return
+        live = self.live.get(session.id)
+        instance_id = live.instance_id if live else session.instance_id
+        if session.state is not SessionState.ENDED:
+            # Ahead of the end: what names a tree keeps it in the store, and nobody looks at an ended session again.
+            await self._forget_snapshots(session)
+            session = await self._swap(
+                session,
+                state=SessionState.ENDED,
+                desired=Desired.ENDED,
+                reason=reason,
+                ended_at=datetime.now(UTC),
+                live_marker=session.id,
+            )
+        self.live.drop(session.id)
+        for host in self._hosts_of(session):
+            await _end(host, instance_id, session.id)
+        if session.instance_id is not None:
+            await self._swap(session, instance_id=None)
 
     async def _forget_snapshots(self, session: Session) -> None:
         snapshots = self._store.tenant(session.tenant_id).snapshots
