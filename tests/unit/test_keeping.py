@@ -336,3 +336,19 @@ async def test_a_session_that_was_given_more_time_is_not_ended_by_a_decision_fro
     await asyncio.gather(saving, extending)
     await world.keeping.stop()
     assert (await world.record(session)).state is S.READY
+
+
+@pytest.mark.parametrize("dies", ["before", "after"])
+async def test_a_first_claim_that_control_did_not_hear_of_is_saved_when_idle(world: World, dies: str) -> None:
+    session = await world.sessions.create(world.tenant)
+    await world.write(session, b"mine")
+    await world.rewrite(session, state=S.STARTING, instance_id=None, host_id=None)
+    if dies == "before":
+        await world.host.die(session.id, is_told=False)
+    await world.restart()
+    if dies == "after":
+        await world.host.die(session.id)
+        await world.becomes(session, S.LOST)
+    parked = await world.sessions.park(world.tenant, session.id)
+    assert (parked.state, world.host.left) == (S.PARKED, {})
+    assert await world.read(session) == b"mine"

@@ -50,12 +50,13 @@ class Keeping:
                 async for session in self._store.everyone().sessions.each(state=state):
                     if session.host_id in (None, host_id):
                         try:
-                            await self._adopt(session, host, observed.get(session.id), session.id in left)
+                            await self._adopt(session, host_id, observed.get(session.id), session.id in left)
                         except Exception:
                             log.exception("session %s could not be taken over; the others go on", session.id)
             await self._remove_strays(host, observed, set(left))
 
-    async def _adopt(self, session: Session, host: Host, seen: Observed | None, is_left: bool) -> None:
+    async def _adopt(self, session: Session, host_id: str, seen: Observed | None, is_left: bool) -> None:
+        host = self._fleet.host(host_id)
         async with self._sessions.live.lock(session.id):
             if self._sessions.live.get(session.id) is not None:
                 return  # taken over a moment ago, when its record said another state
@@ -65,12 +66,12 @@ class Keeping:
                 state = SessionState.FROZEN if seen.state is InstanceState.FROZEN else SessionState.READY
                 if session.state is SessionState.LOST:
                     session = await self._sessions.settle(session, SessionState.STARTING, None)
-                live.session = await self._sessions.settle(session, state, seen.instance_id)
+                live.session = await self._sessions.settle(session, state, seen.instance_id, host_id=host_id)
                 self._sessions.live.add(live)
                 await self._sessions.pace(live.session)
                 self._sessions.resume_reinstall(live)
             elif is_left:
-                await self._sessions.settle(session, SessionState.LOST, None)
+                await self._sessions.settle(session, SessionState.LOST, None, host_id=host_id)
             elif (
                 session.state is SessionState.STARTING
                 and session.tree is None

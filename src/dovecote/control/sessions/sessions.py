@@ -663,13 +663,16 @@ class Sessions:
             if session.instance_id == live.instance_id and session.state in LIVE_SESSION:
                 await self._swap(session, state=SessionState.LOST, instance_id=None, reason=reason)
 
-    async def settle(self, session: Session, state: SessionState, instance_id: str | None) -> Session:
-        """Writes what a host was seen to hold, after a restart. Called under its lock."""
-        if session.state is state and session.instance_id == instance_id:
+    async def settle(
+        self, session: Session, state: SessionState, instance_id: str | None, *, host_id: str | None = None
+    ) -> Session:
+        """Writes what a host was seen to hold, after a restart; `host_id` says which. Called under its lock."""
+        host_id = host_id or session.host_id
+        if (session.state, session.instance_id, session.host_id) == (state, instance_id, host_id):
             return session
         if session.state is SessionState.STARTING and state is SessionState.FROZEN:
             session = await self._swap(session, state=SessionState.READY)
-        return await self._swap(session, state=state, instance_id=instance_id)
+        return await self._swap(session, state=state, instance_id=instance_id, host_id=host_id)
 
     # -- inside
 
