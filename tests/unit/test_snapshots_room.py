@@ -15,7 +15,7 @@ from dovecote.control.fleet import Claim, Placed
 from dovecote.control.snapshots import Snapshots, expired
 from dovecote.control.snapshots.retention import moment_after
 from dovecote.errors import Conflict, NotFound, StorageFailed
-from dovecote.model.records import Session, Snapshot
+from dovecote.model.records import Revision, Session, Snapshot
 from dovecote.model.sizes import TIERS
 from dovecote.model.states import SessionState, SnapshotCause
 from dovecote.model.trees import Saved
@@ -267,3 +267,44 @@ async def test_a_session_with_a_damaged_log_says_so_and_can_go_back_to_a_good_sn
         await snapshots.rewind(world.tenant, session.id, first.id)
         host.is_damaged = False
         assert await world.read(session) == b"first"
+
+
+@pytest.mark.anyio
+async def test_a_snapshot_taken_while_its_session_is_deleted_does_not_outlive_it(
+    world: World, snapshots: Snapshots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await world.sessions.create(world.tenant)
+    await world.sessions.park(world.tenant, session.id)
+    swap = world.sessions._swap
+
+    async def taken_just_ahead(session: Session, **changes: object) -> Session:
+        if changes.get("state") is SessionState.ENDED:
+            await snapshots.create(world.tenant, session.id)
+        return await swap(session, **changes)
+
+    monkeypatch.setattr(world.sessions, "_swap", taken_just_ahead)
+    await world.sessions.delete(world.tenant, session.id)
+    assert [each async for each in snapshots.workspaces()] == []
+
+
+@pytest.mark.anyio
+async def test_what_an_instance_left_that_died_while_it_was_being_rewound_can_be_gone_back_to(
+    world: World, snapshots: Snapshots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await world.sessions.create(world.tenant)
+    await world.write(session, b"first")
+    first = await snapshots.create(world.tenant, session.id)
+    await world.write(session, b"second")
+    revision = world.functions.revision
+
+    async def dies_meanwhile(tenant_id: str, revision_id: str) -> Revision:
+        if world.host.of(session.id) is not None:
+            await world.host.die(session.id)
+        return await revision(tenant_id, revision_id)
+
+    monkeypatch.setattr(world.functions, "revision", dies_meanwhile)
+    await snapshots.rewind(world.tenant, session.id, first.id)
+    assert await world.read(session) == b"first"
+    undo = (await snapshots.list(world.tenant, session.id))[-1]
+    await snapshots.rewind(world.tenant, session.id, undo.id)
+    assert await world.read(session) == b"second"

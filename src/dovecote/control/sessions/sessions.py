@@ -267,6 +267,8 @@ class Sessions:
                 ended_at=datetime.now(UTC),
                 live_marker=session.id,
             )
+            # Again: one may have been taken just before the end. Whoever takes one from now on finds the end.
+            await self._forget_snapshots(session)
         self.live.drop(session.id)
         for host in self._hosts_of(session):
             await _end(host, instance_id, session.id)
@@ -498,6 +500,9 @@ class Sessions:
             with contextlib.suppress(NotFound):
                 await live.host.stop(live.instance_id)
             return await self.store_leftover(session, live.host, reason)
+        if session.state in (SessionState.READY, SessionState.FROZEN):
+            # Its instance died a moment ago; whoever notes that waits for the lock.
+            session = await self._swap(session, state=SessionState.LOST)
         if session.state in (SessionState.LOST, SessionState.PARKING) and session.host_id is not None:
             if session.instance_id is not None:
                 with contextlib.suppress(NotFound):
