@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from dovecote.errors import StorageFailed
+from dovecote.errors import NotFound, StorageFailed
 from dovecote.host.instances.instance import Claim
-from dovecote.host.instances.preparing import Parts
+from dovecote.host.instances.instances import Instances
+from dovecote.host.instances.preparing import IdRanges, Parts
 from dovecote.host.instances.saving import Saving
 from dovecote.host.storage.bucket import Bucket, open_bucket
 from dovecote.host.storage.log import SlotLog
-from dovecote.host.storage.trees import TreeSaved
+from dovecote.host.storage.trees import TreeSaved, Usage
 from dovecote.model.sizes import Limits, NetworkPolicy
 from dovecote.model.trees import Workspace
 
@@ -47,6 +48,9 @@ class MemoryDisks:
     async def snapshot(self, name: str, to: str) -> Path:
         return self.path(to)
 
+    async def list(self) -> Sequence[str]:
+        return sorted(self.records)
+
     async def mark(self, name: str, snapshot: str) -> None:
         self.inside.set()
         await self.marking.wait()
@@ -62,6 +66,8 @@ class MemoryDisks:
 
 
 class MemoryRoots:
+    async def adopt(self) -> None: ...
+
     @asynccontextmanager
     async def merged(self, workspace: Workspace, upper: Path, *, id_base: int) -> AsyncIterator[Path]:
         yield upper
@@ -69,6 +75,9 @@ class MemoryRoots:
 
 class MemoryTrees:
     """`broken` are trees that cannot be mounted."""
+
+    def usage(self, digest: str) -> Usage:
+        return Usage(1, 1, TEMPLATE)
 
     def __init__(self) -> None:
         self.broken: set[str] = set()
@@ -86,6 +95,11 @@ class MemoryTrees:
         return Path(digest)
 
 
+class NoNetwork:
+    async def adopt(self, there: object) -> frozenset[str]:
+        return frozenset()
+
+
 class World:
     def __init__(self) -> None:
         self.disks, self.trees = MemoryDisks(), MemoryTrees()
@@ -94,7 +108,7 @@ class World:
             runtimes={},
             cgroups=cast(Any, None),
             pauses=cast(Any, None),
-            network=cast(Any, None),
+            network=cast(Any, NoNetwork()),
             disks=cast(Any, self.disks),
             roots=cast(Any, MemoryRoots()),
             entrance=cast(Any, None),
@@ -164,3 +178,47 @@ async def test_the_last_good_save_is_found_past_slots_that_cannot_be_read(world:
     assert await world.restarted().last_good("ses_1", before=4) == 1
     world.trees.broken.add("one")
     assert await world.saving.last_good("ses_1", before=4) is None
+
+
+# -- a host that starts over such disks
+
+
+class NothingPrepared:
+    """No instance, neither recorded nor warm."""
+
+    def __init__(self) -> None:
+        self.ids = IdRanges()
+
+    async def ensure(self) -> None: ...
+
+    def directories(self) -> list[Path]:
+        return []
+
+    def fits(self, instance: object) -> bool:
+        return False
+
+
+async def host_over(world: World) -> Instances:
+    prepared = NothingPrepared()
+    host = Instances(
+        world.parts,
+        preparing=cast(Any, prepared),
+        saving=world.restarted(),
+        warm=cast(Any, prepared),
+        memory_reserve_bytes=0,
+        on_death=lambda _: None,
+    )
+    await host.start(warm=False)
+    return host
+
+
+async def test_a_leftover_whose_owner_went_on_elsewhere_becomes_an_orphan_when_it_is_to_be_saved(world: World) -> None:
+    await world.saving.take("disk", 1 << 21, claim_of(1))
+    await world.saving.checkpoint("disk")
+    await world.saving.rewind("ses_1", epoch=2, template=TEMPLATE, tree="other")
+    host = await host_over(world)
+    assert [left.owner for left in host.leftovers()] == ["ses_1"]
+    with pytest.raises(NotFound):
+        await host.save_leftover("ses_1")
+    assert host.leftovers() == []
+    assert (await world.saving.read("disk")).orphan

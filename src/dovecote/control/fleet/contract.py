@@ -53,7 +53,10 @@ class Host(Protocol):
         """Ends its processes, asking them first for `grace` seconds. Kept files become the owner's leftover."""
 
     async def save_leftover(self, owner: str) -> Saved:
-        """Saves a leftover, which stays until `discard`. Raises NotFound (no_leftover), StorageFailed, Conflict."""
+        """Saves a leftover, which stays until `discard`.
+
+        Raises NotFound (no_leftover), also when the owner went on elsewhere since; StorageFailed.
+        """
 
     async def discard(self, owner: str) -> None:
         """Deletes a leftover, once its save has been recorded or is not wanted."""

@@ -392,12 +392,22 @@ class Instances:
             log.warning("%s did not shut down by itself: %s", instance.id, error)
 
     async def save_leftover(self, owner: str) -> Saved:
-        """Saves what the owner's last instance left on this host. The disk stays until `discard`."""
+        """Saves what the owner's last instance left on this host. The disk stays until `discard`.
+
+        Raises NotFound (no_leftover), also when the owner went on elsewhere since: then it is an orphan.
+        """
         dying = self._by_owner.get(owner)
         if dying is not None and dying.is_dead:
             await _buried(dying)
         left = self._left(owner)
-        saved = await self._saving.save(left.disk)
+        try:
+            saved = await self._saving.save(left.disk)
+        except Conflict as error:
+            if error.code != "sealed":
+                raise
+            await self._saving.orphan(left.disk)
+            self._leftovers.pop(owner, None)
+            raise NotFound(f"{owner} went on elsewhere since", code="no_leftover") from error
         self._leftovers[owner] = replace(left, generation=saved.generation)
         template = (await self._saving.read(left.disk)).template
         self._background.run(self._expect(Workspace(template, saved.tree)), f"readying the files of {owner}")
