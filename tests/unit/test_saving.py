@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from dovecote.errors import NotFound, StorageFailed
-from dovecote.host.instances.instance import Claim
+from dovecote.errors import Failed, NotFound, StorageFailed
+from dovecote.host.instances.instance import Claim, Instance
 from dovecote.host.instances.instances import Instances
-from dovecote.host.instances.preparing import IdRanges, Parts
+from dovecote.host.instances.preparing import IdRanges, Parts, Preparing
 from dovecote.host.instances.saving import Saving
 from dovecote.host.storage.bucket import Bucket, open_bucket
 from dovecote.host.storage.log import SlotLog
 from dovecote.host.storage.trees import TreeSaved, Usage
 from dovecote.model.sizes import Limits, NetworkPolicy
+from dovecote.model.states import InstanceState
 from dovecote.model.trees import Workspace
 
 pytestmark = pytest.mark.anyio
@@ -222,3 +224,29 @@ async def test_a_leftover_whose_owner_went_on_elsewhere_becomes_an_orphan_when_i
         await host.save_leftover("ses_1")
     assert host.leftovers() == []
     assert (await world.saving.read("disk")).orphan
+
+
+async def test_ids_of_an_instance_that_does_not_end_are_not_given_to_another(world: World, tmp_path: Path) -> None:
+    class StillThere:
+        """A runtime, groups and a network; processes of the group wait for a disk."""
+
+        async def kill(self, name: str) -> None:
+            raise Failed("1 process did not end", code="kill_timeout")
+
+        async def done(self, name: str) -> None: ...
+
+        delete = detach = remove = done
+
+    still = cast(Any, StillThere())
+    preparing = Preparing(
+        replace(world.parts, runtimes={"crun": still}, cgroups=still, network=still),
+        run_dir=tmp_path,
+        guest_binary=tmp_path,
+    )
+    base = preparing.ids.acquire()
+    instance = Instance(
+        "ins_1", tmp_path / "ins_1", InstanceState.PREPARED, "crun", True, "10.0.0.1", tmp_path, 1, base, "ins_1", 1, 1
+    )
+    with pytest.raises(Failed):
+        await preparing.unmake(instance, keep_disk=False)
+    assert base in preparing.ids._used

@@ -194,7 +194,8 @@ class Preparing:
             await step(self.parts.roots.release(instance.claim.workspace))
         if not keep_disk:
             await step(self.parts.disks.delete(instance.disk))
-            self.ids.release(instance.id_base)
+            if not failures:  # or another's processes might run with its ids beside those that are left of it
+                self.ids.release(instance.id_base)
         if instance.pidfd >= 0:
             os.close(instance.pidfd)
             instance.pidfd = -1
