@@ -6,10 +6,12 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from dovecote.host.runtime import thawing
+from dovecote.errors import DeadlineExceeded
+from dovecote.host.runtime import Cgroups, Pauses, thawing
 
 BOUND = 10.0
 
@@ -68,3 +70,29 @@ def test_what_is_paused_goes_on_when_the_server_dies_with_an_answer_unread(guard
     assert guarded.ours.recv(1, socket.MSG_PEEK) == thawing.PAUSED
     guarded.die()
     assert guarded.thawed() == {"a", "b"}
+
+
+class NeverAtRest:
+    """Groups that do not come to rest."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def thaw_file(self, name: str) -> tuple[Path, str]:
+        return self.file, "THAWED"
+
+    async def freeze(self, name: str, *, within: float) -> None:
+        raise DeadlineExceeded("it did not freeze", code="freeze_timeout")
+
+    async def thaw(self, name: str) -> None: ...
+
+
+@pytest.mark.anyio
+async def test_what_could_not_be_paused_is_not_thawed_when_the_server_ends(tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    file.write_text("FROZEN")
+    pauses = Pauses(cast(Cgroups, NeverAtRest(file)))
+    async with pauses.still("a") as is_still:
+        assert not is_still
+    await pauses.stop()
+    assert file.read_text() == "FROZEN"

@@ -59,8 +59,16 @@ class Pauses:
     async def _pause(self, name: str) -> bool:
         try:
             await self._tell(thawing.PAUSED, name)
-            await self._cgroups.freeze(name, within=PAUSED_WITHIN)
         except (DovecoteError, OSError) as error:
+            log.info("%s is not stopped for a moment: %s", name, error)
+            return False
+        try:
+            await self._cgroups.freeze(name, within=PAUSED_WITHIN)
+        except BaseException as error:
+            # The guard must not thaw it some day, when it may be frozen for another reason.
+            await self._go_on(name)
+            if not isinstance(error, (DovecoteError, OSError)):
+                raise
             log.info("%s is not stopped for a moment: %s", name, error)
             return False
         return True
