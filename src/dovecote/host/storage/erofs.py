@@ -6,15 +6,16 @@ import os
 import secrets
 import stat
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from blake3 import blake3
 
+from dovecote.errors import StorageFailed
 from dovecote.host.storage.manifest import DIRS, Entry, Kind
-from dovecote.host.storage.objects import object_name, write_all
+from dovecote.host.storage.objects import disk_errors, object_name, write_all
 
 BLOCK = 4096
 _SUPER = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQ")  # 1024 bytes into the first block
@@ -52,26 +53,73 @@ class _Node:
     tail: int = 0  # bytes behind the inode and its xattrs
     at: int = 0  # its place in the image
     block: int = 0  # first of its own blocks
+    is_inside: bool = False  # a file whose content is in the image
 
 
-def write_image(entries: Sequence[Entry], path: Path, *, uuid: bytes) -> str:
-    """Writes the image of a whole tree (sorted, root first) atomically; returns its blake3 in hex.
+class Contents:
+    """Room in an image that is being written for the contents of some of its files. Safe from many threads."""
+
+    def __init__(self, fd: int, places: Mapping[bytes, tuple[int, int]]) -> None:
+        self._fd = fd
+        self._places = places  # digest -> offset, bytes
+        self._there: set[bytes] = set()
+
+    def put(self, digest: bytes, data: bytes) -> None:
+        """`data` has just been hashed to `digest`."""
+        self.put_pieces(digest, [data])
+
+    def put_pieces(self, digest: bytes, pieces: Iterable[bytes]) -> None:
+        """The same for what is too large to be held. Whoever gives the pieces raises when they are not `digest`."""
+        at, size = self._places[digest]
+        end = at + size
+        for piece in pieces:
+            if at + len(piece) > end:
+                raise StorageFailed(f"object {digest.hex()} is larger than its tree says", code="corrupt")
+            with disk_errors("the image cannot be written"):
+                view = memoryview(piece)
+                while view:
+                    done = os.pwrite(self._fd, view, at)
+                    at, view = at + done, view[done:]
+        if at != end:
+            raise StorageFailed(f"object {digest.hex()} is smaller than its tree says", code="corrupt")
+        self._there.add(digest)
+
+    def missing(self, digests: Iterable[bytes]) -> list[bytes]:
+        return [digest for digest in digests if digest not in self._there]
+
+
+def write_image(
+    entries: Sequence[Entry],
+    path: Path,
+    *,
+    uuid: bytes,
+    inside: Collection[bytes] = (),
+    fill: Callable[[Contents], None] | None = None,
+) -> str:
+    """Writes the image of a whole tree (sorted, root first) atomically; returns the blake3 of its metadata in hex.
 
     Not synced: whoever finds it after a reboot compares the hash first.
 
     Images that may be layers of one overlay need different ids (`uuid`, 16 bytes): only so does overlayfs remember
     where a file came from that was copied up, and gives it one inode number for all of its names and for good.
 
+    Files point at their objects, except those `inside`: of these the image has the contents itself, which `fill` is
+    called to write. One large file is written many times faster than thousands of small ones.
+
     Mount it with `mount -t erofs`, and over it `lowerdir=IMAGE::OBJECTS,metacopy=on,redirect_dir=on`.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         try:
             hasher = blake3()
-            for chunk in _chunks(render_image(entries, uuid=uuid)):
+            plan = _plan(entries, inside)
+            for chunk in _chunks(_rendered(plan, uuid)):
                 hasher.update(chunk)
                 write_all(fd, chunk)
+            if fill is not None:
+                os.ftruncate(fd, plan.total)
+                fill(Contents(fd, plan.places))
         finally:
             os.close(fd)
         os.rename(part, path)
@@ -93,23 +141,48 @@ def _chunks(pieces: Iterator[bytes]) -> Iterator[bytes]:
     yield b"".join(held)
 
 
-def render_image(entries: Sequence[Entry], *, uuid: bytes) -> Iterator[bytes]:
-    """The image in pieces: the first block, all inodes, then the blocks of large directories and links."""
+@dataclass(frozen=True)
+class _Plan:
+    nodes: list[_Node]
+    number_of: dict[bytes, int]
+    inodes_end: int
+    total: int
+    places: dict[bytes, tuple[int, int]]  # of contents inside: offset, bytes
+
+
+def _plan(entries: Sequence[Entry], inside: Collection[bytes]) -> _Plan:
     nodes, number_of = _nodes(entries)
     for node in nodes:
-        _measure(node)
-    total, inodes_end = _place(nodes)
-    yield _first_block(nodes, total, uuid)
+        _measure(node, inside)
+    end, inodes_end = _place(nodes)
+    places: dict[bytes, tuple[int, int]] = {}
+    for node in nodes:
+        if node.is_inside:
+            if node.entry.digest not in places:
+                places[node.entry.digest] = (end, node.size)
+                end += -(-node.size // BLOCK) * BLOCK
+            node.block = places[node.entry.digest][0] // BLOCK
+    return _Plan(nodes, number_of, inodes_end, end, places)
+
+
+def render_image(entries: Sequence[Entry], *, uuid: bytes) -> Iterator[bytes]:
+    """The image in pieces: the first block, all inodes, then the blocks of large directories and links."""
+    return _rendered(_plan(entries, ()), uuid)
+
+
+def _rendered(plan: _Plan, uuid: bytes) -> Iterator[bytes]:
+    nodes = plan.nodes
+    yield _first_block(nodes, plan.total, uuid)
     at = BLOCK
     for number, node in enumerate(nodes):
         if node.at > at:
             yield bytes(node.at - at)
-        yield _inode(node, number + 1, nodes, number_of)
+        yield _inode(node, number + 1, nodes, plan.number_of)
         at = node.at + _INODE.size + len(node.xattrs) + node.tail
-    yield bytes(inodes_end - at)
+    yield bytes(plan.inodes_end - at)
     for node in nodes:
-        if node.block:
-            yield from _own_blocks(node, nodes, number_of)
+        if node.block and not node.is_inside:
+            yield from _own_blocks(node, nodes, plan.number_of)
 
 
 def _nodes(entries: Sequence[Entry]) -> tuple[list[_Node], dict[bytes, int]]:
@@ -136,7 +209,7 @@ def _nodes(entries: Sequence[Entry]) -> tuple[list[_Node], dict[bytes, int]]:
     return nodes, number_of
 
 
-def _measure(node: _Node) -> None:
+def _measure(node: _Node, inside: Collection[bytes]) -> None:
     e = node.entry
     extra: list[tuple[bytes, bytes]] = []
     if e.kind in DIRS:
@@ -147,6 +220,8 @@ def _measure(node: _Node) -> None:
         node.size = len(e.target)
         if node.size <= _INLINE_MAX and not e.xattrs:
             node.layout, node.tail = _INLINE, node.size
+    elif e.kind is Kind.FILE and e.size and e.digest in inside:
+        node.is_inside, node.size = True, e.size
     elif e.kind is Kind.FILE and e.size:
         node.layout, node.tail, node.size = _CHUNKS, len(_HOLE), e.size
         node.xattrs = _POINTER + object_name(e.digest).encode() + b"\0\0"
@@ -189,7 +264,7 @@ def _measure_directory(node: _Node) -> None:
 
 
 def _place(nodes: list[_Node]) -> tuple[int, int]:
-    """Gives each node its place. Returns the image's size and the end of the inodes, both whole blocks."""
+    """Gives each node its place. Returns the end of the metadata and that of the inodes, both whole blocks."""
     at = BLOCK
     for node in nodes:
         at = -(-at // _SLOT) * _SLOT
@@ -204,7 +279,7 @@ def _place(nodes: list[_Node]) -> tuple[int, int]:
         at += need
     inodes_end = at = -(-at // BLOCK) * BLOCK
     for node in nodes:
-        if node.layout == _PLAIN and node.size:
+        if node.layout == _PLAIN and node.size and not node.is_inside:
             node.block = at // BLOCK
             at += -(-node.size // BLOCK) * BLOCK
     return at, inodes_end

@@ -105,6 +105,13 @@ class ObjectCache:
                     os.unlink(path)
                 raise
 
+    def put_pieces(self, digest: bytes, pieces: Iterable[bytes]) -> None:
+        """The same for what is too large to be held. Whoever gives the pieces raises when they are not `digest`."""
+        with self.writer() as part:
+            for piece in pieces:
+                part.write(piece)
+            part.keep(digest)
+
     @contextmanager
     def writer(self) -> Iterator[Part]:
         """A file to fill in pieces; it is gone unless `keep` is called."""

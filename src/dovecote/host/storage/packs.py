@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from io import FileIO
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import zstandard
 from blake3 import blake3
@@ -55,6 +56,16 @@ class Content:
     size: int
 
 
+class Sink(Protocol):
+    """Where fetched objects go."""
+
+    def put(self, digest: bytes, data: bytes) -> None: ...
+
+    def put_pieces(self, digest: bytes, pieces: Iterable[bytes]) -> None: ...
+
+    def missing(self, digests: Iterable[bytes]) -> list[bytes]: ...
+
+
 class Packs:
     """Where the content of trees lies in one store. Lives as long as the host; safe from many threads."""
 
@@ -95,8 +106,9 @@ class Packs:
         self._confirmed.add(pack)
         self.standing.note(pack)
 
-    def fetch(self, located: dict[bytes, tuple[Piece, ...]]) -> None:
-        """Brings objects into the cache, each checked by its hash. Raises StorageFailed `corrupt`."""
+    def fetch(self, located: dict[bytes, tuple[Piece, ...]], into: Sink | None = None) -> None:
+        """Brings objects into the cache, or elsewhere, each checked by its hash. Raises StorageFailed `corrupt`."""
+        to = into or self.cache
         single: dict[str, list[tuple[Piece, bytes]]] = {}
         large: list[tuple[bytes, tuple[Piece, ...]]] = []
         for digest, pieces in located.items():
@@ -105,11 +117,11 @@ class Packs:
             else:
                 large.append((digest, pieces))
         runs = [run for wanted in single.values() for run in neighbours(wanted)]
-        in_threads(self._fetch_run, runs)
-        in_threads(self._fetch_large, large)
+        in_threads(partial(self._fetch_run, to), runs)
+        in_threads(partial(self._fetch_large, to), large)
         self.cache.note_checked(located)
 
-    def _fetch_run(self, run: list[tuple[Piece, bytes]]) -> None:
+    def _fetch_run(self, to: Sink, run: list[tuple[Piece, bytes]]) -> None:
         start = run[0][0].offset
         end = max(piece.offset + piece.stored for piece, _ in run)
         data = memoryview(self._read(run[0][0].pack, start, end - start))
@@ -117,19 +129,20 @@ class Packs:
             raw = unpack(data[piece.offset - start : piece.offset - start + piece.stored], piece.raw)
             if blake3(raw).digest() != digest:
                 raise _corrupt(f"object {digest.hex()} in {piece.pack} has other content")
-            self.cache.put(digest, raw)
+            to.put(digest, raw)
 
-    def _fetch_large(self, wanted: tuple[bytes, tuple[Piece, ...]]) -> None:
+    def _fetch_large(self, to: Sink, wanted: tuple[bytes, tuple[Piece, ...]]) -> None:
         digest, pieces = wanted
+        to.put_pieces(digest, self._pieces(digest, pieces))
+
+    def _pieces(self, digest: bytes, pieces: tuple[Piece, ...]) -> Iterator[bytes]:
         hasher = blake3()
-        with self.cache.writer() as part:
-            for piece in pieces:
-                raw = unpack(self._read(piece.pack, piece.offset, piece.stored), piece.raw)
-                hasher.update(raw)
-                part.write(raw)
-            if hasher.digest() != digest:
-                raise _corrupt(f"object {digest.hex()} in {pieces[0].pack} has other content")
-            part.keep(digest)
+        for piece in pieces:
+            raw = unpack(self._read(piece.pack, piece.offset, piece.stored), piece.raw)
+            hasher.update(raw)
+            yield raw
+        if hasher.digest() != digest:
+            raise _corrupt(f"object {digest.hex()} in {pieces[0].pack} has other content")
 
     def _read(self, pack: str, start: int, length: int) -> bytes:
         try:

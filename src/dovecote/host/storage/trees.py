@@ -7,7 +7,7 @@ import os
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -35,7 +35,8 @@ from dovecote.host.storage.manifest import (
     split,
 )
 from dovecote.host.storage.objects import Index, ObjectCache, Piece, boot_id, disk_errors, hash_file
-from dovecote.host.storage.packs import Packs, PackWriter, pack, render_locations
+from dovecote.host.storage.packs import Packs, PackWriter, Sink, pack, render_locations
+from dovecote.host.storage.settling import Interruptible, Settling
 from dovecote.host.storage.stored import (
     binary,
     objects_of,
@@ -51,6 +52,7 @@ from dovecote.host.storage.whole import CacheSink, flattened
 _TEMPLATES = 4  # whose paths are kept in memory
 _REMEMBERED = 20_000  # images that were checked
 _LOCKS = 64
+MANY = 1000  # missing objects that are not made files of while somebody waits
 IMAGE_FORMAT = 2  # raised when images are written in another way: those of before are written again
 MOST_LEFT_OUT = 32
 Stamp = tuple[int, int, int, int, int]
@@ -108,6 +110,7 @@ class Trees:
         self._paths: OrderedDict[str, frozenset[bytes]] = OrderedDict()
         self._paths_lock = threading.Lock()
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
+        self._settling = Settling(self._settle)
 
     @property
     def objects_dir(self) -> Path:
@@ -115,6 +118,7 @@ class Trees:
         return self._cache.objects_dir
 
     def close(self) -> None:
+        self._settling.stop()
         self._index.close()
 
     def save_directory(self, root: Path, *, id_base: int = 0) -> TreeSaved:
@@ -234,8 +238,11 @@ class Trees:
         """The tree's entries, with every object that they point at in `objects_dir`, checked. Raises StorageFailed."""
         with self._locks[binary(digest)[0] % _LOCKS], _naming(digest):
             parts = list(self._parts(digest))
-            self._ensure_objects([(part, entries) for _, part, entries in parts])
-            return join((path, entries) for path, _, entries in parts)
+            entries = join((path, entries) for path, _, entries in parts)
+            self._fetch(
+                [(part, some) for _, part, some in parts], self._cache.missing(objects_of(entries)), self._cache
+            )
+            return entries
 
     def left_out(self, digest: str) -> list[str]:
         """Directories that rules emptied when it was saved; at most MOST_LEFT_OUT. Cheap once its image is there."""
@@ -243,11 +250,11 @@ class Trees:
         return [str(path) for path in known] if isinstance(known, list) else _left_out(self.entries(digest))
 
     def seen(self, template: str, delta: str) -> list[Entry]:
-        """What a user of the delta sees, sorted."""
-        return flattened(self.entries(template), self.entries(delta))
+        """What a user of the delta sees, sorted, with every object that it points at in `objects_dir`, checked."""
+        return flattened(self.ensure_contents(template), self.ensure_contents(delta))
 
     def object_file(self, digest: bytes) -> Path:
-        """Content of a file of a tree whose image is there."""
+        """Content of a file that `seen` or `ensure_contents` has answered."""
         return self._cache.path(digest)
 
     def may_be_named(self, digest: str) -> bool:
@@ -276,6 +283,8 @@ class Trees:
     def ensure_image(self, digest: str) -> Path:
         """The tree's EROFS image, with every object that it points at in `objects_dir`. May be repeated.
 
+        Where many objects had to be fetched, the image has them inside at first.
+
         The first call of a boot checks everything by hash: the manifests, each object, the image; what is missing is
         fetched or built. Raises StorageFailed `corrupt` if that cannot be done.
 
@@ -294,6 +303,8 @@ class Trees:
             known = (record.get("format"), record.get("stamp"), record.get("boot"))
             if stamp is None or known != (IMAGE_FORMAT, list(stamp), self._boot):
                 stamp = self._check(digest, path, record)
+            elif not record.get("image"):
+                self._settling.add(digest)  # an earlier process did not come to it
             if len(self._trusted) > _REMEMBERED:
                 self._trusted.clear()
             self._trusted[digest] = stamp
@@ -302,36 +313,64 @@ class Trees:
     def _check(self, digest: str, path: Path, record: dict[str, object]) -> Stamp:
         parts = list(self._parts(digest))
         entries = join((part_path, part_entries) for part_path, _, part_entries in parts)
-        self._ensure_objects([(part, part_entries) for _, part, part_entries in parts])
+        missing = self._cache.missing(objects_of(entries))
+        if len(missing) < MANY:
+            self._fetch([(part, some) for _, part, some in parts], missing, self._cache)
+            return self._write(digest, path, entries, record)
+        # Thousands of files are slow to make, and somebody waits: the image has their contents until `settle`.
+        uuid = binary(digest)[:16]
+        with disk_errors("the image cannot be written"):
+            fill = partial(self._fetch, [(part, some) for _, part, some in parts], missing)
+            write_image(entries, path, uuid=uuid, inside=set(missing), fill=fill)
+        stamp = self._note_image(digest, path, entries, image="")
+        self._settling.add(digest)
+        return stamp
+
+    def _write(self, digest: str, path: Path, entries: list[Entry], record: dict[str, object]) -> Stamp:
+        """The image of a tree whose objects are all in the cache."""
         image = record.get("image") if record.get("format") == IMAGE_FORMAT else None
         with disk_errors("the image cannot be written"):
             if not image or hash_file(path).hex() != image:
                 image = write_image(entries, path, uuid=binary(digest)[:16])
+        return self._note_image(digest, path, entries, image=str(image))
+
+    def _note_image(self, digest: str, path: Path, entries: list[Entry], *, image: str) -> Stamp:
+        with disk_errors("the image cannot be written"):
             stamp = _stamp(path)
             assert stamp is not None
             body: dict[str, object] = {"format": IMAGE_FORMAT, "image": image, "boot": self._boot, "stamp": list(stamp)}
             self._write_record(digest, body | {"left_out": _left_out(entries)})
         return stamp
 
-    def _ensure_objects(self, parts: list[tuple[str, list[Entry]]]) -> None:
-        missing = self._cache.missing(objects_of(e for _, entries in parts for e in entries))
-        if not missing:
-            return
+    def _settle(self, digest: str, stop: Callable[[], None]) -> None:
+        """Brings what an image has inside to the cache, for other trees too, and replaces it by one that points there.
+
+        Whoever has the old one mounted keeps it.
+        """
+        with _naming(digest):
+            parts = [(part, entries) for _, part, entries in self._parts(digest)]
+            entries = self.entries(digest)
+            self._fetch(parts, self._cache.missing(objects_of(entries)), Interruptible(self._cache, stop))
+            with self._locks[binary(digest)[0] % _LOCKS]:
+                stop()
+                self._trusted[digest] = self._write(digest, self._images / f"{digest}.erofs", entries, {})
+
+    def _fetch(self, parts: list[tuple[str, list[Entry]]], missing: list[bytes], into: Sink) -> None:
         located = self._packs.locate(missing)
         if len(located) == len(missing):
             try:
-                self._packs.fetch(located)
+                self._packs.fetch(located, into)
                 return
             except StorageFailed as error:
                 if error.code != "corrupt":
                     raise
                 # The hints in the store may know a place that this host's index does not.
-                missing = self._cache.missing(missing)
+                missing = into.missing(missing)
         wanted = set(missing)
         for part, entries in parts:
             if not wanted.isdisjoint(objects_of(entries)):
                 hints = self._hints(part, entries)
-                self._packs.fetch({d: pieces for d, pieces in hints.items() if d in wanted})
+                self._packs.fetch({d: pieces for d, pieces in hints.items() if d in wanted}, into)
                 wanted -= hints.keys()
                 self._index.add(hints)
 

@@ -1,0 +1,138 @@
+"""A host that has nothing of a tree: thousands of contents come into one image first, and into the cache later."""
+
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dovecote.errors import StorageFailed
+from dovecote.host.storage import settling
+from dovecote.host.storage.bucket import Bucket, local_bucket
+from dovecote.host.storage.trees import MANY, Trees
+from tests.system.test_trees import assert_same, fill
+from tests.system.tree_rig import Rig, differences, picture
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(tmp_path)
+    try:
+        yield rig
+    finally:
+        rig.close()
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Bucket:
+    return local_bucket(tmp_path / "store")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source"
+    path.mkdir(mode=0o755)
+    fill(path, files=MANY + 200)
+    for name in ("twice", "twice-too"):  # one content under two names, each a file of its own
+        (path / name).write_bytes(b"the same" * 1000)
+    return path
+
+
+def objects(trees: Trees) -> int:
+    return sum(1 for path in trees.objects_dir.rglob("*") if path.is_file())
+
+
+def settled(trees: Trees, image: Path, before: int) -> None:
+    deadline = time.monotonic() + 60
+    while image.stat().st_ino == before:
+        assert time.monotonic() < deadline, "the image was not replaced"
+        time.sleep(0.02)
+
+
+def saved(bucket: Bucket, source: Path, cache: Path) -> str:
+    trees = Trees(bucket, cache)
+    try:
+        return trees.save_directory(source).digest
+    finally:
+        trees.close()
+
+
+def test_a_tree_is_whole_before_its_objects_are_in_the_cache_and_after(
+    rig: Rig, bucket: Bucket, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = saved(bucket, source, tmp_path / "first")
+    monkeypatch.setattr(settling, "REST", 2.0)
+    cold = Trees(bucket, tmp_path / "cold")
+    try:
+        image = cold.ensure_image(digest)
+        number = image.stat().st_ino
+        assert objects(cold) == 0
+        subprocess.run(["fsck.erofs", image], check=True, timeout=60, capture_output=True)
+        first = rig.look(cold, digest)
+        assert_same(source, first)
+        settled(cold, image, number)
+        assert objects(cold) > MANY
+        assert image.stat().st_size < 4 << 20  # it points at the objects now
+        assert_same(source, rig.look(cold, digest))
+        assert_same(source, first)  # and who has the old one keeps it
+    finally:
+        cold.close()
+
+
+def test_an_upper_over_such_an_image_folds_to_the_same_tree(
+    rig: Rig, bucket: Bucket, source: Path, tmp_path: Path
+) -> None:
+    digest = saved(bucket, source, tmp_path / "first")
+    results = []
+    for name in ("first", "cold"):
+        trees = Trees(bucket, tmp_path / name)
+        try:
+            life = rig.life(trees, digest, None)
+            (life.root / "a/b/c/f1").chmod(0o600)
+            (life.root / "a/b/c").rename(life.root / "a/moved")
+            (life.root / "bin/tool").unlink()
+            (life.root / "twice").write_bytes(b"other")
+            seen, delta = life.end(), life.save()
+            assert differences(seen, picture(rig.look(trees, digest, delta.digest)), links=False) == []
+            results.append([(e.path, e.kind, e.digest) for e in trees.entries(delta.digest)])
+        finally:
+            rig.close()
+            trees.close()
+    assert results[0] == results[1]
+
+
+def test_a_process_that_ended_before_it_came_to_it_leaves_it_to_the_next(
+    rig: Rig, bucket: Bucket, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = saved(bucket, source, tmp_path / "first")
+    cold = Trees(bucket, tmp_path / "cold")
+    number = cold.ensure_image(digest).stat().st_ino
+    cold.close()
+    monkeypatch.setattr(settling, "REST", 0.0)
+    again = Trees(bucket, tmp_path / "cold")
+    try:
+        image = again.ensure_image(digest)
+        settled(again, image, number)
+        assert_same(source, rig.look(again, digest))
+    finally:
+        again.close()
+
+
+def test_a_spoiled_pack_leaves_no_image(bucket: Bucket, source: Path, tmp_path: Path) -> None:
+    digest = saved(bucket, source, tmp_path / "first")
+    pack = max((tmp_path / "store/packs").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    content = pack.read_bytes()
+    pack.write_bytes(content[:100] + bytes(byte ^ 0xFF for byte in content[100:400]) + content[400:])
+    cold = Trees(bucket, tmp_path / "cold")
+    try:
+        with pytest.raises(StorageFailed) as caught:
+            cold.ensure_image(digest)
+        assert caught.value.code == "corrupt"
+        assert not list((tmp_path / "cold/images").iterdir())
+        pack.write_bytes(content)
+        assert cold.ensure_image(digest).exists()
+    finally:
+        cold.close()
