@@ -49,6 +49,13 @@ class Settings:
     memory_reserve_bytes: int = setting(
         1 << 30, "Memory left to the machine: a claim that would eat into it is refused.", "bytes"
     )
+    registries: str = setting(
+        "",
+        "Registries at private addresses that images may come from, and those that get credentials: "
+        "`host:port,host:port`.",
+    )
+    registry_auth: str = setting("", "File with credentials for listed registries, as `skopeo login` writes it.")
+    image_bytes: int = setting(16 << 30, "The most that one image may have, packed and unpacked.", "bytes")
     quiet_after: float = setting(
         10.0, "An instance without requests or running commands for so long is frozen.", "seconds"
     )

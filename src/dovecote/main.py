@@ -28,6 +28,7 @@ from dovecote.control.references import tree_references
 from dovecote.control.sandboxes import Sandboxes
 from dovecote.control.sessions import Keeping, Routing, Sessions
 from dovecote.control.snapshots import RETAIN_EVERY, Snapshots
+from dovecote.control.templates import Templates
 from dovecote.control.tenancy import Tenancy
 from dovecote.control.volumes import Volumes
 from dovecote.credentials import write_credentials
@@ -164,6 +165,7 @@ class Server:
     sessions: Sessions
     keeping: Keeping
     apps: Apps
+    templates: Templates
     gateway: Gateway
     api: uvicorn.Server
     snapshots: Snapshots
@@ -245,6 +247,7 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
     )
     directory = Directory(tenancy, Routing(store, sessions, functions, tenancy), functions, apps)
     keeping = Keeping(store, fleet, functions, sessions, quiet_after=settings.quiet_after)
+    templates = Templates(store, fleet)
     app = build_api(
         tenancy=tenancy,
         sessions=sessions,
@@ -254,6 +257,7 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
         chats=Chats(store, sessions, tenancy, snapshots),
         snapshots=snapshots,
         volumes=Volumes(store, fleet, tenancy, sessions),
+        templates=templates,
         addresses=Addresses(settings.domain, settings.port),
         is_ready=lambda: server.is_open,
         version=__version__,
@@ -265,7 +269,7 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
     async def collect() -> None:
         await pin_and_collect(store, host, settings)
 
-    server = Server(settings, host, sessions, keeping, apps, gateway, api, snapshots, collect)
+    server = Server(settings, host, sessions, keeping, apps, templates, gateway, api, snapshots, collect)
     rooms += [sessions, apps]
     for death in early:
         died(death)
@@ -279,6 +283,7 @@ async def _run(server: Server) -> None:
         loop.add_signal_handler(signum, stop.set)
     await server.keeping.adopt()
     await server.apps.adopt()
+    await server.templates.adopt()
     serving = asyncio.ensure_future(server.api.serve())
     await server.gateway.start()
     ticking = [
@@ -300,6 +305,7 @@ async def _run(server: Server) -> None:
         await asyncio.gather(*ticking, return_exceptions=True)
         await server.keeping.stop()
         await server.apps.stop()
+        await server.templates.stop()
         server.api.should_exit = True
         server.api.force_exit = True
         await asyncio.gather(serving, return_exceptions=True)

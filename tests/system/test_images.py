@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
-import httpx
 import pytest
 
 from dovecote.errors import Failed, Invalid
+from dovecote.host.network import Network
 from dovecote.host.storage import oci
 from dovecote.host.storage.bucket import open_bucket
+from dovecote.host.storage.images import archive_transport, fence_command
 from dovecote.host.storage.layers import LayerBounds
 from dovecote.host.storage.oci import Chains, Imported, import_image, parse_reference, read_layout
 from dovecote.host.storage.trees import Trees
-from tests.unit.test_layers import diff_id, file, tar
+from tests import images
+from tests.images import skopeo, write_layout
+from tests.unit.test_layers import file, tar
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.anyio]
 
 BASE = tar(file("etc/passwd", b"root:x:0:0::/root:/bin/sh\n"), file("old"))
 ABOVE = tar(file("app/run", b"#!/bin/sh\n", mode=0o755), file(".wh.old", b""))
@@ -35,71 +35,11 @@ def silent(what: str, done: int, total: int) -> None:
     pass
 
 
-def write_layout(directory: Path, *layers: bytes, **config: object) -> Path:
-    """An OCI layout of one image, as a builder would write it."""
-    blobs = directory / "blobs/sha256"
-    blobs.mkdir(parents=True)
-
-    def put(data: bytes, kind: str) -> dict[str, object]:
-        name = diff_id(data)
-        (blobs / name.removeprefix("sha256:")).write_bytes(data)
-        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": name, "size": len(data)}
-
-    image = {
-        "architecture": oci._architecture(),
-        "os": "linux",
-        "config": config,
-        "rootfs": {"type": "layers", "diff_ids": [diff_id(layer) for layer in layers]},
-    }
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": put(json.dumps(image).encode(), "config.v1+json"),
-        "layers": [put(gzip.compress(layer, mtime=0), "layer.v1.tar+gzip") for layer in layers],
-    }
-    named = put(json.dumps(manifest).encode(), "manifest.v1+json")
-    (directory / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [named]}))
-    (directory / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    return directory
-
-
-def skopeo(*words: str) -> None:
-    subprocess.run(["skopeo", "--insecure-policy", "copy", "--quiet", *words], check=True, timeout=60)
-
-
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Host and port of a registry on loopback."""
-    if not shutil.which("docker-registry"):
-        pytest.skip("install docker-registry")
-    directory = tmp_path_factory.mktemp("registry")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    settings = {
-        "version": 0.1,
-        "storage": {"filesystem": {"rootdirectory": str(directory / "data")}},
-        "http": {"addr": address},
-    }
-    (directory / "config.yml").write_text(json.dumps(settings))
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(
-            ["docker-registry", "serve", str(directory / "config.yml")], stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                if httpx.get(f"http://{address}/v2/", timeout=2).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail((directory / "log").read_text()[-2000:])
-            time.sleep(0.05)
+    with images.registry(tmp_path_factory.mktemp("registry")) as address:
         yield address
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
 
 
 @pytest.fixture
@@ -234,3 +174,50 @@ def test_what_a_killed_import_left_is_removed_by_a_later_one(trees: Trees, layou
     bring(f"oci:{layout}", trees, tmp_path / "work")
     assert not old.exists()
     assert fresh.exists()  # another import may be at it
+
+
+async def test_a_registry_that_is_not_listed_is_asked_behind_a_fence(
+    trees: Trees, tmp_path: Path, registry: str
+) -> None:
+    """Even where the check of its address is passed: skopeo finds no registry on the loopback of another network."""
+    network = Network(
+        installation=f"t{os.getpid()}",
+        network="10.230.0.0/16",
+        run_dir=tmp_path / "network",
+        dns="192.0.2.1",
+        address_rest=timedelta(0),
+    )
+    await network.ensure()
+    try:
+        attachment = await network.attach()
+        resolver = tmp_path / "resolv.conf"
+        resolver.write_text("nameserver 192.0.2.53\n")
+        prefix = fence_command(attachment.netns, resolver)
+        seen = await asyncio.to_thread(subprocess.check_output, [*prefix, "cat", "/etc/resolv.conf"], timeout=30)
+        assert seen == b"nameserver 192.0.2.53\n"
+        assert b"192.0.2.53" not in Path("/etc/resolv.conf").read_bytes()
+        with pytest.raises(Failed) as failed:
+            await import_image(
+                parse_reference(f"docker://{registry}/some/app:1"), trees, tmp_path, progress=silent, prefix=prefix
+            )
+        assert failed.value.code == "image_unreachable"
+        assert "connection refused" in failed.value.message
+        await network.detach(attachment.address)
+    finally:
+        await network.remove()
+        await network.close()
+
+
+@pytest.mark.parametrize("transport", ["docker-archive", "oci-archive"])
+def test_an_archive_is_known_by_what_it_holds(transport: str, layout: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "image.tar"
+    skopeo(f"oci:{layout}", f"{transport}:{archive}" + (":a/b:1" if transport == "docker-archive" else ""))
+    assert archive_transport(archive) == transport
+
+
+def test_what_is_remembered_of_layers_is_one_tenants(trees: Trees, layout: Path, tmp_path: Path) -> None:
+    def bring_for(scope: str) -> int:
+        reference, work = parse_reference(f"oci:{layout}"), tmp_path / "work"
+        return asyncio.run(import_image(reference, trees, work, progress=silent, scope=scope)).cached_layers
+
+    assert [bring_for(scope) for scope in ("ten_a", "ten_a", "ten_b")] == [0, 2, 0]

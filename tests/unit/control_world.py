@@ -17,6 +17,7 @@ from dovecote.control.fleet import Death, Fleet
 from dovecote.control.functions import Functions
 from dovecote.control.sandboxes import Sandboxes
 from dovecote.control.sessions import Keeping, Routing, Sessions, keeping, live, sessions, starting
+from dovecote.control.templates import Templates
 from dovecote.control.tenancy import Tenancy
 from dovecote.model.records import Session, Start
 from dovecote.model.states import SessionState
@@ -60,6 +61,7 @@ class World:
         )
         self.routing = Routing(self.store, self.sessions, self.functions, self.tenancy)
         self.sandboxes = Sandboxes(self.sessions)
+        self.templates = Templates(self.store, fleet)
         self.keeping = Keeping(self.store, fleet, self.functions, self.sessions, quiet_after=10)
         self.apps = Apps(
             self.store,
@@ -89,11 +91,13 @@ class World:
         self.join()
         await self.keeping.adopt()
         await self.apps.adopt()
+        await self.templates.adopt()
 
     async def leave(self) -> None:
         self.host.on_death = lambda _: None
         await self.keeping.stop()
         await self.apps.stop()
+        await self.templates.stop()
 
     async def tick(self) -> None:
         """One look at all sessions, and the moves that come of it to their end."""

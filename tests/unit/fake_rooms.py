@@ -11,12 +11,14 @@ from starlette.types import ASGIApp
 
 from dovecote.api.rest import build
 from dovecote.control.sandboxes import Dropped, Event, Exited, Finished, Output, Started
+from dovecote.control.templates import Done, Printed, Step
 from dovecote.errors import Conflict, NotFound, Unauthenticated
 from dovecote.model.addresses import Addresses
 from dovecote.model.ids import new_id, random_text
-from dovecote.model.records import ApiKey, App, Chat, Function, Session, Start, Turn, User
-from dovecote.model.states import Desired, SessionState
-from dovecote.model.trees import Lag, LagState
+from dovecote.model.records import ApiKey, App, Chat, Function, Session, Start, Template, Turn, User
+from dovecote.model.states import Desired, SessionState, TemplateState
+from dovecote.model.trees import Inside, Lag, LagState
+from dovecote.model.trees import Template as OwnTemplate
 
 DEFAULT_SCALE: dict[str, Any] = {
     "minimum": 0,
@@ -28,7 +30,8 @@ NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 TENANT = new_id("ten")
 OTHER = new_id("ten")
 Instances: TypeAlias = list[Any]
-Names: TypeAlias = list[str]
+Templates: TypeAlias = list[Template]
+OwnTemplates: TypeAlias = list[OwnTemplate]
 
 KEY = "dvc_good"
 OTHER_KEY = "dvc_other"
@@ -286,8 +289,8 @@ class FakeFunctions:
     async def list(self, tenant_id: str, *, after: str | None, limit: int) -> list[Function]:
         return [await self.get(tenant_id, "sandbox")]
 
-    def templates(self) -> Names:
-        return ["base"]
+    def templates(self) -> OwnTemplates:
+        return [OwnTemplate("base", "digest-of-base", Inside("user", "/home/user", True, {}))]
 
 
 class FakeChats:
@@ -329,6 +332,41 @@ class FakeVolumes:
         return tuple(mounts)
 
 
+class FakeTemplates:
+    """`failure` comes after the first step."""
+
+    def __init__(self) -> None:
+        self.kept = [Template(new_id("tpl"), TENANT, "alpine", TemplateState.READY, "alpine:3", NOW, NOW, "digest")]
+        self.failure: Exception | None = None
+        self.received = 0
+
+    async def _making(self, name: str, source: str) -> AsyncIterator[Any]:
+        yield Step("fetching", 1, 2)
+        if self.failure is not None:
+            raise self.failure
+        yield Printed("hello\n")
+        inside = Inside("root", "/root", True, {})
+        self.kept.append(replace(self.kept[0], name=name, source=source, pinned=inside, start=Start("run", 80)))
+        yield Done(self.kept[-1])
+
+    async def pull(self, tenant_id: str, name: str, reference: str, **_: Any) -> AsyncIterator[Any]:
+        return self._making(name, reference)
+
+    async def unpack(self, tenant_id: str, name: str, archive: AsyncIterator[bytes], **_: Any) -> AsyncIterator[Any]:
+        async for chunk in archive:
+            self.received += len(chunk)
+        return self._making(name, "archive")
+
+    async def list(self, tenant_id: str, *, after: str | None, limit: int) -> Templates:
+        return self.kept
+
+    async def get(self, tenant_id: str, name: str) -> Template:
+        return next(each for each in self.kept if each.name == name)
+
+    async def delete(self, tenant_id: str, name: str) -> None:
+        self.kept = [each for each in self.kept if each.name != name]
+
+
 @dataclass
 class Rooms:
     tenancy: FakeTenancy = field(default_factory=FakeTenancy)
@@ -339,6 +377,7 @@ class Rooms:
     chats: FakeChats = field(default_factory=FakeChats)
     snapshots: object = None
     volumes: FakeVolumes = field(default_factory=FakeVolumes)
+    templates: FakeTemplates = field(default_factory=FakeTemplates)
     is_ready: bool = True
 
     def api(self) -> ASGIApp:
@@ -351,6 +390,7 @@ class Rooms:
             chats=cast(Any, self.chats),
             snapshots=cast(Any, self.snapshots),
             volumes=cast(Any, self.volumes),
+            templates=cast(Any, self.templates),
             addresses=Addresses("localhost", 8080),
             is_ready=lambda: self.is_ready,
             version="0.0.0",

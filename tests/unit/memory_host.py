@@ -16,6 +16,7 @@ from dovecote.host.guest import CommandStatus, Dropped, Exited, Finished, Guest,
 from dovecote.model.states import InstanceState, check_instance_move
 from dovecote.model.trees import Change, FileDiff, Lag, LagState, Saved
 from dovecote.model.volumes import Mount
+from tests.unit.memory_images import MemoryImages
 from tests.unit.memory_volumes import MemoryVolumes
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -103,6 +104,7 @@ class MemoryHost:
 
     def __init__(self, clock: Clock) -> None:
         self.kept_volumes = MemoryVolumes()
+        self.kept_images = MemoryImages()
         self.used_mounts: set[str] = set()
         self.clock = clock
         self.on_death: Callable[[Death], None] = lambda _: None
@@ -232,6 +234,10 @@ class MemoryHost:
     async def set_recovery_point(self, instance_id: str, seconds: float) -> None:
         instance = self._get(instance_id)
         instance.claim = replace(instance.claim, recovery_point=seconds)
+
+    @property
+    def images(self) -> MemoryImages:
+        return self.kept_images
 
     @property
     def volumes(self) -> MemoryVolumes:

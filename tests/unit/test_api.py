@@ -14,7 +14,7 @@ from dovecote import errors
 from dovecote.api.errors import STATUS, render
 from dovecote.api.rest.commands import EventText
 from dovecote.control.sandboxes import Dropped, Exited, Finished, Output, Started
-from dovecote.errors import DovecoteError
+from dovecote.errors import DovecoteError, Failed
 from dovecote.model.ids import new_id
 from tests.unit.fake_rooms import KEY, NOW, OTHER_KEY, Rooms
 
@@ -155,6 +155,26 @@ async def test_a_json_body_is_bounded(http: httpx.AsyncClient) -> None:
         method = "PUT" if path.endswith("stdin") else "POST"
         assert problem(await http.request(method, path, content=b" " * (2 << 20))) == (413, "too_large")
         assert problem(await http.request(method, path, content=pieces())) == (413, "too_large")
+
+
+@pytest.mark.parametrize("path", ["/v1/templates", "/v1/templates/files", "/v1/templates:upload/x", "/v1/x/files"])
+async def test_only_routes_that_say_so_take_larger_bodies(http: httpx.AsyncClient, path: str) -> None:
+    for method in ("POST", "PUT"):
+        assert problem(await http.request(method, path, content=b" " * (2 << 20))) == (413, "too_large")
+
+
+async def test_making_a_template_tells_how_it_goes_on(http: httpx.AsyncClient, rooms: Rooms) -> None:
+    archive = b" " * (2 << 20)
+    uploaded = await http.post("/v1/templates:upload", params={"name": "new"}, content=archive)
+    lines = [json.loads(line) for line in uploaded.text.splitlines()]
+    assert [line["type"] for line in lines] == ["step", "output", "ready"]
+    assert lines[-1]["template"]["user"] == "root"
+    assert rooms.templates.received == len(archive)
+    rooms.templates.failure = Failed("no such image", code="image_unreachable")
+    failed = await http.post("/v1/templates", json={"name": "new", "reference": "a/b"})
+    lines = [json.loads(line) for line in failed.text.splitlines()]
+    assert [line["type"] for line in lines] == ["step", "error"]
+    assert lines[-1]["error"]["code"] == "image_unreachable"
 
 
 # -- sessions

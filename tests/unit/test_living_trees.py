@@ -8,13 +8,14 @@ import pytest
 
 from dovecote.control.references import living_trees, records_identity, tree_references
 from dovecote.errors import NotFound
-from dovecote.model.states import SessionState
+from dovecote.model.records import Template
+from dovecote.model.states import SessionState, TemplateState
 from dovecote.store import open_store
 from tests.contract.stores import NOW, A, session
 
 
 @pytest.mark.anyio
-async def test_an_ended_session_needs_no_tree_and_no_tenant_is_no_identity(tmp_path: Path) -> None:
+async def test_templates_need_their_trees_ended_sessions_none_and_no_tenant_is_no_identity(tmp_path: Path) -> None:
     store = open_store(f"sqlite:///{tmp_path}/records.sqlite")
     await store.open()
     try:
@@ -25,8 +26,11 @@ async def test_an_ended_session_needs_no_tree_and_no_tenant_is_no_identity(tmp_p
         ended = session(A, id="ses_b", tree="b" * 64, state=SessionState.ENDED, ended_at=NOW, live_marker="ses_b")
         for each in (living, ended):
             await store.tenant(A).sessions.insert(each)
+        for name, digest in (("new", None), ("site", "c" * 64)):
+            template = Template(f"tpl_{name}", A, name, TemplateState.BUILDING, "site:1", NOW, NOW, digest)
+            await store.tenant(A).templates.insert(template)
         trees, gone = await living_trees(store)
-        assert (trees, gone) == (frozenset({"a" * 64}), {"ses_b": NOW})
-        assert set(await tree_references(store)) == {"a" * 64}
+        assert (trees, gone) == (frozenset({"a" * 64, "c" * 64}), {"ses_b": NOW})
+        assert set(await tree_references(store)) == trees
     finally:
         await store.close()

@@ -116,6 +116,7 @@ class World:
             entrance=cast(Any, None),
             trees=cast(Any, self.trees),
             volumes=cast(Any, None),
+            images=cast(Any, None),
         )
         self.saving = self.restarted()
 

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from dovecote import errors, sdk
 from dovecote.control.sandboxes import Exited, Finished, Output, Started
-from dovecote.sdk import AsyncDovecote, Dovecote
+from dovecote.sdk import AsyncDovecote, Dovecote, Printed, Start, Step, Template
 from dovecote.sdk._errors import error_from
 from dovecote.sdk._settings import find_access
 from dovecote.sdk.generate import stale, sync_source
@@ -122,7 +122,14 @@ def test_apps_chats_functions_and_keys(client: Dovecote) -> None:
     assert client.chats.turns(chat.id, rewound=True)[1].rewound_at is not None
     assert client.chats.fork(chat.id, 1, key="mine", wake=False).title == "1 mine False"
     assert client.functions.get("sandbox").affinity_header == "x-dovecote-session"
-    assert client.functions.templates() == ["base"]
+    assert client.functions.templates() == ["base", "alpine"]
+    *steps, made = client.templates.pull("host/image:1", name="new")
+    assert steps == [Step("fetching", 1, 2), Printed("hello\n")]
+    assert isinstance(made, Template)
+    assert (made.name, made.source, made.start) == ("new", "host/image:1", Start("run", 80))
+    assert [each.name for each in client.templates.list()] == ["base", "alpine", "new"]
+    assert client.templates.get("new").user == "root"
+    client.templates.delete("new")
     key = client.keys.create("ci")
     assert key.secret
     assert [each.secret for each in client.keys.list()] == [None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import Any, Protocol
 
 from starlette.datastructures import Headers
@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dovecote.api import errors, metrics
+from dovecote.api.uploads import Upload
 from dovecote.errors import DovecoteError, Invalid, Unauthenticated
 from dovecote.model.ids import new_id
 
@@ -43,8 +44,9 @@ def secret_of(headers: Headers) -> str:
 class Edge:
     """ASGI layer around the routes. All under /v1 needs a key unless it is in PUBLIC: a route cannot forget it."""
 
-    def __init__(self, app: ASGIApp, authenticate: Authenticate) -> None:
+    def __init__(self, app: ASGIApp, authenticate: Authenticate, uploads: Sequence[Upload] = ()) -> None:
         self._app = app
+        self._uploads = uploads
         self._authenticate = authenticate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,10 +73,11 @@ class Edge:
         headers = Headers(scope=scope)
         if scope["path"].startswith("/v1/") and scope["path"] not in PUBLIC:
             scope["dovecote.principal"] = await self._authenticate(secret_of(headers))
-        is_upload = scope["method"] == "PUT" and scope["path"].endswith("/files")
-        if not is_upload:
+        upload = next((each for each in self._uploads if each.is_for(scope["method"], scope["path"])), None)
+        most = MAX_JSON_BYTES if upload is None else upload.most_bytes
+        if most is not None:
             length = headers.get("content-length", "")
-            exchange.limit(int(length) if length.isdigit() else 0)
+            exchange.limit(most, int(length) if length.isdigit() else 0)
         await self._app(scope, exchange.receive, exchange.send)
 
 
@@ -88,25 +91,25 @@ class _Exchange:
         self.status = 499  # until an answer has begun: the client left
         self._receive = receive
         self._send = send
-        self._is_limited = False
+        self._most: int | None = None  # bytes of its body
         self._received = 0
         self._has_begun = False
 
-    def limit(self, announced_bytes: int) -> None:
-        self._is_limited = True
+    def limit(self, most_bytes: int, announced_bytes: int) -> None:
+        self._most = most_bytes
         self._check(announced_bytes)
 
     def _check(self, size: int) -> None:
-        if size > MAX_JSON_BYTES:
+        if self._most is not None and size > self._most:
             raise Invalid(
-                f"the body is over {MAX_JSON_BYTES} bytes",
+                f"the body is over {self._most} bytes",
                 code="too_large",
                 hint="files of any size go through PUT .../files",
             )
 
     async def receive(self) -> Message:
         message = await self._receive()
-        if self._is_limited and message["type"] == "http.request":
+        if self._most is not None and message["type"] == "http.request":
             self._received += len(message.get("body", b""))
             self._check(self._received)
         return message

@@ -1,4 +1,4 @@
-"""`dovecote function`, `template`, `chat` and `key`."""
+"""`dovecote function`, `chat` and `key`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import typer
 from dovecote.cli.show import age, say, table
 
 functions = typer.Typer(help="Functions: what sessions and apps run.", no_args_is_help=True)
-templates = typer.Typer(help="Templates: the files that instances start with.", no_args_is_help=True)
 chats = typer.Typer(help="Chats with an agent.", no_args_is_help=True)
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
 
@@ -57,15 +56,6 @@ def create_function(
             reinstall=reinstall,
         )
         print(made.address)
-
-
-@templates.command("ls")
-def list_templates() -> None:
-    """List templates."""
-    from dovecote.sdk import Dovecote
-
-    with Dovecote() as client:
-        table(("name",), [(name,) for name in client.functions.templates()])
 
 
 @chats.command("ls")

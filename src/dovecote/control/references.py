@@ -26,6 +26,9 @@ async def tree_references(store: Store) -> dict[str, list[str]]:
     async for snapshot in everyone.snapshots.each():
         for digest in (snapshot.template, snapshot.tree):
             users.setdefault(digest, []).append(f"snapshot {snapshot.id} of session {snapshot.session_id}")
+    async for template in everyone.templates.each():
+        if template.digest:
+            users.setdefault(template.digest, []).append(f"template {template.name} ({template.id})")
     return users
 
 
@@ -43,6 +46,8 @@ async def living_trees(store: Store) -> tuple[frozenset[str], dict[str, datetime
         trees |= {snapshot.template, snapshot.tree}
     async for revision in everyone.revisions.each():
         trees |= {revision.template, revision.tree}
+    async for template in everyone.templates.each():
+        trees.add(template.digest)
     return frozenset(tree for tree in trees if tree), ended
 
 

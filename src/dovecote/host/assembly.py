@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -21,15 +22,19 @@ from dovecote.host.network import Network
 from dovecote.host.runtime import LEVELS, Pauses, find_runtime, probe_cgroups
 from dovecote.host.storage.bucket import Bucket, open_bucket
 from dovecote.host.storage.entrance import Entrance
+from dovecote.host.storage.images import Images, fence_command
 from dovecote.host.storage.log import SlotLog
 from dovecote.host.storage.lowers import PLAIN, pick
 from dovecote.host.storage.pins import host_name, write_pins
 from dovecote.host.storage.plain import PlainTrees
 from dovecote.host.storage.pool import BtrfsDisks
+from dovecote.host.storage.registries import Registries, parse_registries
 from dovecote.host.storage.roots import Roots
+from dovecote.host.storage.template_base import FILES
 from dovecote.host.storage.templates import BASE, ensure_base
 from dovecote.host.storage.trees import Trees
 from dovecote.host.storage.volumes import LoopVolumes, PoolVolumes, Volumes
+from dovecote.model.sizes import NetworkPolicy
 from dovecote.model.trees import Inside, Template, Workspace
 
 log = logging.getLogger(__name__)
@@ -144,16 +149,18 @@ def _parts(settings: Settings, bucket: Bucket) -> Parts:
         dns=settings.dns,
         address_rest=timedelta(seconds=ADDRESS_REST * settings.route_ttl),
     )
+    roots = Roots(image, trees.objects_dir, settings.run_dir, plain=_plain(settings, trees))
     return Parts(
         runtimes=runtimes,
         cgroups=cgroups,
         pauses=Pauses(cgroups),
         network=network,
         disks=disks,
-        roots=Roots(image, trees.objects_dir, settings.run_dir, plain=_plain(settings, trees)),
+        roots=roots,
         entrance=Entrance(),
         trees=trees,
         volumes=_volumes(settings),
+        images=_images(settings, trees, roots, network),
     )
 
 
@@ -163,6 +170,31 @@ def _plain(settings: Settings, trees: Trees) -> PlainTrees | None:
         return None
     log.info("trees are laid out as plain directories")
     return PlainTrees(trees.ensure_contents, trees.objects_dir, directory / "plain")
+
+
+def _images(settings: Settings, trees: Trees, roots: Roots, network: Network) -> Images:
+    resolver = settings.run_dir / "resolv.conf"
+
+    @asynccontextmanager
+    async def fence() -> AsyncIterator[list[str]]:
+        # What an instance may reach is all that an image of a stranger's choice may be fetched from.
+        attachment = await network.attach()
+        try:
+            await network.apply(attachment.address, NetworkPolicy(internet=True))
+            await asyncio.to_thread(resolver.write_text, FILES["/etc/resolv.conf"][1])
+            yield fence_command(attachment.netns, resolver)
+        finally:
+            await network.detach(attachment.address)
+
+    return Images(
+        trees,
+        roots,
+        settings.cache_dir / "images",
+        most_bytes=settings.image_bytes,
+        registries=Registries(parse_registries(settings.registries)),
+        auth_file=Path(settings.registry_auth) if settings.registry_auth else None,
+        fence=fence,
+    )
 
 
 def _volumes(settings: Settings) -> Volumes:

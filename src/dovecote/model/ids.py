@@ -27,6 +27,7 @@ KINDS = {
     "req": "request",
     "hst": "host",
     "vol": "volume",
+    "tpl": "template",
 }
 
 _ID = re.compile(rf"({'|'.join(KINDS)})_[{ALPHABET}]{{{LENGTH}}}")

@@ -8,19 +8,23 @@ from typing import Any
 
 from dovecote.model.rules import Reinstall, SaveRules
 from dovecote.model.sizes import NetworkPolicy
-from dovecote.model.states import Desired, SessionState, SnapshotCause
+from dovecote.model.states import Desired, SessionState, SnapshotCause, TemplateState
 from dovecote.model.trees import Inside
 from dovecote.model.volumes import Mount
 
 
 @dataclass(frozen=True)
 class Start:
-    """How the server of a session or an app is started: a shell command, and the port that it opens."""
+    """How the server of a session or an app is started: a shell command, and the port that it opens.
+
+    With `argv` those words are run as they are, without a shell. `cwd` empty is where the template's commands start.
+    """
 
     command: str
     port: int
-    cwd: str = "/home/user"
+    cwd: str = ""
     env: dict[str, str] = field(default_factory=dict)
+    argv: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,32 @@ class Revision:
         """What the pinned template is like, whatever its name means by now."""
         assert self.pinned is not None, self.id
         return self.pinned
+
+
+@dataclass(frozen=True)
+class Template:
+    """What functions of a tenant may start from, by name.
+
+    `digest` is None until it was ready once; while a name is made anew, and when that fails, it stays what it was.
+    Revisions pin the digest, so they neither see a template change nor mind when it is removed.
+    """
+
+    id: str
+    tenant_id: str
+    name: str
+    state: TemplateState
+    source: str  # a reference, or `archive` or `build`
+    created_at: datetime
+    updated_at: datetime
+    digest: str | None = None  # of its tree
+    source_digest: str = ""  # sha256 of the manifest of its image
+    pinned: Inside | None = None
+    start: Start | None = None  # of functions that name none
+    files: int = 0
+    total_bytes: int = 0
+    error_code: str = ""
+    reason: str = ""  # why making it failed
+    generation: int = 0
 
 
 @dataclass(frozen=True)

@@ -101,3 +101,11 @@ def check_instance_move(old: InstanceState, new: InstanceState) -> None:
     """Raises Conflict when an instance cannot go from `old` to `new`. Staying is legal."""
     if new is not old and new not in INSTANCE_MOVES[old]:
         raise Conflict(f"an instance that is {old} cannot become {new}", code="illegal_move")
+
+
+class TemplateState(StrEnum):
+    """What became of making a template. Whether it can be used is another matter: see `Template.digest`."""
+
+    BUILDING = "building"
+    READY = "ready"
+    FAILED = "failed"

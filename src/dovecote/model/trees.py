@@ -34,8 +34,13 @@ class Inside:
 
     user: str
     home: str
-    has_sudo: bool
+    has_sudo: bool  # or anything else that a setuid program may do
     env: dict[str, str]
+    directory: str = ""  # where commands start, if not in the home
+
+    @property
+    def cwd(self) -> str:
+        return self.directory or self.home
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,16 @@ Shape = TypeVar("Shape")
 
 @dataclass(frozen=True)
 class Start:
-    """How the server of a session or an app is started: a shell command, and the port that it opens."""
+    """How the server of a session or an app is started: a shell command, and the port that it opens.
+
+    With `argv` those words are run without a shell. `cwd` empty is where the template's commands start.
+    """
 
     command: str
     port: int
-    cwd: str = "/home/user"
+    cwd: str = ""
     env: dict[str, str] = field(default_factory=dict)
+    argv: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,48 @@ class Volume:
     max_bytes: int
     used_bytes: int | None
     created_at: datetime
+
+
+@dataclass(frozen=True)
+class Template:
+    """What functions start from. `state` is building, ready or failed; `usable` says whether functions can name it."""
+
+    name: str
+    state: str
+    usable: bool
+    source: str
+    id: str | None = None
+    source_digest: str = ""
+    digest: str | None = None
+    user: str | None = None
+    directory: str | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    start: Start | None = None
+    files: int = 0
+    total_bytes: int = 0
+    error_code: str = ""
+    reason: str = ""
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is done to make a template, how much of it, of how much; 0 is not known."""
+
+    what: str
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True)
+class Printed:
+    """Output of a command of a build."""
+
+    text: str
+
+
+TemplateEvent = Step | Printed | Template
 
 
 @dataclass(frozen=True)

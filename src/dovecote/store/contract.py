@@ -18,13 +18,28 @@ from dovecote.model.records import (
     Revision,
     Session,
     Snapshot,
+    Template,
     Tenant,
     Turn,
     User,
     Volume,
 )
 
-Record = Tenant | User | ApiKey | Function | Revision | Session | App | Chat | Turn | OutboxRow | Snapshot | Volume
+Record = (
+    Tenant
+    | User
+    | ApiKey
+    | Function
+    | Revision
+    | Session
+    | App
+    | Chat
+    | Turn
+    | OutboxRow
+    | Snapshot
+    | Volume
+    | Template
+)
 R = TypeVar("R", bound=Record)
 
 MOST = 1000  # records in one answer
@@ -103,6 +118,8 @@ class Scope(Protocol):
     def snapshots(self) -> Records[Snapshot]: ...
     @property
     def volumes(self) -> Records[Volume]: ...
+    @property
+    def templates(self) -> Records[Template]: ...
     @property
     def outbox(self) -> Records[OutboxRow]: ...
 

@@ -22,6 +22,7 @@ from dovecote.model.records import (
     Revision,
     Session,
     Snapshot,
+    Template,
     Tenant,
     Turn,
     User,
@@ -130,6 +131,10 @@ class _Scope:
     @cached_property
     def volumes(self) -> _Records[Volume]:
         return self._of(tables.VOLUMES)
+
+    @cached_property
+    def templates(self) -> _Records[Template]:
+        return self._of(tables.TEMPLATES)
 
     @cached_property
     def outbox(self) -> _Records[OutboxRow]:

@@ -128,9 +128,11 @@ OUTBOX = _kind(
 )
 
 VOLUMES = _kind("volume", "volumes", records.Volume, sa.UniqueConstraint("tenant_id", "name"))
+TEMPLATES = _kind("template", "templates", records.Template, sa.UniqueConstraint("tenant_id", "name"))
 
 KINDS: tuple[Kind[Any], ...] = (
     *(TENANTS, USERS, KEYS, FUNCTIONS, REVISIONS, SESSIONS, APPS, CHATS, TURNS, OUTBOX),
     SNAPSHOTS,
     VOLUMES,
+    TEMPLATES,
 )

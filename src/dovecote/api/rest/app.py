@@ -22,6 +22,7 @@ from dovecote.api.rest import commands, files, tenancy
 from dovecote.api.rest import functions as function_routes
 from dovecote.api.rest import sessions as session_routes
 from dovecote.api.rest import snapshots as snapshot_routes
+from dovecote.api.rest import templates as template_routes
 from dovecote.api.rest import volumes as volume_routes
 from dovecote.api.rest.here import Rooms
 from dovecote.api.rest.shapes import ErrorShape
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from dovecote.control.sandboxes import Sandboxes
     from dovecote.control.sessions import Sessions
     from dovecote.control.snapshots import Snapshots
+    from dovecote.control.templates import Templates
     from dovecote.control.tenancy import Tenancy
     from dovecote.control.volumes import Volumes
 
@@ -55,13 +57,15 @@ def build(
     chats: Chats,
     snapshots: Snapshots,
     volumes: Volumes,
+    templates: Templates,
     addresses: Addresses,
     is_ready: Callable[[], bool],
     version: str,
 ) -> ASGIApp:
     """The API and the console. `is_ready` is asked by each /readyz; it must not block."""
-    rooms = Rooms(tenancy, sessions, sandboxes, apps, functions, chats, snapshots, addresses, volumes)
-    return Edge(_routes(rooms, is_ready, version), tenancy.authenticate)
+    rooms = Rooms(tenancy, sessions, sandboxes, apps, functions, chats, snapshots, addresses, volumes, templates)
+    uploads = (*files.UPLOADS, *template_routes.UPLOADS)
+    return Edge(_routes(rooms, is_ready, version), tenancy.authenticate, uploads)
 
 
 def _routes(rooms: Rooms, is_ready: Callable[[], bool], version: str) -> FastAPI:
@@ -83,7 +87,7 @@ def _routes(rooms: Rooms, is_ready: Callable[[], bool], version: str) -> FastAPI
     app.state.rooms = rooms
     app.state.is_ready = is_ready
     parts = (session_routes, snapshot_routes, commands, files, app_routes, function_routes, chat_routes, tenancy)
-    for part in (*parts, volume_routes):
+    for part in (*parts, volume_routes, template_routes):
         app.include_router(part.routes)
     app.include_router(plain)
     return app

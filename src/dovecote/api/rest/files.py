@@ -10,8 +10,10 @@ from pydantic import Field
 
 from dovecote.api.rest.here import Here, SessionId
 from dovecote.api.rest.shapes import Body, FileShape, Page, PortShape, shown, streamed
+from dovecote.api.uploads import Upload
 from dovecote.control.sandboxes import Stat
 
+UPLOADS = (Upload("PUT", "/v1/sessions/{session_id}/files"),)
 routes = APIRouter(prefix="/v1/sessions/{session_id}", tags=["files"])
 
 BYTES = "application/octet-stream"

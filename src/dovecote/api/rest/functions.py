@@ -1,4 +1,4 @@
-"""Routes of functions and templates."""
+"""Routes of functions."""
 
 from __future__ import annotations
 
@@ -71,8 +71,3 @@ async def list_functions(here: Here, after: After = None, limit: Limit = 100) ->
 @routes.get("/functions/{name}", summary="One function")
 async def get_function(here: Here, name: FunctionName) -> FunctionShape:
     return function_shape(await here.rooms.functions.get(here.tenant_id, name), here.rooms.addresses)
-
-
-@routes.get("/templates", summary="Names of the templates that this installation has")
-async def list_templates(here: Here) -> Page[str]:
-    return Page[str](items=sorted(here.rooms.functions.templates()), next=None)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dovecote.control.sandboxes import Sandboxes
     from dovecote.control.sessions import Sessions
     from dovecote.control.snapshots import Snapshots
+    from dovecote.control.templates import Templates
     from dovecote.control.tenancy import Tenancy
     from dovecote.control.volumes import Volumes
 
@@ -34,6 +35,7 @@ class Rooms:
     snapshots: Snapshots
     addresses: Addresses
     volumes: Volumes
+    templates: Templates
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,14 @@ class StartShape(Body):
 
     command: str = Field(min_length=1, max_length=32768, description="A shell command that stays in the foreground.")
     port: int = Field(ge=1, le=65535, description="The port that it opens.")
-    cwd: str = Field("/home/user", min_length=1, max_length=4096)
+    cwd: str = Field("", max_length=4096, description="Empty is where the template's commands start.")
     env: dict[str, str] = Field(default_factory=dict)
+    argv: list[str] = Field(
+        default_factory=list, max_length=1000, description="Words to run without a shell, in place of the command."
+    )
 
     def record(self) -> records.Start:
-        return records.Start(self.command, self.port, self.cwd, self.env)
+        return records.Start(self.command, self.port, self.cwd, self.env, tuple(self.argv))
 
 
 class MountShape(Body):
@@ -247,7 +250,7 @@ def duration(value: float | None) -> timedelta | None:
 def start_shape(start: records.Start | None) -> StartShape | None:
     if start is None:
         return None
-    return StartShape(command=start.command, port=start.port, cwd=start.cwd, env=start.env)
+    return StartShape(command=start.command, port=start.port, cwd=start.cwd, env=start.env, argv=[*start.argv])
 
 
 def _reinstall_shape(reinstall: Reinstall | None) -> ReinstallShape | None:

@@ -334,7 +334,8 @@ class Apps:
             return
         guest = host.guest(placed.instance_id)
         env = {**revision.inside.env, **revision.env}
-        server = await ensure_started(guest, revision.start, user=revision.inside.user, env=env)
+        inside = revision.inside
+        server = await ensure_started(guest, revision.start, user=inside.user, env=env, cwd=inside.cwd)
         opening = asyncio.ensure_future(
             wait_for_port(guest, revision.start.port, server=server, timeout=self._start_timeout)
         )

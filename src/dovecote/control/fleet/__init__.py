@@ -4,6 +4,7 @@ from dovecote.control.fleet.contract import Host
 from dovecote.control.fleet.fleet import Fleet
 from dovecote.host.guest import Command, Exited, Guest, Output
 from dovecote.host.instances import SERVER_TAG, Claim, Death, Leftover, Observed, Placed
+from dovecote.host.storage.images import Images, Made
 
 __all__ = [
     "SERVER_TAG",
@@ -14,7 +15,9 @@ __all__ = [
     "Fleet",
     "Guest",
     "Host",
+    "Images",
     "Leftover",
+    "Made",
     "Observed",
     "Output",
     "Placed",

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from dovecote.host.guest import Guest
 from dovecote.host.instances import Claim, Leftover, Observed, Placed
+from dovecote.host.storage.images import Images
 from dovecote.host.storage.volumes import Volumes
 from dovecote.model.trees import Change, FileDiff, Lag, Saved
 from dovecote.model.volumes import Mount
@@ -42,6 +43,10 @@ class Host(Protocol):
     @property
     def volumes(self) -> Volumes:
         """The volumes of this host."""
+
+    @property
+    def images(self) -> Images:
+        """What makes trees of images on this host."""
 
     async def mount(self, instance_id: str, mount: Mount) -> None:
         """Into an instance that runs or is frozen. Raises Conflict (exists), NotFound (no_such_path), StorageFailed."""

@@ -11,7 +11,7 @@ from dovecote.model.ids import new_id, parse_header_name, parse_name
 from dovecote.model.records import Function, Revision, Start
 from dovecote.model.rules import SaveRules, parse_rules
 from dovecote.model.sizes import SPECS, NetworkPolicy
-from dovecote.model.trees import Template
+from dovecote.model.trees import Inside, Template
 from dovecote.model.volumes import Mount, apart
 from dovecote.store import Store
 
@@ -57,7 +57,7 @@ class Functions:
         if like is not None:
             revision = _numbered(like, function_id, 1)
         else:
-            revision = self._plan(
+            revision = await self._plan(
                 tenant_id, function_id, template=template, spec=spec, level=level, network=network, env=env, start=start
             )
             revision = replace(revision, mounts=apart(mounts), rules=parse_rules(rules))
@@ -86,7 +86,7 @@ class Functions:
             await t.functions.swap(replace(function, revision_id=revision.id))
         return revision
 
-    def _plan(
+    async def _plan(
         self,
         tenant_id: str,
         function_id: str,
@@ -107,22 +107,22 @@ class Functions:
                 code="no_such_level",
                 hint="there are " + ", ".join(sorted(self._levels)),
             )
-        pinned = self.template(template)
+        digest, inside, its_start = await self._pinned(tenant_id, template)
         return Revision(
             id=new_id("rev"),
             tenant_id=tenant_id,
             function_id=function_id,
             number=1,
-            template=pinned.digest,
+            template=digest,
             template_name=template,
             tree=None,
             spec=spec,
             level=level,
             network=network or NetworkPolicy(),
-            start=start,
+            start=start or its_start,
             env=dict(env or {}),
             created_at=datetime.now(UTC),
-            pinned=pinned.inside,
+            pinned=inside,
         )
 
     async def get(self, tenant_id: str, name: str) -> Function:
@@ -154,23 +154,31 @@ class Functions:
         revision = await self._store.tenant(tenant_id).revisions.get(revision_id)
         if revision.pinned is None:
             # Written before it was recorded, when there was one template only.
-            revision = replace(revision, pinned=self.template(BASE).inside)
+            revision = replace(revision, pinned=self._templates[BASE].inside)
         if len(self._revisions) >= 10_000:
             self._revisions.clear()
         self._revisions[revision_id] = revision
         return revision
 
-    def template(self, name: str) -> Template:
-        """Raises NotFound (no_such_template)."""
-        try:
-            return self._templates[name]
-        except KeyError:
-            raise NotFound(
-                f"no template {name!r}", code="no_such_template", hint="there are " + ", ".join(sorted(self._templates))
-            ) from None
+    async def _pinned(self, tenant_id: str, name: str) -> tuple[str, Inside, Start | None]:
+        """A template's tree, what it is like, and its start. Raises NotFound (no_such_template), Conflict."""
+        own = self._templates.get(name)
+        if own is not None:
+            return own.digest, own.inside, None
+        found = await self._store.tenant(tenant_id).templates.find(name=name)
+        if found is None:
+            raise NotFound(f"no template {name!r}", code="no_such_template", hint="`dovecote template ls` lists them")
+        if found.digest is None or found.pinned is None:
+            raise Conflict(
+                f"template {name} is not ready: it is {found.state}",
+                code="template_not_ready",
+                hint=found.reason or "wait until it is made",
+            )
+        return found.digest, found.pinned, found.start
 
-    def templates(self) -> Sequence[str]:
-        return sorted(self._templates)
+    def templates(self) -> Sequence[Template]:
+        """The installation's own, which every tenant has."""
+        return list(self._templates.values())
 
 
 def _numbered(like: Revision, function_id: str, number: int) -> Revision:

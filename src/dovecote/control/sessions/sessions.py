@@ -311,15 +311,16 @@ class Sessions:
 
     async def _ensure_started(self, live: Live, start: Start) -> int:
         async with live.starting:
-            return await ensure_started(live.guest, start, user=live.revision.inside.user, env=self.environment(live))
+            inside = live.revision.inside
+            return await ensure_started(live.guest, start, user=inside.user, env=self.environment(live), cwd=inside.cwd)
 
     def environment(self, live: Live) -> dict[str, str]:
         """What every command of the session sees: the template's, the revision's and the session's variables."""
         return {**live.revision.inside.env, **live.revision.env, **live.session.env}
 
     def default_user(self, live: Live) -> tuple[str, str]:
-        """Name and home of the user that commands run as when they name none."""
-        return live.revision.inside.user, live.revision.inside.home
+        """Name of the user that commands run as when they name none, and where they start."""
+        return live.revision.inside.user, live.revision.inside.cwd
 
     async def awake(self, session: Session) -> Live:
         """The session with its instance ready, without waiting for its server. One waking for all who wait for it."""

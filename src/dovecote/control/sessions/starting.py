@@ -13,16 +13,16 @@ LOOK_EVERY = 1.0  # seconds between looks at whether the server still lives
 LAST_WORDS = 600  # characters of its output that an error shows
 
 
-async def ensure_started(guest: Guest, start: Start, *, user: str, env: Mapping[str, str]) -> int:
+async def ensure_started(guest: Guest, start: Start, *, user: str, env: Mapping[str, str], cwd: str) -> int:
     """The number of the server's command; started unless it runs. May be repeated."""
     for command in await guest.list_commands():
         if command.tag == SERVER_TAG and command.is_running:
             return command.number
     started = await guest.start(
         Command(
-            argv=("/bin/sh", "-c", start.command),
+            argv=start.argv or ("/bin/sh", "-c", start.command),
             env={**env, "PORT": str(start.port), **start.env},
-            cwd=start.cwd,
+            cwd=start.cwd or cwd,
             user=user,
             tag=SERVER_TAG,
         )

@@ -32,6 +32,7 @@ from dovecote.host.instances.preparing import Parts, Preparing
 from dovecote.host.instances.saving import Saving
 from dovecote.host.instances.warm import WarmPool
 from dovecote.host.storage.changes import changes
+from dovecote.host.storage.images import Images
 from dovecote.host.storage.volumes import Volumes
 from dovecote.model.sizes import MIB
 from dovecote.model.states import InstanceState
@@ -355,6 +356,10 @@ class Instances:
     @property
     def volumes(self) -> Volumes:
         return self._parts.volumes
+
+    @property
+    def images(self) -> Images:
+        return self._parts.images
 
     async def mount(self, instance_id: str, mount: Mount) -> None:
         """Into an instance that runs or is frozen. Raises Conflict (exists), NotFound (no_such_path), StorageFailed."""

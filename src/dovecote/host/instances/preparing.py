@@ -19,6 +19,7 @@ from dovecote.host.instances.instance import Instance, process_started
 from dovecote.host.network import Attachment, Network
 from dovecote.host.runtime import Box, Cgroups, Pauses, Runtime, ensure_stub
 from dovecote.host.storage.entrance import Entrance
+from dovecote.host.storage.images import Images
 from dovecote.host.storage.pool import Disks
 from dovecote.host.storage.roots import Roots
 from dovecote.host.storage.trees import Trees
@@ -48,6 +49,7 @@ class Parts:
     entrance: Entrance
     trees: Trees
     volumes: Volumes
+    images: Images
 
 
 class IdRanges:

@@ -13,7 +13,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,12 @@ class Reference:
 
     def __str__(self) -> str:
         return f"docker://{self.name}" if self.transport == "docker" else f"{self.transport}:{self.name}"
+
+    @property
+    def registry(self) -> str:
+        """Host, and port where one is named, of an image of a registry; as its clients understand it."""
+        first, slash, _ = self.name.partition("/")
+        return first if slash and (any(mark in first for mark in ".:") or first == "localhost") else "docker.io"
 
     @property
     def is_loopback(self) -> bool:
@@ -137,11 +143,14 @@ async def import_image(
     auth_file: Path | None = None,
     plain_http: bool = False,
     bounds: LayerBounds | None = None,
+    scope: str = "",
+    prefix: Sequence[str] = (),
 ) -> Imported:
     """Fetches an image and saves it as a tree. Raises Invalid, Failed (image_unreachable), Unsupported, StorageFailed.
 
     Plain HTTP is spoken to registries on loopback, to others only when `plain_http`. `work_dir` is private and may be
-    deleted while nothing runs; it remembers which layers are trees already.
+    deleted while nothing runs; it remembers which layers are trees already, for each `scope` apart. `prefix` begins
+    the command line that fetches.
     """
     bounds = bounds or LayerBounds()
     work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -155,8 +164,9 @@ async def import_image(
             auth_file=auth_file,
             plain_http=plain_http or reference.is_loopback,
         )
-        await _fetch(command, layout, bounds.total_bytes, progress)
-        return await asyncio.to_thread(read_layout, layout, trees, Chains(work_dir / "chains"), bounds, progress)
+        await _fetch([*prefix, *command], layout, bounds.total_bytes, progress)
+        chains = Chains(work_dir / "chains" / scope)
+        return await asyncio.to_thread(read_layout, layout, trees, chains, bounds, progress)
     finally:
         await asyncio.to_thread(shutil.rmtree, layout, True)
 
@@ -303,7 +313,7 @@ def _sweep(work_dir: Path) -> None:
     for left in work_dir.glob("image-*"):
         with suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > FORGOTTEN_AFTER:
-                shutil.rmtree(left, ignore_errors=True)
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
 
 
 def _size(directory: Path) -> int:

@@ -15,6 +15,7 @@ from dovecote.sdk._async.resources import (
     AsyncSessions,
     AsyncUsers,
 )
+from dovecote.sdk._async.templates import AsyncTemplates
 from dovecote.sdk._async.transport import ANSWER_SECONDS, CONNECT_SECONDS, AsyncVia, AsyncWire
 from dovecote.sdk._async.volumes import AsyncVolumes
 from dovecote.sdk._settings import find_access
@@ -41,6 +42,7 @@ class AsyncDovecote:
         self.keys = AsyncKeys(self._wire)
         self.users = AsyncUsers(self._wire)
         self.volumes = AsyncVolumes(self._wire)
+        self.templates = AsyncTemplates(self._wire)
 
     def http_for(self, url: str, *, connections: int = 100) -> httpx.AsyncClient:
         """An HTTP client for addresses that this server serves, resolvable here or not. Sends no key. Close it."""

@@ -25,7 +25,7 @@ async def _pages(wire: AsyncWire, path: str, params: Mapping[str, Any]) -> Async
 def _start(start: Start | None) -> dict[str, Any] | None:
     if start is None:
         return None
-    return {"command": start.command, "port": start.port, "cwd": start.cwd, "env": start.env}
+    return asdict(start)
 
 
 def _given(**fields: Any) -> dict[str, Any]:
@@ -178,7 +178,8 @@ class AsyncFunctions:
         return read(Function, await self._wire.call("GET", f"/v1/functions/{name}"))
 
     async def templates(self) -> list[str]:
-        return [*(await self._wire.call("GET", "/v1/templates"))["items"]]
+        """Names of those that functions can start from."""
+        return [each["name"] async for each in _pages(self._wire, "/v1/templates", {}) if each["usable"]]
 
     async def list(self) -> list[Function]:
         return [read(Function, each) async for each in _pages(self._wire, "/v1/functions", {})]

@@ -236,7 +236,7 @@ class AsyncSession:
         return [read(Port, each) for each in (await self._wire.call("GET", f"{self._path}/ports"))["items"]]
 
     async def set_start(
-        self, command: str, port: int, cwd: str = "/home/user", env: Mapping[str, str] | None = None
+        self, command: str, port: int, cwd: str = "", env: Mapping[str, str] | None = None
     ) -> SessionView:
         """Records how its server is started whenever it wakes; `wake` then starts it."""
         start = {"command": command, "port": port, "cwd": cwd, "env": dict(env or {})}

@@ -85,12 +85,20 @@ class AsyncWire:
 
     @asynccontextmanager
     async def stream(
-        self, method: str, path: str, *, json: Any = None, params: Mapping[str, Any] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        params: Mapping[str, Any] | None = None,
+        content: Any = None,
     ) -> AsyncIterator[httpx.Response]:
         """An answer that is read piece by piece, however long it lasts."""
         timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
         try:
-            async with self.http.stream(method, path, json=json, params=_given(params), timeout=timeout) as response:
+            async with self.http.stream(
+                method, path, json=json, params=_given(params), content=content, timeout=timeout
+            ) as response:
                 if response.status_code >= 400:
                     body = await response.aread()
                     raise error_from(response.status_code, body, response.headers.get("retry-after"))

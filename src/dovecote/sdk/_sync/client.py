@@ -18,6 +18,7 @@ from dovecote.sdk._sync.resources import (
     Sessions,
     Users,
 )
+from dovecote.sdk._sync.templates import Templates
 from dovecote.sdk._sync.transport import ANSWER_SECONDS, CONNECT_SECONDS, Via, Wire
 from dovecote.sdk._sync.volumes import Volumes
 
@@ -43,6 +44,7 @@ class Dovecote:
         self.keys = Keys(self._wire)
         self.users = Users(self._wire)
         self.volumes = Volumes(self._wire)
+        self.templates = Templates(self._wire)
 
     def http_for(self, url: str, *, connections: int = 100) -> httpx.Client:
         """An HTTP client for addresses that this server serves, resolvable here or not. Sends no key. Close it."""

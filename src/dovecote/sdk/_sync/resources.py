@@ -26,7 +26,7 @@ def _pages(wire: Wire, path: str, params: Mapping[str, Any]) -> Iterator[Any]:
 def _start(start: Start | None) -> dict[str, Any] | None:
     if start is None:
         return None
-    return {"command": start.command, "port": start.port, "cwd": start.cwd, "env": start.env}
+    return asdict(start)
 
 
 def _given(**fields: Any) -> dict[str, Any]:
@@ -174,7 +174,8 @@ class Functions:
         return read(Function, self._wire.call("GET", f"/v1/functions/{name}"))
 
     def templates(self) -> list[str]:
-        return [*(self._wire.call("GET", "/v1/templates"))["items"]]
+        """Names of those that functions can start from."""
+        return [each["name"] for each in _pages(self._wire, "/v1/templates", {}) if each["usable"]]
 
     def list(self) -> list[Function]:
         return [read(Function, each) for each in _pages(self._wire, "/v1/functions", {})]

@@ -232,9 +232,7 @@ class Session:
     def ports(self) -> list[Port]:
         return [read(Port, each) for each in (self._wire.call("GET", f"{self._path}/ports"))["items"]]
 
-    def set_start(
-        self, command: str, port: int, cwd: str = "/home/user", env: Mapping[str, str] | None = None
-    ) -> SessionView:
+    def set_start(self, command: str, port: int, cwd: str = "", env: Mapping[str, str] | None = None) -> SessionView:
         """Records how its server is started whenever it wakes; `wake` then starts it."""
         start = {"command": command, "port": port, "cwd": cwd, "env": dict(env or {})}
         return self._see("PUT", "/start", start)

@@ -1,0 +1,192 @@
+"""Routes of templates. Making one answers with NDJSON events as it goes on; leaving does not end it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from datetime import datetime
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import AfterValidator, BaseModel, Field
+
+from dovecote.api import errors
+from dovecote.api.rest.here import After, Call, Here, Limit
+from dovecote.api.rest.shapes import Body, Page, StartShape, start_shape
+from dovecote.api.uploads import Upload
+from dovecote.control.templates import Done, Event, Printed
+from dovecote.errors import DovecoteError
+from dovecote.model.ids import parse_name
+from dovecote.model.records import Template
+from dovecote.model.states import TemplateState
+from dovecote.model.trees import Template as Own
+
+routes = APIRouter(prefix="/v1", tags=["templates"])
+
+NDJSON = "application/x-ndjson"
+TAR = "application/x-tar"
+UPLOADS = (Upload("POST", "/v1/templates:upload"),)
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "NDJSON: `step`, `output`, at last `ready` or `error`.", "content": {NDJSON: {}}}
+}
+
+TemplateName = Annotated[str, Path(), AfterValidator(lambda text: parse_name(text, "a template"))]
+Name = Annotated[str, Query(max_length=40, description="The template's name.")]
+Port = Annotated[
+    int | None, Query(ge=1, le=65535, description="What the image's command opens, where the image does not say.")
+]
+
+
+class NewTemplate(Body):
+    name: str = Field(description="1-40 of a-z, 0-9 and -. One that is there is made anew.")
+    reference: str = Field(min_length=1, max_length=600, description="An image in a registry: host/name:tag.")
+    port: int | None = Field(
+        None, ge=1, le=65535, description="What the image's command opens, where the image does not say."
+    )
+
+
+class TemplateShape(BaseModel):
+    id: str | None = Field(description="Null for the installation's own.")
+    name: str
+    state: str = Field(description="building, ready or failed.")
+    usable: bool = Field(description="Functions can start from it; from what it was before, while it is made anew.")
+    source: str = Field(description="The reference that it was made from, or archive, build or base.")
+    source_digest: str = Field(description="sha256 of the image's manifest; empty where there was no image.")
+    digest: str | None = Field(description="Of its tree; revisions of functions pin it.")
+    user: str | None = Field(description="Whom commands run as.")
+    directory: str | None = Field(description="Where commands start.")
+    env: dict[str, str]
+    start: StartShape | None = Field(description="Of functions that name none.")
+    files: int
+    total_bytes: int
+    error_code: str = Field(description="Why making it failed; empty when it did not.")
+    reason: str
+    created_at: datetime | None
+    updated_at: datetime | None
+
+
+@routes.post(
+    "/templates", summary="Make a template of an image in a registry", response_class=Response, responses=STREAMED
+)
+async def import_template(here: Here, new: NewTemplate) -> Response:
+    events = await here.rooms.templates.pull(here.tenant_id, new.name, new.reference, port=new.port)
+    return _streamed(here, events)
+
+
+@routes.post(
+    "/templates:upload",
+    summary="Make a template of an archive of an image: the body, a plain tar",
+    response_class=Response,
+    responses=STREAMED,
+    openapi_extra={"requestBody": {"content": {TAR: {}}}},
+)
+async def upload_template(here: Here, name: Name, request: Request, port: Port = None) -> Response:
+    events = await here.rooms.templates.unpack(here.tenant_id, name, request.stream(), port=port)
+    return await _streamed_once_received(here, events)
+
+
+@routes.get("/templates", summary="List templates, in pages; the installation's own come first")
+async def list_templates(here: Here, after: After = None, limit: Limit = 100) -> Page[TemplateShape]:
+    found = await here.rooms.templates.list(here.tenant_id, after=after, limit=limit)
+    own = [_own_shape(template) for template in here.rooms.functions.templates()] if after is None else []
+    items = [*own, *(template_shape(template) for template in found)]
+    return Page[TemplateShape](items=items, next=found[-1].id if len(found) == limit else None)
+
+
+@routes.get("/templates/{name}", summary="One template")
+async def get_template(here: Here, name: TemplateName) -> TemplateShape:
+    for template in here.rooms.functions.templates():
+        if template.name == name:
+            return _own_shape(template)
+    return template_shape(await here.rooms.templates.get(here.tenant_id, name))
+
+
+@routes.delete("/templates/{name}", status_code=204, summary="Remove it; functions that start from it keep its files")
+async def delete_template(here: Here, name: TemplateName) -> None:
+    await here.rooms.templates.delete(here.tenant_id, name)
+
+
+def _streamed(here: Call, events: AsyncGenerator[Event, None], *first: Event) -> Response:
+    lines = _lines(here, events, first)
+    return StreamingResponse(lines, media_type=NDJSON, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+
+
+async def _streamed_once_received(here: Call, events: AsyncGenerator[Event, None]) -> Response:
+    """The answer begins after the body has come: a client that still sends does not read."""
+    try:
+        return _streamed(here, events, await anext(events))
+    except BaseException:
+        await events.aclose()
+        raise
+
+
+async def _lines(
+    here: Call, events: AsyncGenerator[Event, None], first: tuple[Event, ...]
+) -> AsyncGenerator[bytes, None]:
+    try:
+        for event in first:
+            yield _line(event)
+        async for event in events:
+            yield _line(event)
+    except DovecoteError as error:
+        yield orjson.dumps({"type": "error", **errors.body_of(error, here.request_id)}) + b"\n"
+    except Exception:  # logged where it came from
+        yield orjson.dumps({"type": "error", **errors.body_of(errors.internal(), here.request_id)}) + b"\n"
+    finally:
+        await events.aclose()
+
+
+def _line(event: Event) -> bytes:
+    if isinstance(event, Done):
+        body: dict[str, object] = {"type": "ready", "template": template_shape(event.template).model_dump()}
+    elif isinstance(event, Printed):
+        body = {"type": "output", "text": event.text}
+    else:
+        body = {"type": "step", "what": event.what, "done": event.done, "total": event.total}
+    return orjson.dumps(body) + b"\n"
+
+
+def template_shape(template: Template) -> TemplateShape:
+    inside = template.pinned
+    return TemplateShape(
+        id=template.id,
+        name=template.name,
+        state=template.state.value,
+        usable=template.digest is not None,
+        source=template.source,
+        source_digest=template.source_digest,
+        digest=template.digest,
+        user=inside.user if inside else None,
+        directory=inside.cwd if inside else None,
+        env=inside.env if inside else {},
+        start=start_shape(template.start),
+        files=template.files,
+        total_bytes=template.total_bytes,
+        error_code=template.error_code,
+        reason=template.reason,
+        created_at=template.created_at,
+        updated_at=template.updated_at,
+    )
+
+
+def _own_shape(template: Own) -> TemplateShape:
+    return TemplateShape(
+        id=None,
+        name=template.name,
+        state=TemplateState.READY.value,
+        usable=True,
+        source="base",
+        source_digest="",
+        digest=template.digest,
+        user=template.inside.user,
+        directory=template.inside.cwd,
+        env=template.inside.env,
+        start=None,
+        files=0,
+        total_bytes=0,
+        error_code="",
+        reason="",
+        created_at=None,
+        updated_at=None,
+    )

@@ -1,0 +1,211 @@
+"""Templates of tenants: a name each, made by a task that outlives whoever asked for it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shlex
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+
+from dovecote.background import Background
+from dovecote.control.fleet import Fleet, Images, Made
+from dovecote.control.functions import BASE
+from dovecote.control.templates.progress import Event, Telling
+from dovecote.errors import Conflict, DovecoteError, Failed, NoCapacity, NotFound
+from dovecote.model.ids import new_id, parse_name
+from dovecote.model.records import Start, Template
+from dovecote.model.states import TemplateState
+from dovecote.store import Store
+
+log = logging.getLogger(__name__)
+
+MOST_TEMPLATES = 200  # of a tenant
+MOST_AT_ONCE = 2  # that a tenant makes
+MOST_WARM = 32  # trees that are made ready when the server starts
+
+
+class Templates:
+    def __init__(self, store: Store, fleet: Fleet) -> None:
+        self._store = store
+        self._fleet = fleet
+        self._making: dict[str, asyncio.Task[Template]] = {}  # by id of the template
+        self._background = Background()
+
+    # -- coming and going of the server
+
+    async def adopt(self) -> None:
+        """After a restart: what was being made is not any more. Called once, before the first request."""
+        async for template in self._store.everyone().templates.each(state=TemplateState.BUILDING):
+            failure = Failed("the server stopped meanwhile", code="interrupted", hint="make it again")
+            try:
+                await self._store.tenant(template.tenant_id).templates.swap(_failed(template, failure))
+            except DovecoteError as error:
+                log.warning("template %s stays as it was: %s", template.id, error)
+        self._background.run(self._warm(), "making templates ready")
+
+    async def stop(self) -> None:
+        """Ends what is being made; the next start says so in its records."""
+        for task in self._making.values():
+            task.cancel()
+        await asyncio.gather(*self._making.values(), return_exceptions=True)
+        await self._background.stop()
+
+    async def _warm(self) -> None:
+        """Trees that functions start from are fetched and mounted, so that no first session waits for that."""
+        used: dict[str, datetime] = {}
+        everyone = self._store.everyone()
+        async for function in everyone.functions.each():
+            revision = await everyone.revisions.find(id=function.revision_id)
+            if revision is not None and revision.template_name != BASE:
+                used[revision.template] = max(revision.created_at, used.get(revision.template, revision.created_at))
+        newest = sorted(used, key=lambda digest: used[digest], reverse=True)[:MOST_WARM]
+        for host in self._fleet.hosts().values():
+            for digest in newest:
+                try:
+                    await host.images.ready(digest)
+                except DovecoteError as error:
+                    log.warning("template %s cannot be made ready: %s", digest[:16], error)
+
+    # -- making
+
+    async def pull(
+        self, tenant_id: str, name: str, reference: str, *, port: int | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """Of an image in a registry. Raises Invalid, Conflict (building), NoCapacity, and what it is refused for.
+
+        `port` is what its command opens, where the image does not say. The first event comes once it is under way.
+        """
+        return await self._make(
+            tenant_id,
+            name,
+            reference,
+            lambda record, telling: self._from_image(
+                record, port, self._images().pull(reference, scope=tenant_id, progress=telling.step)
+            ),
+        )
+
+    async def unpack(
+        self, tenant_id: str, name: str, archive: AsyncIterator[bytes], *, port: int | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """Of an archive of an image, plain tar."""
+        return await self._make(
+            tenant_id,
+            name,
+            "archive",
+            lambda record, telling: self._from_image(
+                record, port, self._images().unpack(archive, scope=tenant_id, progress=telling.step)
+            ),
+        )
+
+    def _images(self) -> Images:
+        return self._fleet.host(self._fleet.place(prefer=None)).images
+
+    async def _from_image(self, record: Template, port: int | None, making: Awaitable[Made]) -> Template:
+        made = await making
+        return replace(
+            record,
+            digest=made.digest,
+            source_digest=made.source,
+            pinned=made.inside,
+            start=_start(made, port),
+            files=made.files,
+            total_bytes=made.total_bytes,
+        )
+
+    async def _make(
+        self, tenant_id: str, name: str, source: str, work: Callable[[Template, Telling], Awaitable[Template]]
+    ) -> AsyncGenerator[Event, None]:
+        record = await self._begin(tenant_id, name, source)
+        telling = Telling()
+        task = asyncio.ensure_future(self._finish(record, partial(work, record, telling)))
+        self._making[record.id] = task
+        task.add_done_callback(lambda _: self._making.pop(record.id, None))
+        task.add_done_callback(_look)
+        return telling.events(task)
+
+    async def _begin(self, tenant_id: str, name: str, source: str) -> Template:
+        parse_name(name, "a template")
+        if name == BASE:
+            raise Conflict(f"{BASE} is the installation's own", code="exists", hint="choose another name")
+        templates = self._store.tenant(tenant_id).templates
+        if await templates.count(state=TemplateState.BUILDING) >= MOST_AT_ONCE:
+            raise NoCapacity(f"{MOST_AT_ONCE} templates are being made already", code="too_many", retry_after=10)
+        now = datetime.now(UTC)
+        there = await templates.find(name=name)
+        if there is not None and there.state is TemplateState.BUILDING:
+            raise Conflict(f"template {name} is being made", code="building", hint="wait for it, or remove it")
+        if there is not None:
+            changed = replace(there, state=TemplateState.BUILDING, source=source[:600], error_code="", reason="")
+            return await templates.swap(replace(changed, updated_at=now))
+        if await templates.count() >= MOST_TEMPLATES:
+            raise NoCapacity(f"{MOST_TEMPLATES} templates are the most", code="too_many", hint="remove some")
+        return await templates.insert(
+            Template(new_id("tpl"), tenant_id, name, TemplateState.BUILDING, source[:600], now, now)
+        )
+
+    async def _finish(self, record: Template, work: Callable[[], Awaitable[Template]]) -> Template:
+        templates = self._store.tenant(record.tenant_id).templates
+        try:
+            made = await work()
+        except Exception as error:
+            expected = isinstance(error, DovecoteError)
+            if not expected:
+                log.exception("template %s of %s failed", record.name, record.tenant_id)
+            failure = error if isinstance(error, DovecoteError) else Failed("something went wrong on our side")
+            try:
+                await templates.swap(_failed(record, failure))
+            except DovecoteError as lost:
+                log.info("template %s is not there any more: %s", record.id, lost)
+            raise
+        now = datetime.now(UTC)
+        try:
+            return await templates.swap(replace(made, state=TemplateState.READY, updated_at=now))
+        except NotFound:
+            raise NotFound("the template was removed meanwhile", code="no_such_template") from None
+
+    # -- what is there
+
+    async def get(self, tenant_id: str, name: str) -> Template:
+        """Raises NotFound (no_such_template)."""
+        found = await self._store.tenant(tenant_id).templates.find(name=name)
+        if found is None:
+            raise NotFound(f"no template {name!r}", code="no_such_template", hint="`dovecote template ls` lists them")
+        return found
+
+    async def list(self, tenant_id: str, *, after: str | None = None, limit: int = 100) -> Sequence[Template]:
+        return await self._store.tenant(tenant_id).templates.list(after=after, limit=limit)
+
+    async def delete(self, tenant_id: str, name: str) -> None:
+        """Takes the name away, and ends making it. Revisions that pin its files go on with them."""
+        template = await self.get(tenant_id, name)
+        await self._store.tenant(tenant_id).templates.delete(template.id)
+        task = self._making.get(template.id)
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+
+def _start(made: Made, port: int | None) -> Start | None:
+    port = port or made.port
+    if not made.command or port is None:
+        return None
+    return Start(shlex.join(made.command), port, argv=made.command)
+
+
+def _failed(template: Template, error: DovecoteError) -> Template:
+    return replace(
+        template,
+        state=TemplateState.FAILED,
+        error_code=error.code,
+        reason=str(error)[:1000].replace("\0", ""),
+        updated_at=datetime.now(UTC),
+    )
+
+
+def _look(task: asyncio.Task[Template]) -> None:
+    """Whoever follows is told; when nobody does, the record says it."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,77 @@
+"""Templates: made of images and build files, with progress."""
+
+# Generated from _async/templates.py by `python -m dovecote.sdk.generate`; change that and run it.
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from dovecote.sdk._errors import error_from
+from dovecote.sdk._shapes import Printed, Step, Template, TemplateEvent, read
+from dovecote.sdk._sync.transport import Wire
+
+
+class Templates:
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def pull(self, reference: str, *, name: str, port: int | None = None) -> Generator[TemplateEvent, None, None]:
+        """Of an image in a registry, `host/name:tag`. The last event is the template.
+
+        Raises Conflict (building), and what the image is refused for. Leaving early does not end it. `port` is what
+        the image's command opens, where the image does not say.
+        """
+        body = {"name": name, "reference": reference, "port": port}
+        yield from self._making("/v1/templates", json=body)
+
+    def upload(
+        self, archive: str | Path, *, name: str, port: int | None = None
+    ) -> Generator[TemplateEvent, None, None]:
+        """Of an archive of an image: what `docker save` or `skopeo copy ... oci-archive:FILE` wrote, not compressed."""
+        with Path(archive).open("rb") as file:
+            yield from self._making("/v1/templates:upload", params={"name": name, "port": port}, content=_pieces(file))
+
+    def get(self, name: str) -> Template:
+        return read(Template, self._wire.call("GET", f"/v1/templates/{name}"))
+
+    def list(self) -> list[Template]:
+        """The installation's own, `base`, comes first."""
+        found: list[Template] = []
+        after: str | None = None
+        while True:
+            page: Any = self._wire.call("GET", "/v1/templates", params={"after": after})
+            found += [read(Template, each) for each in page["items"]]
+            after = page["next"]
+            if after is None:
+                return found
+
+    def delete(self, name: str) -> None:
+        """Functions that start from it keep its files."""
+        self._wire.call("DELETE", f"/v1/templates/{name}")
+
+    def _making(
+        self, path: str, *, json: Any = None, params: Mapping[str, Any] | None = None, content: Any = None
+    ) -> Generator[TemplateEvent, None, None]:
+        with self._wire.stream("POST", path, json=json, params=params, content=content) as response:
+            for line in response.iter_lines():
+                if line:
+                    yield _event(line)
+
+
+def _pieces(file: IO[bytes]) -> Generator[bytes, None, None]:
+    while piece := file.read(1 << 20):
+        yield piece
+
+
+def _event(line: str) -> TemplateEvent:
+    body = json.loads(line)
+    if body["type"] == "error":
+        raise error_from(500, line.encode())
+    if body["type"] == "ready":
+        return read(Template, body["template"])
+    if body["type"] == "output":
+        return read(Printed, body)
+    return read(Step, body)
