@@ -1,12 +1,18 @@
 """Trees of 200,000 files: manifests and images of them are made, and memory for it has a bound."""
 
+import struct
 import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from dovecote.host.storage.bucket import open_bucket
+from dovecote.host.storage.change import Change, render_change
 from dovecote.host.storage.erofs import BLOCK, render_image
 from dovecote.host.storage.manifest import Entry, Kind, digest_of, join, parse_part, render_part, split
+from dovecote.host.storage.packs import pack, render_locations
+from dovecote.host.storage.trees import Trees
 
 FILES = 200_000
 FOLDERS = 200
@@ -58,3 +64,24 @@ def test_memory_for_an_image_is_bounded(entries: list[Entry]) -> None:
     finally:
         tracemalloc.stop()
     assert peak < BYTES_PER_ENTRY * len(some)
+
+
+def test_memory_for_folding_does_not_grow_with_the_number_of_changes(tmp_path: Path) -> None:
+    """Somebody may touch the same files again and again: each slot of the log then names all of them."""
+    for name in ("template", "upper"):
+        (tmp_path / name).mkdir()
+    trees = Trees(open_bucket("memory:"), tmp_path / "cache")
+    template = trees.save_directory(tmp_path / "template").digest
+    tree = trees.save_delta(tmp_path / "upper", tmp_path / "upper", id_base=0, template=template).digest
+    files = 5_000
+    touched = [Entry(b"%05d" % n, Kind.FILE, 0o644) for n in range(files)]
+    raw = pack(render_change(Change(frozenset(), (Entry(b"", Kind.DIR, 0o755), *touched))))
+    payload = struct.pack("<I", len(raw)) + raw + pack(render_locations([], {}))
+    tracemalloc.start()
+    try:
+        assert trees.fold(tree, [payload] * 24).files == files
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        trees.close()
+    assert most < files * BYTES_PER_ENTRY

@@ -148,8 +148,8 @@ def _names(directory: bytes, inode: int) -> dict[bytes, int] | None:
         return None
 
 
-def combined(changes: Sequence[Change], rules: Rules) -> Change:
-    """Several, the oldest first, as one."""
+def combined(changes: Iterable[Change], rules: Rules) -> Change:
+    """Several, the oldest first, as one. Takes one after the other: each may be of a hundred thousand names."""
     replaced: set[bytes] = set()
     entries: list[Entry] = []
     for change in changes:

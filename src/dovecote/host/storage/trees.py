@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from dovecote.errors import Conflict, Invalid, StorageFailed
 from dovecote.host.storage.bucket import Bucket
-from dovecote.host.storage.change import applied, combined, plan_change, render_change
+from dovecote.host.storage.change import Change, applied, combined, plan_change, render_change
 from dovecote.host.storage.condemned import Clock, Standing, State, boottime, salted
 from dovecote.host.storage.erofs import write_image
 from dovecote.host.storage.fold import DEFAULT_RULES, LEFT_OUT, Bounds, Plan, Rules, plan_delta, plan_directory
@@ -201,19 +201,19 @@ class Trees:
     def fold(self, tree: str, payloads: Sequence[bytes]) -> TreeSaved:
         """The delta that `tree` becomes with the changes of `save_change` on top, the oldest first. Reads no file."""
         template = self._root(tree).template
-        changes = []
-        for payload in payloads:
-            change, located = parse_payload(payload)
-            self._index.add(located)
-            changes.append(change)
         entries = applied(
             self.entries(tree),
-            combined(changes, self._rules),
+            combined(map(self._change, payloads), self._rules),
             rules=self._rules,
             in_template=self._template_paths(template.hex()).__contains__,
         )
         join([(b"", entries)])  # a tree that could not be read again is not written
         return self._save(Plan(entries, [], ()), template=template, previous=tree)
+
+    def _change(self, payload: bytes) -> Change:
+        change, located = parse_payload(payload)
+        self._index.add(located)
+        return change
 
     def save_entries(self, entries: list[Entry], *, notes: tuple[str, ...] = (), like: Sequence[str] = ()) -> TreeSaved:
         """A tree of its own whose contents are in the cache or in the trees `like`; no file is read."""
