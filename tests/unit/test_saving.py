@@ -183,6 +183,16 @@ async def test_the_last_good_save_is_found_past_slots_that_cannot_be_read(world:
     assert await world.saving.last_good("ses_1", before=4) is None
 
 
+async def test_the_first_save_after_a_rewind_that_the_log_does_not_have_is_newer_than_the_rewind(world: World) -> None:
+    await world.saving.take("old", 1 << 21, claim_of(1))
+    assert (await world.saving.checkpoint("old")).generation == 1
+    await world.saving.take("new", 1 << 21, claim_of(3, generation=2))
+    saved = await world.saving.save("new")
+    newest = await world.saving.newest("ses_1")
+    assert newest is not None
+    assert saved.generation == newest.generation == 3
+
+
 # -- a host that starts over such disks
 
 

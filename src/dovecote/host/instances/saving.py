@@ -247,6 +247,7 @@ class Saving:
             previous=record.tree,
             files=tree.files,
             bytes=tree.total_bytes,
+            after=record.generation,  # the log may lack a rewind that the owner's record has
         )
         return Checkpoint(slot.generation, tree.files, tree.new_bytes, 0)
 

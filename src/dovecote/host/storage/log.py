@@ -87,9 +87,11 @@ class SlotLog:
         bytes: int,
         at: datetime | None = None,
         generation: int | None = None,
+        after: int = 0,
     ) -> Slot:
         """Records a tree, which must be whole in the store, as the newest. Its generation is one more than the last.
 
+        `after` is a generation that the owner knows of: the new one is greater, should the log not have it.
         With `generation`, which must be the newest, it is that one again, folded: the same files in another form.
         Raises Conflict: `sealed` when a newer owner has taken over, `log_moved`.
         """
@@ -100,7 +102,7 @@ class SlotLog:
             _check_epoch(end, epoch)
             if generation not in (None, end.generation):
                 raise Conflict(f"generation {end.generation} is the newest, not {generation}", code="log_moved")
-            number = generation or end.generation + 1
+            number = generation or max(end.generation, after) + 1
             time = (at or datetime.now(UTC)).astimezone(UTC).isoformat()
             slot = Slot(end.n + 1, "checkpoint", epoch, number, template, tree, previous, files, bytes, time, nonce)
             if self._create(slot):
