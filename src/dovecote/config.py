@@ -45,7 +45,16 @@ class Settings:
     pool_size: int = setting(4, "Instances kept prepared for the next claim.", "instances")
     pool_bytes: int = setting(64 << 30, "Size of the sparse file that holds the disks of instances.", "bytes")
     volumes_bytes: int = setting(64 << 30, "Size of the sparse file that holds volumes. Back it up.", "bytes")
-    volumes_driver: str = setting("btrfs", "How volumes are kept: `btrfs`, or `loop` for one ext4 image a volume.")
+    volumes_driver: str = setting(
+        "auto",
+        "How volumes are kept: `btrfs`, `loop` for one ext4 image a volume, `auto` for the first of them that works, "
+        "`juicefs` for several hosts.",
+    )
+    juicefs_url: str = setting(
+        "",
+        "Where JuiceFS keeps names and sizes: `postgres://user:password@host/database`; empty means a file in the data "
+        "directory, for one host.",
+    )
     memory_reserve_bytes: int = setting(
         1 << 30, "Memory left to the machine: a claim that would eat into it is refused.", "bytes"
     )
@@ -84,8 +93,11 @@ class Settings:
             object.__setattr__(self, name, Path(getattr(self, name)).expanduser().absolute())
         if not 0 < self.port < 65536:
             raise Invalid(f"not a port: {self.port}", hint="set DOVECOTE_PORT to 1-65535")
-        if self.volumes_driver not in ("btrfs", "loop"):
-            raise Invalid(f"no such driver: {self.volumes_driver}", hint="DOVECOTE_VOLUMES_DRIVER is btrfs or loop")
+        if self.volumes_driver not in ("auto", "btrfs", "loop", "juicefs"):
+            raise Invalid(
+                f"no such driver: {self.volumes_driver}",
+                hint="DOVECOTE_VOLUMES_DRIVER is auto, btrfs, loop or juicefs",
+            )
         if self.tree_layers not in ("auto", "images", "plain"):
             raise Invalid(f"no such way: {self.tree_layers}", hint="DOVECOTE_TREE_LAYERS is auto, images or plain")
         for name in (

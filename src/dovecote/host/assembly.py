@@ -33,7 +33,9 @@ from dovecote.host.storage.roots import Roots
 from dovecote.host.storage.template_base import FILES
 from dovecote.host.storage.templates import BASE, ensure_base
 from dovecote.host.storage.trees import Trees
-from dovecote.host.storage.volumes import LoopVolumes, PoolVolumes, Volumes
+from dovecote.host.storage.volumes import JuiceFSVolumes, LoopVolumes, PoolVolumes, Volumes
+from dovecote.host.storage.volumes.juicefs_commands import find_place
+from dovecote.host.storage.volumes.picking import IMAGES, JUICEFS, LOOP, POOL, pick_driver
 from dovecote.model.sizes import NetworkPolicy
 from dovecote.model.trees import Inside, Template, Workspace
 
@@ -71,7 +73,7 @@ async def assemble(settings: Settings, *, on_death: Callable[[Death], None]) -> 
     guest = await asyncio.to_thread(ensure_guest, settings.cache_dir)
     bucket = open_objects(settings)
     await asyncio.to_thread(bucket.probe)
-    parts = _parts(settings, bucket)
+    parts = _parts(settings, bucket, await pick_driver(settings.volumes_driver, settings.data_dir))
     if settings.level not in parts.runtimes:
         raise Unsupported(
             f"isolation level {settings.level} does not work here", code="no_level", hint="`dovecote doctor`"
@@ -94,7 +96,7 @@ async def disassemble(settings: Settings) -> list[str]:
     removed: list[str] = []
     guest = await asyncio.to_thread(ensure_guest, settings.cache_dir)
     bucket = open_objects(settings)
-    parts = _parts(settings, bucket)
+    parts = _parts(settings, bucket, await pick_driver(settings.volumes_driver, settings.data_dir))
     await parts.disks.ensure()
     await parts.entrance.start()
     try:
@@ -128,7 +130,7 @@ def store_url(settings: Settings) -> str:
     return settings.objects_url or f"file://{settings.data_dir}/objects"
 
 
-def _parts(settings: Settings, bucket: Bucket) -> Parts:
+def _parts(settings: Settings, bucket: Bucket, driver: str) -> Parts:
     cgroups = probe_cgroups(f"dovecote-{settings.installation}")
     runtimes = {}
     for level in LEVELS:
@@ -159,7 +161,7 @@ def _parts(settings: Settings, bucket: Bucket) -> Parts:
         roots=roots,
         entrance=Entrance(),
         trees=trees,
-        volumes=_volumes(settings),
+        volumes=_volumes(settings, driver),
         images=_images(settings, trees, roots, network),
     )
 
@@ -197,11 +199,19 @@ def _images(settings: Settings, trees: Trees, roots: Roots, network: Network) ->
     )
 
 
-def _volumes(settings: Settings) -> Volumes:
+def _volumes(settings: Settings, driver: str) -> Volumes:
     at = settings.run_dir / "volumes"
-    if settings.volumes_driver == "loop":
-        return LoopVolumes(settings.data_dir / "volumes", at)
-    return PoolVolumes(settings.data_dir / "volumes.btrfs", at, max_bytes=settings.volumes_bytes)
+    if driver == JUICEFS:
+        place = find_place(
+            settings.installation,
+            objects_url=settings.objects_url,
+            meta_url=settings.juicefs_url,
+            directory=settings.data_dir / "juicefs",
+        )
+        return JuiceFSVolumes(place, at, run_dir=settings.run_dir / "juicefs", cache_dir=settings.cache_dir / "juicefs")
+    if driver == LOOP:
+        return LoopVolumes(settings.data_dir / IMAGES, at)
+    return PoolVolumes(settings.data_dir / POOL, at, max_bytes=settings.volumes_bytes)
 
 
 def _instances(

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dovecote.config import Settings
-from dovecote.errors import Unsupported
+from dovecote.errors import DovecoteError, Unsupported
 from dovecote.host.guest import build as guest
 from dovecote.host.network import find_problems
 from dovecote.host.runtime import LEVELS, find_runtime, probe_cgroups
 from dovecote.host.storage import templates
 from dovecote.host.storage.lowers import IMAGES, pick
+from dovecote.host.storage.volumes.fuse import connect
+from dovecote.host.storage.volumes.juicefs import find_program
 
 OLDEST_KERNEL = (5, 19)  # overlayfs over lower layers whose ids are mapped
 FILE_SYSTEMS = {
@@ -178,11 +180,25 @@ def _cgroups(settings: Settings) -> Iterator[Finding]:
 
 
 def _volumes(settings: Settings) -> Iterator[Finding]:
-    if settings.volumes_driver == "btrfs":
-        yield Finding("quota of volumes", True, "btrfs, in a pool file")
-    else:
+    if settings.volumes_driver == "juicefs":
+        yield _juicefs()
+    elif settings.volumes_driver == "loop":
         tool = shutil.which("mkfs.ext4")
         yield Finding("quota of volumes", tool is not None, "ext4 images, one a volume", "apt-get install e2fsprogs")
+    else:
+        detail = "btrfs, in a pool file" if settings.volumes_driver == "btrfs" else "found by trying at the first start"
+        yield Finding("quota of volumes", True, detail)
+
+
+def _juicefs() -> Finding:
+    try:
+        find_program()
+        connection = connect("doctor")
+    except DovecoteError as error:
+        return Finding("quota of volumes", False, error.message, error.hint)
+    os.close(connection.mount)
+    os.close(connection.device)
+    return Finding("quota of volumes", True, "JuiceFS")
 
 
 def _places(settings: Settings) -> Iterator[Finding]:

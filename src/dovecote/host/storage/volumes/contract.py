@@ -11,7 +11,7 @@ from dovecote.host.storage.pool import Usage
 class Volumes(Protocol):
     """Directories that hold at most so many bytes: writes beyond fail at once with EDQUOT or ENOSPC.
 
-    Drivers: btrfs pool, loop images. Every method may be repeated; an unknown name raises NotFound.
+    Drivers: btrfs pool, loop images, JuiceFS. Every method may be repeated; an unknown name raises NotFound.
     tests/contract/test_volumes.py says the rest. Names are ids of volumes.
     """
 
@@ -25,7 +25,7 @@ class Volumes(Protocol):
         """Takes effect at once, while it is in use."""
 
     async def usage(self, name: str) -> Usage:
-        """What it holds now, without walking it."""
+        """What it holds, without walking it: now, or, where several hosts count, a few seconds ago."""
 
     async def delete(self, name: str) -> None:
         """Its files too. Raises StorageFailed (busy) where the driver cannot while it is mounted."""

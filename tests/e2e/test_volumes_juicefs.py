@@ -1,0 +1,49 @@
+"""The whole product with volumes by JuiceFS: mounted into a session, through deaths of all that serves them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from dovecote.sdk import Mount
+from tests.e2e.installation import running, until
+
+pytestmark = pytest.mark.e2e
+
+
+def serving(run_dir: Path) -> int:
+    """The JuiceFS process of an installation."""
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = line.read_bytes()
+        except OSError:
+            continue
+        if str(run_dir).encode() in words and b"\0mount\0" in words and b"relay.py" not in words:
+            return int(line.parts[2])
+    raise AssertionError("no JuiceFS runs")
+
+
+def test_a_volume_of_a_session_outlives_crashes_and_holds_its_limit() -> None:
+    with running(volumes_driver="juicefs", pool_size=1) as installation:
+        assert "JuiceFS" in installation.command("doctor").stdout
+        with installation.client() as client:
+            client.volumes.create("work", max_bytes=16 << 20)
+            session = client.sessions.create()
+            session.mounts.add(Mount("work", "/home/user/work", path="anna/chat7"))
+            session.run("echo one > work/f && sudo chown root work/f && stat -c %U work/f", check=True)
+            assert session.run("stat -c %U work work/f").stdout == "user\nroot\n"
+            os.kill(serving(installation.settings.run_dir), signal.SIGKILL)
+            assert session.run("cat work/f; echo two > work/g; cat work/g").stdout == "one\ntwo\n"
+            assert "quota" in session.run("head -c 30000000 /dev/zero > work/big").stderr
+            session.run("rm work/big", check=True)
+            installation.kill()
+            installation.start()
+            assert session.run("cat work/f work/g; echo three > work/h").stdout == "one\ntwo\n"
+            session.park()
+            assert session.run("cat work/h").stdout == "three\n"
+            until(lambda: (client.volumes.get("work").used_bytes or 0) > 0, "usage is known")
+        installation.down()
+        assert installation.remains() == []
