@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 BUFFER = 1 << 20  # a request is at most 128 KiB of data and its header
 HANDED_OVER_WITHIN = 30.0
@@ -99,7 +100,7 @@ class Relay:
         return child
 
     @contextlib.contextmanager
-    def _listening(self):  # type: ignore[no-untyped-def]
+    def _listening(self) -> Iterator[socket.socket]:
         path = f"{self._place}/handover"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
