@@ -110,6 +110,7 @@ class FakeSessions:
             last_active_at=NOW,
             tier=rest["tier"] or "default",
             idle_after=rest["idle_after"],
+            mounts=tuple(rest.get("mounts", ())),
         )
         self.all[session.id] = session
         return session
@@ -328,7 +329,7 @@ class FakeChats:
 
 
 class FakeVolumes:
-    async def resolve(self, tenant_id: str, mounts: list[Any]) -> tuple[Any, ...]:
+    async def resolve(self, tenant_id: str, mounts: list[Any], *, user: str | None = None) -> tuple[Any, ...]:
         return tuple(mounts)
 
 

@@ -66,6 +66,17 @@ def test_help_imports_neither_the_server_nor_the_agent() -> None:
     assert done.stdout.strip() == ""
 
 
+def test_a_session_is_opened_with_mounts(rooms: Rooms, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dovecote("session", "create", "--mount", "work:/mnt", "--mount", "work/anna/chat7:/home/user/w:ro") == 0
+    mounts = rooms.sessions.all[capsys.readouterr().out.strip()].mounts
+    assert [(m.volume, m.path, m.at, m.read_only) for m in mounts] == [
+        ("work", "", "/mnt", False),
+        ("work", "anna/chat7", "/home/user/w", True),
+    ]
+    for text in ("work", "work:", "/mnt", "work:mnt", ":/mnt", "work:/mnt:rw"):
+        assert dovecote("session", "create", "--mount", text) != 0
+
+
 def test_a_session_is_opened_listed_and_ended(rooms: Rooms, capsys: pytest.CaptureFixture[str]) -> None:
     assert dovecote("session", "create", "--key", "u:c") == 0
     session = capsys.readouterr().out.strip()

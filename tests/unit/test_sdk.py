@@ -51,8 +51,10 @@ def test_generation_changes_words_only() -> None:
 
 def test_a_session_through_the_blocking_client(client: Dovecote, rooms: Rooms) -> None:
     rooms.sandboxes.finish = lambda argv: Finished(b"hi\n", b"", 0, None, False, False)
-    with client.sessions.create(key="u:c", idle_after=30, user="u") as session:
+    mounts = [sdk.Mount("work", "/home/user/work", "anna", read_only=True)]
+    with client.sessions.create(key="u:c", idle_after=30, user="u", mounts=mounts) as session:
         assert (session.key, session.state, session.view.idle_after_seconds) == ("u:c", "ready", 30)
+        assert [vars(mount) for mount in rooms.sessions.all[session.id].mounts] == [vars(mount) for mount in mounts]
         assert session.run("echo hi").stdout == "hi\n"
         assert session.run(["echo", "hi"]).is_ok
         view = session.set_start("node server.js", 3000, "/home/user/app", {"A": "b"})

@@ -117,3 +117,37 @@ def test_a_place_that_is_the_systems_is_refused(text: str) -> None:
 def test_places_with_a_common_beginning_do_not_cover_each_other() -> None:
     assert covers("/a/b", "/a")
     assert not covers("/ab", "/a")
+
+
+async def test_a_session_is_opened_with_its_mounts(world: World, volumes: Volumes) -> None:
+    """They are there in its first instance, and whenever it wakes."""
+    volume = await volumes.create(world.tenant, "work", max_bytes=MIB)
+    mounts = await volumes.resolve(world.tenant, [Mount("work", AT, "anna/chat7"), Mount("work", "/mnt")], user="anna")
+    session = await world.sessions.create(world.tenant, user="anna", mounts=mounts)
+    wanted = (Mount(volume.id, AT, "anna/chat7"), Mount(volume.id, "/mnt"))
+    for _ in range(2):
+        instance = world.host.of(session.id)
+        assert instance is not None
+        assert instance.claim.mounts == wanted
+        await world.sessions.park(world.tenant, session.id)
+        await world.sessions.wake(world.tenant, session.id)
+
+
+async def test_a_session_cannot_be_opened_with_another_users_volume(world: World, volumes: Volumes) -> None:
+    await volumes.create(world.tenant, "annas", max_bytes=MIB, user="anna")
+    assert await volumes.resolve(world.tenant, [Mount("annas", AT)], user="anna")
+    for user in ("ben", None):
+        with pytest.raises(Forbidden):
+            await volumes.resolve(world.tenant, [Mount("annas", AT)], user=user)
+
+
+async def test_mounts_that_would_hide_each_other_open_no_session(world: World, volumes: Volumes) -> None:
+    await volumes.create(world.tenant, "work", max_bytes=MIB)
+    mounts = await volumes.resolve(world.tenant, [Mount("work", AT), Mount("work", f"{AT}/below")])
+    with pytest.raises(Conflict):
+        await world.sessions.create(world.tenant, key="one", mounts=mounts)
+    ours = await volumes.resolve(world.tenant, [Mount("work", AT)])
+    await world.functions.create(world.tenant, "draws", mounts=ours)
+    with pytest.raises(Conflict):
+        await world.sessions.create(world.tenant, function="draws", key="one", mounts=ours)
+    await world.sessions.create(world.tenant, key="one", wake=False)  # the key was not taken

@@ -25,14 +25,23 @@ def create(
     tier: Annotated[str | None, typer.Option(help="default, regular, vip or svip.")] = None,
     idle_after: Annotated[float | None, typer.Option(help="Seconds without use until it is parked.")] = None,
     ttl: Annotated[float | None, typer.Option(help="Seconds until it ends, used or not.")] = None,
+    mount: Annotated[list[str] | None, typer.Option(help="A volume into it: VOLUME:AT or VOLUME/PATH:AT.")] = None,
     wake: Annotated[bool, typer.Option(help="Start its instance now.")] = True,
 ) -> None:
     """Open a session and print its id."""
+    from dovecote.cli.volume import parse_mount
     from dovecote.sdk import Dovecote
 
     with Dovecote() as client:
         made = client.sessions.create(
-            function=function, key=key, user=user, tier=tier, idle_after=idle_after, ttl=ttl, wake=wake
+            function=function,
+            key=key,
+            user=user,
+            tier=tier,
+            idle_after=idle_after,
+            ttl=ttl,
+            mounts=[parse_mount(text) for text in mount or ()],
+            wake=wake,
         )
         print(made.id)
 

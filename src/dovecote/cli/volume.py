@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dovecote.cli.show import age, say, table
+
+if TYPE_CHECKING:
+    from dovecote.sdk import Mount
 
 commands = typer.Typer(help="Volumes: files that outlive instances, with a hard limit.", no_args_is_help=True)
 
@@ -24,6 +27,16 @@ def parse_size(text: str) -> int:
     if match is None:
         raise typer.BadParameter(f"not a size: {text!r}")
     return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[match[2]]
+
+
+def parse_mount(text: str) -> Mount:
+    """`work/anna/chat7:/home/user/work`, with `:ro` at the end for a mount that takes no write."""
+    from dovecote.sdk import Mount
+
+    match = re.fullmatch(r"([^/:]+)(?:/([^:]*))?:(/[^:]*)(:ro)?", text)
+    if match is None:
+        raise typer.BadParameter(f"not VOLUME:AT or VOLUME/PATH:AT: {text!r}")
+    return Mount(match[1], match[3], match[2] or "", read_only=match[4] is not None)
 
 
 @commands.command()

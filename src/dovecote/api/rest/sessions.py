@@ -12,6 +12,7 @@ from dovecote.api.rest.shapes import (
     Body,
     InstanceShape,
     LagShape,
+    MountShape,
     Page,
     SessionShape,
     StartShape,
@@ -33,6 +34,7 @@ class NewSession(Body):
     quiet_after_seconds: Seconds | None = Field(None, description="Frozen after so long without use.")
     ttl_seconds: Seconds | None = Field(None, description="Ends so long after its creation, used or not.")
     env: dict[str, str] = Field(default_factory=dict, description="Environment of each of its commands.")
+    mounts: list[MountShape] = Field(default_factory=list, max_length=32, description="Of volumes, into it alone.")
     wake: bool = Field(True, description="Whether to start its instance now.")
 
 
@@ -45,6 +47,7 @@ class ChangedSession(Body):
 
 @routes.post("", status_code=201, summary="Open a session")
 async def create_session(here: Here, new: NewSession) -> SessionShape:
+    mounts = [mount.record() for mount in new.mounts]
     session = await here.rooms.sessions.create(
         here.tenant_id,
         function=new.function,
@@ -55,6 +58,7 @@ async def create_session(here: Here, new: NewSession) -> SessionShape:
         quiet_after=duration(new.quiet_after_seconds),
         ttl=duration(new.ttl_seconds),
         env=new.env,
+        mounts=await here.rooms.volumes.resolve(here.tenant_id, mounts, user=new.user),
         wake=new.wake,
     )
     return session_shape(session, here.rooms.addresses)

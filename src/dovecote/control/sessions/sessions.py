@@ -88,13 +88,14 @@ class Sessions:
         quiet_after: timedelta | None = None,
         ttl: timedelta | None = None,
         env: Mapping[str, str] | None = None,
+        mounts: Sequence[Mount] = (),
         wake: bool = True,
         fork_of: tuple[Session, str] | None = None,
     ) -> Session:
         """A new session. `key` is the caller's own name for it; without one the server makes one.
 
         `fork_of` is a session and a tree of its: the new one begins there, of the same revision, and of the same user
-        unless another is named.
+        unless another is named. `mounts` name volumes by their ids, as for `mount`.
 
         Raises Invalid, NotFound (no_such_function, no_such_tier), Conflict (exists), and what waking raises.
         """
@@ -130,6 +131,10 @@ class Sessions:
                 env={**source.env, **session.env},
                 start=source.start,
             )
+        if mounts:
+            revision = await self._functions.revision(tenant_id, session.revision_id)
+            for mount in mounts:
+                session = replace(session, mounts=added(session, revision, mount))
         session = await self._store.tenant(tenant_id).sessions.insert(session)
         if not wake:
             return session

@@ -107,13 +107,17 @@ class Volumes:
         return []
 
     async def resolve(
-        self, tenant_id: str, mounts: Sequence[Mount], *, user_id: str | None = None
+        self, tenant_id: str, mounts: Sequence[Mount], *, user_id: str | None = None, user: str | None = None
     ) -> tuple[Mount, ...]:
         """Mounts that name volumes by their names, as mounts that name them by their ids, for a user or for all.
+
+        `user` is the tenant's own name for one, `user_id` ours.
 
         Raises NotFound (no_such_volume), Invalid, Forbidden (not_its_user) for what belongs to another user.
         """
         found = []
+        if user is not None and mounts:
+            user_id = (await self._tenancy.user(tenant_id, user)).id
         for mount in mounts:
             volume = await self.get(tenant_id, mount.volume)
             if volume.user_id not in (None, user_id):

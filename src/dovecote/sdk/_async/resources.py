@@ -47,6 +47,7 @@ class AsyncSessions:
         quiet_after: float | None = None,
         ttl: float | None = None,
         env: Mapping[str, str] | None = None,
+        mounts: Sequence[Mount] = (),
         wake: bool = True,
     ) -> AsyncSession:
         """Opens a session. `key` is your own name for it; times are in seconds. Raises Conflict (exists)."""
@@ -59,6 +60,7 @@ class AsyncSessions:
             quiet_after_seconds=quiet_after,
             ttl_seconds=ttl,
             env=dict(env or {}),
+            mounts=[asdict(mount) for mount in mounts],
             wake=wake,
         )
         return AsyncSession(self._wire, read(SessionView, await self._wire.call("POST", "/v1/sessions", json=body)))

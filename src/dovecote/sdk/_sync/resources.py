@@ -48,6 +48,7 @@ class Sessions:
         quiet_after: float | None = None,
         ttl: float | None = None,
         env: Mapping[str, str] | None = None,
+        mounts: Sequence[Mount] = (),
         wake: bool = True,
     ) -> Session:
         """Opens a session. `key` is your own name for it; times are in seconds. Raises Conflict (exists)."""
@@ -60,6 +61,7 @@ class Sessions:
             quiet_after_seconds=quiet_after,
             ttl_seconds=ttl,
             env=dict(env or {}),
+            mounts=[asdict(mount) for mount in mounts],
             wake=wake,
         )
         return Session(self._wire, read(SessionView, self._wire.call("POST", "/v1/sessions", json=body)))
