@@ -42,7 +42,7 @@ async def directory() -> AsyncIterator[Path]:
     with tempfile.TemporaryDirectory(prefix="dovecote-juicefs-") as name:
         yield Path(name)
         assert mounts.mounted_below(Path(name)) == []
-        assert processes(name) == {}
+        await until(lambda: not processes(name), "no process is left")
 
 
 @pytest.fixture
@@ -249,6 +249,9 @@ async def test_when_the_relay_is_killed_it_is_started_again_and_the_mount_stays(
         await until(lambda: relay(directory) != before, "another relay runs")
         output = await anyio.to_thread.run_sync(lambda: inside(at, "cat f; echo two > g; cat g", user=1000))
         assert output == "one\ntwo"
+        await volumes.create("vol_b", max_bytes=16 * MIB)
+        assert await volumes.list() == ["vol_a", "vol_b"]
+        assert (volumes.directory("vol_a") / "g").read_text() == "two\n"
 
 
 async def test_a_restart_takes_over_the_mount(directory: Path, volumes: JuiceFSVolumes, userns: int) -> None:
@@ -375,3 +378,11 @@ async def test_the_kernel_end_is_found_in_the_process_that_holds_it(directory: P
     os.close(fuse.device_of(relay(directory)))
     with pytest.raises(FileNotFoundError):
         fuse.device_of(serving(directory))
+
+
+async def test_a_mount_that_somebody_took_away_is_made_again(directory: Path, volumes: JuiceFSVolumes) -> None:
+    await volumes.create("vol_a", max_bytes=16 * MIB)
+    (volumes.directory("vol_a") / "f").write_text("kept")
+    mounts.unmount(directory / "one/at", detach=True)
+    await until(lambda: (volumes.directory("vol_a") / "f").exists(), "it is mounted again")
+    assert (volumes.directory("vol_a") / "f").read_text() == "kept"

@@ -6,6 +6,7 @@ import asyncio
 import builtins
 import contextlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dovecote.errors import DeadlineExceeded, Invalid, NotFound, StorageFailed, Unsupported
+from dovecote.errors import DeadlineExceeded, DovecoteError, Invalid, NotFound, StorageFailed, Unsupported
 from dovecote.host.storage import mounts
 from dovecote.host.storage.pool import Usage
 from dovecote.host.storage.volumes import fuse
@@ -32,8 +33,11 @@ from dovecote.host.storage.volumes.juicefs_commands import (
     remove_command,
 )
 
+log = logging.getLogger(__name__)
+
 TIMEOUT = 120.0  # seconds that any call may take; the store may be slow
 TAKES_EFFECT_WITHIN = 30.0
+PAUSE, LONGEST_PAUSE = 0.2, 30.0  # before it is served again
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,119}")
 _FILES = "files"
 _GONE = ".gone-"
@@ -59,9 +63,11 @@ class JuiceFSVolumes:
         self._watched = -1
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reviving: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
 
     async def ensure(self) -> None:
         await self._do(self._ensure)
+        self._stopping = asyncio.Event()
         self._watch()
 
     async def create(self, name: str, *, max_bytes: int) -> None:
@@ -84,7 +90,11 @@ class JuiceFSVolumes:
 
     async def remove(self) -> None:
         self._unwatch()
-        await self._do(self._remove)
+        self._stopping.set()
+        if self._reviving is not None:
+            await asyncio.wait([self._reviving])  # what it starts has to be known to be ended
+            self._unwatch()
+        await self._do(self._unmount)
 
     async def _do(self, act: Callable[..., T], *arguments: Any) -> T:
         """What touches the mount may hang with its store, so it is given up after a time."""
@@ -207,9 +217,6 @@ class JuiceFSVolumes:
                     os.close(pidfd)
         (self._run_dir / "relay.json").unlink(missing_ok=True)
 
-    def _remove(self) -> None:
-        self._unmount()
-
     # ---- the relay is started again when it dies
 
     def _watch(self) -> None:
@@ -233,8 +240,28 @@ class JuiceFSVolumes:
         self._reviving = asyncio.ensure_future(self._revive())
 
     async def _revive(self) -> None:
-        await self._do(self._start_relay)
-        self._watch()
+        pause = PAUSE
+        while not await self._is_told_to_stop(within=pause):
+            try:
+                await self._do(self._serve_again)
+                return self._watch()
+            except (DovecoteError, OSError) as error:
+                log.error("volumes cannot be served: %s", error)
+                pause = min(LONGEST_PAUSE, pause * 2)
+
+    async def _is_told_to_stop(self, *, within: float) -> bool:
+        # A pause, so that one that cannot live does not take all of a processor.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), within)
+        return self._stopping.is_set()
+
+    def _serve_again(self) -> None:
+        if mounts.source_of(self._at) is not None:
+            self._start_relay()
+            return
+        log.warning("somebody unmounted %s; it is mounted again", self._at)
+        self._unmount()
+        self._mount()
 
     # ---- volumes
 

@@ -92,7 +92,8 @@ class Relay:
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         environ = {**os.environ, "_FUSE_FD_COMM": f"{self._place}/handover", "JFS_SUPERVISOR": str(os.getpid())}
-        command = ["setpriv", "--pdeathsig", "TERM", "--", *self._command]
+        # Never SIGTERM: JuiceFS takes that for a wish to unmount, and the mount is not its own.
+        command = ["setpriv", "--pdeathsig", "KILL", "--", *self._command]
         child = subprocess.Popen(
             command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -192,11 +193,12 @@ def _drain(listener: socket.socket) -> None:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if child.poll() is None:
-            child.send_signal(number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(ENDS_WITHIN)
+    """It writes out what it has and ends when its socket does."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(ENDS_WITHIN)
+    if child.poll() is None:
+        child.kill()
+        child.wait()
 
 
 def main() -> None:
