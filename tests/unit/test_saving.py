@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,9 +17,11 @@ from dovecote.host.instances.instance import Claim, Instance
 from dovecote.host.instances.instances import Instances
 from dovecote.host.instances.preparing import IdRanges, Parts, Preparing
 from dovecote.host.instances.saving import Saving
+from dovecote.host.storage import pool
 from dovecote.host.storage.bucket import Bucket, open_bucket
 from dovecote.host.storage.log import SlotLog
 from dovecote.host.storage.trees import TreeSaved, Usage
+from dovecote.model.rules import SaveRules, parse_rules
 from dovecote.model.sizes import Limits, NetworkPolicy
 from dovecote.model.states import InstanceState
 from dovecote.model.trees import Workspace
@@ -191,6 +194,14 @@ async def test_the_first_save_after_a_rewind_that_the_log_does_not_have_is_newer
     newest = await world.saving.newest("ses_1")
     assert newest is not None
     assert saved.generation == newest.generation == 3
+
+
+async def test_whatever_rules_a_function_may_have_fit_into_the_record_of_a_disk(world: World) -> None:
+    rules = parse_rules(
+        SaveRules(("/home/user/" + "\x01" * 245,) * 50, ("\U0001f54a" * 64,) * 50, "\U0001f54a" * 32768)
+    )
+    await world.saving.take("disk", 1 << 21, replace(claim_of(1), rules=rules))
+    assert len(json.dumps(world.disks.records["disk"])) < pool._MAX_RECORD_BYTES
 
 
 # -- a host that starts over such disks

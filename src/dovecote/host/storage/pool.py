@@ -32,7 +32,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,119}")
 _RECORDS = ".records"
 _NEW = ".new-"
 _MARK = ".mark-"
-_MAX_RECORD_BYTES = 64 << 10
+_MAX_RECORD_BYTES = 1 << 20  # the longest rules of a function, escaped, are half of it
 
 
 @dataclass(frozen=True)
