@@ -247,7 +247,8 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
     )
     directory = Directory(tenancy, Routing(store, sessions, functions, tenancy), functions, apps)
     keeping = Keeping(store, fleet, functions, sessions, quiet_after=settings.quiet_after)
-    templates = Templates(store, fleet)
+    builds = settings.cache_dir / "builds" / settings.installation
+    templates = Templates(store, fleet, functions, level=settings.level, work_dir=builds)
     app = build_api(
         tenancy=tenancy,
         sessions=sessions,

@@ -43,8 +43,9 @@ class Load:
 class World:
     """One control over one store and one host; `restart` makes another one over the same."""
 
-    def __init__(self, store: Store, host: MemoryHost, clock: Clock, tenant: str, other: str) -> None:
+    def __init__(self, store: Store, host: MemoryHost, clock: Clock, tenant: str, other: str, builds: Path) -> None:
         self.store, self.host, self.clock = store, host, clock
+        self.builds = builds
         self.tenant, self.other = tenant, other
         self.endpoints: Mapping[str, Sequence[str]] = {}
         self.told: list[Mapping[str, Sequence[str]]] = []
@@ -61,7 +62,7 @@ class World:
         )
         self.routing = Routing(self.store, self.sessions, self.functions, self.tenancy)
         self.sandboxes = Sandboxes(self.sessions)
-        self.templates = Templates(self.store, fleet)
+        self.templates = Templates(self.store, fleet, self.functions, level="crun", work_dir=self.builds)
         self.keeping = Keeping(self.store, fleet, self.functions, self.sessions, quiet_after=10)
         self.apps = Apps(
             self.store,
@@ -159,7 +160,7 @@ async def world_on(host: MemoryHost, directory: Path, patch: pytest.MonkeyPatch)
     await store.open()
     try:
         first, second = [tenant.id for tenant in await store.everyone().tenants.list()]
-        world = World(store, host, host.clock, first, second)
+        world = World(store, host, host.clock, first, second, directory / "builds")
         yield world
         await world.leave()
     finally:

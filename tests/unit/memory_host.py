@@ -235,6 +235,12 @@ class MemoryHost:
         instance = self._get(instance_id)
         instance.claim = replace(instance.claim, recovery_point=seconds)
 
+    async def capture(self, instance_id: str) -> str:
+        instance = self._get(instance_id)
+        tree = f"captured-{len(self.trees)}"
+        self.trees[tree] = dict(instance.files)
+        return tree
+
     @property
     def images(self) -> MemoryImages:
         return self.kept_images

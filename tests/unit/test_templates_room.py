@@ -9,18 +9,21 @@ from pathlib import Path
 
 import pytest
 
+from dovecote.control.fleet import Claim
 from dovecote.control.functions import Functions
-from dovecote.control.templates import Done, Event, Step, progress
+from dovecote.control.templates import Done, Event, Printed, Step, progress
 from dovecote.control.templates.progress import Telling
 from dovecote.errors import Conflict, DovecoteError, Failed, NoCapacity, NotFound
 from dovecote.model.ids import new_id
 from dovecote.model.records import Start, Template
+from dovecote.model.sizes import Limits, NetworkPolicy
 from dovecote.model.states import TemplateState
-from dovecote.model.trees import Inside
+from dovecote.model.trees import Inside, Workspace
 from dovecote.model.trees import Template as OwnTemplate
 from tests.unit.control_world import BASE, World, until, world_on
 from tests.unit.memory_host import Clock, MemoryHost
 from tests.unit.memory_images import ALPINE
+from tests.unit.test_layers import file, tar
 
 pytestmark = pytest.mark.anyio
 
@@ -164,6 +167,40 @@ async def test_a_slow_listener_loses_steps_and_never_the_end(world: World) -> No
     told = [event async for event in telling.events(asyncio.ensure_future(end()))]
     assert len(told) <= progress.MOST + 1
     assert isinstance(told[-1], Done)
+
+
+async def test_output_that_nobody_reads_is_dropped_and_steps_are_not(world: World) -> None:
+    telling = Telling()
+    telling.step("the step")
+    for _ in range(4):
+        telling.say("x" * (progress.MOST_TEXT // 2))
+
+    async def end() -> Template:
+        return await made(await world.templates.pull(world.tenant, "alpine", "x"))
+
+    told = [event async for event in telling.events(asyncio.ensure_future(end()))]
+    assert told[0] == Step("the step")
+    assert Printed("[output was dropped]\n") in told
+    assert sum(len(event.text) for event in told if isinstance(event, Printed)) < 1.1 * progress.MOST_TEXT
+
+
+async def test_a_build_that_is_not_one_is_refused_and_leaves_nothing(world: World) -> None:
+    async def sent() -> AsyncIterator[bytes]:
+        yield tar(file("Dovecotefile", b"FROM base\nADD x y\n"))
+
+    with pytest.raises(DovecoteError) as refused:
+        await made(await world.templates.build(world.tenant, "one", sent()))
+    assert refused.value.code == "bad_dovecotefile"
+    assert list(world.builds.iterdir()) == []
+
+
+async def test_a_restart_ends_what_a_build_left_running_and_its_files(world: World) -> None:
+    claim = Claim("tpl_x-1", Workspace("digest"), Limits(), NetworkPolicy(), "crun", 1, keeps_files=False)
+    await world.host.claim(claim)
+    (world.builds / "build-x").mkdir(parents=True)
+    await world.restart()
+    assert world.host.of("tpl_x-1") is None
+    assert not world.builds.exists()
 
 
 @pytest.mark.parametrize("name", ["base", "Up", "a/b", "", "-x"])

@@ -37,6 +37,20 @@ def import_(
             follow(client.templates.pull(image, name=name, port=port))
 
 
+@commands.command("build")
+def build_template(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIRECTORY", help="With a Dovecotefile.", exists=True, file_okay=False)
+    ],
+    name: NewName,
+) -> None:
+    """Make a template of a Dovecotefile and show what its commands print."""
+    from dovecote.sdk import Dovecote
+
+    with Dovecote() as client:
+        follow(client.templates.build(directory, name=name))
+
+
 @commands.command("ls")
 def list_templates() -> None:
     """List templates."""

@@ -26,7 +26,7 @@ routes = APIRouter(prefix="/v1", tags=["templates"])
 
 NDJSON = "application/x-ndjson"
 TAR = "application/x-tar"
-UPLOADS = (Upload("POST", "/v1/templates:upload"),)
+UPLOADS = (Upload("POST", "/v1/templates:upload"), Upload("POST", "/v1/templates:build"))
 STREAMED: dict[int | str, dict[str, Any]] = {
     200: {"description": "NDJSON: `step`, `output`, at last `ready` or `error`.", "content": {NDJSON: {}}}
 }
@@ -83,6 +83,18 @@ async def import_template(here: Here, new: NewTemplate) -> Response:
 )
 async def upload_template(here: Here, name: Name, request: Request, port: Port = None) -> Response:
     events = await here.rooms.templates.unpack(here.tenant_id, name, request.stream(), port=port)
+    return await _streamed_once_received(here, events)
+
+
+@routes.post(
+    "/templates:build",
+    summary="Make a template of a Dovecotefile and the files beside it: the body, a plain tar",
+    response_class=Response,
+    responses=STREAMED,
+    openapi_extra={"requestBody": {"content": {TAR: {}}}},
+)
+async def build_template(here: Here, name: Name, request: Request) -> Response:
+    events = await here.rooms.templates.build(here.tenant_id, name, request.stream())
     return await _streamed_once_received(here, events)
 
 

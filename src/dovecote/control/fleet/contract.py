@@ -44,6 +44,9 @@ class Host(Protocol):
     def volumes(self) -> Volumes:
         """The volumes of this host."""
 
+    async def capture(self, instance_id: str) -> str:
+        """One whole tree of what it sees now, that no log knows of. Called after a step of a build."""
+
     @property
     def images(self) -> Images:
         """What makes trees of images on this host."""

@@ -107,7 +107,7 @@ class Functions:
                 code="no_such_level",
                 hint="there are " + ", ".join(sorted(self._levels)),
             )
-        digest, inside, its_start = await self._pinned(tenant_id, template)
+        digest, inside, its_start = await self.pinned(tenant_id, template)
         return Revision(
             id=new_id("rev"),
             tenant_id=tenant_id,
@@ -160,7 +160,7 @@ class Functions:
         self._revisions[revision_id] = revision
         return revision
 
-    async def _pinned(self, tenant_id: str, name: str) -> tuple[str, Inside, Start | None]:
+    async def pinned(self, tenant_id: str, name: str) -> tuple[str, Inside, Start | None]:
         """A template's tree, what it is like, and its start. Raises NotFound (no_such_template), Conflict."""
         own = self._templates.get(name)
         if own is not None:

@@ -12,6 +12,7 @@ from dovecote.errors import Failed
 from dovecote.model.records import Template
 
 MOST = 1000  # events that wait for a slow listener; older ones go
+MOST_TEXT = 1 << 20  # characters of output that wait
 SILENCE = 15.0  # seconds after which a listener hears the last step again, so that its connection is not idle
 APART = 0.1  # seconds between two figures of one step
 
@@ -46,6 +47,7 @@ class Telling:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Event] = deque(maxlen=MOST)
+        self._text = 0  # characters that came since nothing waited
         self._is_news = asyncio.Event()
         self._last = Step("")
         self._told_at = 0.0
@@ -62,6 +64,13 @@ class Telling:
         self._loop.call_soon_threadsafe(self._put, Printed(text))
 
     def _put(self, event: Event) -> None:
+        if isinstance(event, Printed):
+            self._text += len(event.text)
+            if self._text > MOST_TEXT:
+                # Nobody reads as fast as it prints: what it printed goes, what it does stays.
+                kept = [each for each in self._waiting if not isinstance(each, Printed)]
+                self._waiting = deque([*kept, Printed("[output was dropped]\n")], maxlen=MOST)
+                self._text = len(event.text)
         self._waiting.append(event)
         self._is_news.set()
 
@@ -78,6 +87,7 @@ class Telling:
             self._is_news.clear()
             while self._waiting:
                 yield self._waiting.popleft()
+            self._text = 0
         if making.cancelled():
             raise Failed("it was ended before it was made", code="interrupted", hint="make it again")
         yield Done(making.result())

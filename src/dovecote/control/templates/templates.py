@@ -5,14 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import shlex
+import shutil
+import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
 from dovecote.background import Background
 from dovecote.control.fleet import Fleet, Images, Made
-from dovecote.control.functions import BASE
+from dovecote.control.functions import BASE, Functions
+from dovecote.control.templates import dovecotefile
+from dovecote.control.templates.building import Building, Ground
+from dovecote.control.templates.context import Context, receive
+from dovecote.control.templates.dovecotefile import NAME, parse_dovecotefile
 from dovecote.control.templates.progress import Event, Telling
 from dovecote.errors import Conflict, DovecoteError, Failed, NoCapacity, NotFound
 from dovecote.model.ids import new_id, parse_name
@@ -28,9 +36,14 @@ MOST_WARM = 32  # trees that are made ready when the server starts
 
 
 class Templates:
-    def __init__(self, store: Store, fleet: Fleet) -> None:
+    """`level` is what builds run at; `work_dir` is private and may be deleted while nothing runs."""
+
+    def __init__(self, store: Store, fleet: Fleet, functions: Functions, *, level: str, work_dir: Path) -> None:
         self._store = store
         self._fleet = fleet
+        self._functions = functions
+        self._level = level
+        self._work_dir = work_dir
         self._making: dict[str, asyncio.Task[Template]] = {}  # by id of the template
         self._background = Background()
 
@@ -44,6 +57,12 @@ class Templates:
                 await self._store.tenant(template.tenant_id).templates.swap(_failed(template, failure))
             except DovecoteError as error:
                 log.warning("template %s stays as it was: %s", template.id, error)
+        await asyncio.to_thread(shutil.rmtree, self._work_dir, True)
+        for host in self._fleet.hosts().values():
+            for seen in await host.observe():
+                if seen.owner.startswith("tpl_"):
+                    with suppress(NotFound):
+                        await host.stop(seen.instance_id, grace=0)
         self._background.run(self._warm(), "making templates ready")
 
     async def stop(self) -> None:
@@ -99,6 +118,47 @@ class Templates:
                 record, port, self._images().unpack(archive, scope=tenant_id, progress=telling.step)
             ),
         )
+
+    async def build(self, tenant_id: str, name: str, context: AsyncIterator[bytes]) -> AsyncGenerator[Event, None]:
+        """Of a Dovecotefile and the files beside it, a plain tar. Raises what `pull` raises, Failed (build_failed)."""
+        return await self._make(tenant_id, name, "build", lambda record, telling: self._build(record, context, telling))
+
+    async def _build(self, record: Template, sent: AsyncIterator[bytes], telling: Telling) -> Template:
+        self._work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="build-", dir=self._work_dir) as directory:
+            path = Path(directory) / "context.tar"
+            await receive(sent, path)
+            context = await asyncio.to_thread(Context, path)
+            recipe = parse_dovecotefile(context.read(NAME, dovecotefile.MAX_BYTES))
+            telling.step(f"FROM {recipe.source}")
+            ground, source_digest = await self._ground(record.tenant_id, recipe.source, telling)
+            host = self._fleet.host(self._fleet.place(prefer=None))
+            building = Building(
+                host,
+                telling,
+                context,
+                owner=record.id,
+                scope=record.tenant_id,
+                level=self._level,
+                work_dir=Path(directory),
+            )
+            built = await building.run(recipe, ground)
+            files, total_bytes = await host.images.usage(built.digest)
+        return replace(
+            record,
+            digest=built.digest,
+            source_digest=source_digest,
+            pinned=built.inside,
+            start=built.start,
+            files=files,
+            total_bytes=total_bytes,
+        )
+
+    async def _ground(self, tenant_id: str, source: str, telling: Telling) -> tuple[Ground, str]:
+        if "/" in source or ":" in source:
+            made = await self._images().pull(source, scope=tenant_id, progress=telling.step)
+            return Ground(made.digest, made.inside, _start(made, None)), made.source
+        return Ground(*await self._functions.pinned(tenant_id, source)), ""
 
     def _images(self) -> Images:
         return self._fleet.host(self._fleet.place(prefer=None)).images

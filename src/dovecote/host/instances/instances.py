@@ -18,6 +18,7 @@ from dovecote.errors import Conflict, DovecoteError, Failed, NoCapacity, NotFoun
 from dovecote.host.guest import Guest
 from dovecote.host.instances import mounting
 from dovecote.host.instances.adopting import Adoption, answer_again
+from dovecote.host.instances.capturing import capture
 from dovecote.host.instances.checkpoints import Checkpoints
 from dovecote.host.instances.instance import (
     Claim,
@@ -356,6 +357,10 @@ class Instances:
     @property
     def volumes(self) -> Volumes:
         return self._parts.volumes
+
+    async def capture(self, instance_id: str) -> str:
+        instance = self._get(instance_id)
+        return await capture(self._parts, instance, self._still(instance))
 
     @property
     def images(self) -> Images:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from dovecote.errors import Invalid
 from dovecote.host.storage import template_base as base
-from dovecote.host.storage.manifest import DIRS, Entry, Kind, normalized
+from dovecote.host.storage.manifest import DIRS, MAX_ID, Entry, Kind, normalized
 from dovecote.model.trees import Inside
 
 # What every container runtime gives to an image, whatever it brings itself.
@@ -36,14 +36,7 @@ def furnished(entries: Sequence[Entry], keep: Callable[[bytes], bytes], *, direc
         if path in tree and tree[path].kind in DIRS:
             raise _bad(f"{name} is a directory")
         tree[path] = Entry(path, Kind.FILE, 0o644, size=len(content), digest=keep(content))
-    at = b""
-    for part in _parts(directory):
-        at = at + b"/" + part if at else part
-        there = tree.get(at)
-        if there is not None and there.kind is Kind.SYMLINK:
-            break  # where it leads is for the kernel to say
-        _make_directory(tree, at, 0o755)
-    return normalized(tree.values())
+    return with_directory(list(tree.values()), directory, owner=(0, 0))
 
 
 def inside_of(
@@ -75,6 +68,31 @@ def inside_of(
     )
 
 
+def ids_of(entries: Sequence[Entry], read: Callable[[bytes], bytes], user: str) -> tuple[int, int]:
+    """Numbers of a user that `inside_of` has found, and of its group; 0 for a group by a name."""
+    name, _, group = user.partition(":")
+    accounts = _accounts({entry.path: entry for entry in entries}, read)
+    found = next((fields for fields in accounts if name in (fields[0], fields[2])), None)
+    numbers = [found[2], found[3]] if found is not None else [name, name]
+    if group:
+        numbers[1] = group
+    uid, gid = (int(number) if number.isdecimal() else 0 for number in numbers)
+    return min(uid, MAX_ID), min(gid, MAX_ID)
+
+
+def with_directory(entries: Sequence[Entry], path: str, *, owner: tuple[int, int]) -> list[Entry]:
+    """The same with a directory, and those above it, made where it is missing."""
+    tree = {entry.path: entry for entry in entries}
+    at = b""
+    for part in _parts(path):
+        at = at + b"/" + part if at else part
+        there = tree.get(at)
+        if there is not None and there.kind is Kind.SYMLINK:
+            break  # where it leads is for the kernel to say
+        _make_directory(tree, at, 0o755, owner)
+    return normalized(tree.values())
+
+
 def _accounts(tree: Mapping[bytes, Entry], read: Callable[[bytes], bytes]) -> list[list[str]]:
     entry = tree.get(_followed(tree, b"etc/passwd"))
     if entry is None or entry.kind is not Kind.FILE or not 0 < entry.size <= MAX_ACCOUNTS:
@@ -104,10 +122,10 @@ def _parts(path: str) -> list[bytes]:
     return [part.encode("utf-8", "surrogateescape") for part in posixpath.normpath("/" + path).split("/") if part]
 
 
-def _make_directory(tree: dict[bytes, Entry], path: bytes, mode: int) -> None:
+def _make_directory(tree: dict[bytes, Entry], path: bytes, mode: int, owner: tuple[int, int] = (0, 0)) -> None:
     there = tree.get(path)
     if there is None:
-        tree[path] = Entry(path, Kind.DIR, mode)
+        tree[path] = Entry(path, Kind.DIR, mode, *owner)
     elif there.kind not in DIRS:
         raise _bad(f"/{path.decode(errors='replace')} is not a directory")
 

@@ -8,16 +8,17 @@ import os
 import re
 import tarfile
 import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dovecote.errors import Invalid, StorageFailed
-from dovecote.host.storage.furnish import furnished, inside_of
-from dovecote.host.storage.layers import LayerBounds
+from dovecote.errors import DovecoteError, Invalid, StorageFailed
+from dovecote.host.storage.furnish import furnished, ids_of, inside_of, with_directory
+from dovecote.host.storage.layers import LayerBounds, LayeredTree
+from dovecote.host.storage.manifest import DIRS
 from dovecote.host.storage.objects import disk_errors
-from dovecote.host.storage.oci import Imported, Progress, Reference, import_image, parse_reference
+from dovecote.host.storage.oci import Chains, Imported, Progress, Reference, import_image, parse_reference
 from dovecote.host.storage.registries import Registries
 from dovecote.host.storage.roots import Roots
 from dovecote.host.storage.trees import Trees
@@ -157,25 +158,78 @@ class Images:
         except OSError as error:
             raise StorageFailed(f"the host's cache has lost a file: {error}", code="read_failed") from error
 
-    async def flatten(self, delta: str) -> tuple[str, int, int]:
-        """A delta and its template as one tree, ready to start from: its digest, files, and their bytes."""
-        saved = await asyncio.to_thread(self._trees.flatten, delta)
-        await self.ready(saved.digest)
-        return saved.digest, saved.files, saved.total_bytes
+    async def flatten(self, delta: str) -> str:
+        """A delta and its template as one tree."""
+        return (await asyncio.to_thread(self._trees.flatten, delta)).digest
+
+    async def usage(self, digest: str) -> tuple[int, int]:
+        """Files of a tree, and their bytes."""
+        found = await asyncio.to_thread(self._trees.usage, digest)
+        return found.files, found.total_bytes
+
+    # -- steps of builds
+
+    async def inside(self, digest: str, *, user: str, directory: str, env: Mapping[str, str]) -> Inside:
+        """What a tree is like for that user. Raises Invalid (bad_image)."""
+
+        def look() -> Inside:
+            entries = self._trees.ensure_contents(digest)
+            return inside_of(entries, self._read, user=user, directory=directory, env=env)
+
+        return await asyncio.to_thread(look)
+
+    async def ids(self, digest: str, user: str) -> tuple[int, int]:
+        """Numbers of a user and its group."""
+        return await asyncio.to_thread(lambda: ids_of(self._trees.ensure_contents(digest), self._read, user))
+
+    async def with_directory(self, digest: str, path: str, *, user: str) -> str:
+        """The tree with a directory of that user's, unless something is there. Raises Invalid (bad_image)."""
+
+        def make() -> str:
+            entries = self._trees.ensure_contents(digest)
+            made = with_directory(entries, path, owner=ids_of(entries, self._read, user))
+            return self._trees.save_entries(made, like=(digest,)).digest
+
+        return await asyncio.to_thread(make)
+
+    async def add(self, digest: str, layer: Path, *, diff_id: str, names: Sequence[str]) -> str:
+        """The tree with a layer on top, whose files have these names. Raises Invalid (is_directory, bad_layer)."""
+
+        def apply() -> str:
+            entries = self._trees.entries(digest)
+            directories = {entry.path for entry in entries if entry.kind in DIRS}
+            for name in names:
+                if name.lstrip("/").encode("utf-8", "surrogateescape") in directories:
+                    raise Invalid(f"{name} is a directory", code="is_directory", hint=f"write {name}/")
+            tree = LayeredTree(self._trees.sink(), LayerBounds(total_bytes=self._most_bytes), entries)
+            with layer.open("rb") as file:
+                tree.apply(file, diff_id=diff_id)
+            return self._trees.save_entries(tree.entries(), like=(digest,)).digest
+
+        return await asyncio.to_thread(apply)
+
+    async def recall(self, scope: str, key: str) -> str | None:
+        """The tree that a step made, if it is there still."""
+
+        def find() -> str | None:
+            tree = Chains(self._work_dir / "steps" / scope).find(key)
+            if tree is None or not self._trees.may_be_named(tree):
+                return None
+            with suppress(DovecoteError):
+                self._trees.verify_stored(tree)
+                return tree
+            return None
+
+        return await asyncio.to_thread(find)
+
+    async def remember(self, scope: str, key: str, tree: str) -> None:
+        await asyncio.to_thread(Chains(self._work_dir / "steps" / scope).keep, key, tree)
 
     async def ready(self, digest: str) -> None:
         """Fetches, verifies, builds and mounts what a claim needs, so that the first one need not wait for it."""
         workspace = Workspace(digest)
         await self._roots.hold(workspace)
         await self._roots.release(workspace)
-
-    async def is_whole(self, digest: str) -> bool:
-        """Whether the store has all of a tree."""
-        try:
-            await asyncio.to_thread(self._trees.verify_stored, digest)
-        except StorageFailed:
-            return False
-        return True
 
 
 def archive_transport(path: Path) -> str:

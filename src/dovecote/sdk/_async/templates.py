@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tarfile
+import tempfile
 from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -36,6 +38,13 @@ class AsyncTemplates:
             ):
                 yield event
 
+    async def build(self, directory: str | Path, *, name: str) -> AsyncGenerator[TemplateEvent, None]:
+        """Of the `Dovecotefile` in a directory and all that is below it, but `.git`. What commands print comes too."""
+        with tempfile.TemporaryFile() as file:
+            _pack(Path(directory), file)
+            async for event in self._making("/v1/templates:build", params={"name": name}, content=_pieces(file)):
+                yield event
+
     async def get(self, name: str) -> Template:
         return read(Template, await self._wire.call("GET", f"/v1/templates/{name}"))
 
@@ -61,6 +70,16 @@ class AsyncTemplates:
             async for line in response.aiter_lines():
                 if line:
                     yield _event(line)
+
+
+def _pack(directory: Path, file: IO[bytes]) -> None:
+    def kept(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        is_kind = member.isreg() or member.isdir() or member.issym()
+        return member if is_kind and member.name.removeprefix("./") != ".git" else None
+
+    with tarfile.open(fileobj=file, mode="w", dereference=False) as archive:
+        archive.add(directory, ".", filter=kept)
+    file.seek(0)
 
 
 async def _pieces(file: IO[bytes]) -> AsyncGenerator[bytes, None]:

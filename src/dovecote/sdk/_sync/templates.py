@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import json
+import tarfile
+import tempfile
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -34,6 +36,12 @@ class Templates:
         with Path(archive).open("rb") as file:
             yield from self._making("/v1/templates:upload", params={"name": name, "port": port}, content=_pieces(file))
 
+    def build(self, directory: str | Path, *, name: str) -> Generator[TemplateEvent, None, None]:
+        """Of the `Dovecotefile` in a directory and all that is below it, but `.git`. What commands print comes too."""
+        with tempfile.TemporaryFile() as file:
+            _pack(Path(directory), file)
+            yield from self._making("/v1/templates:build", params={"name": name}, content=_pieces(file))
+
     def get(self, name: str) -> Template:
         return read(Template, self._wire.call("GET", f"/v1/templates/{name}"))
 
@@ -59,6 +67,16 @@ class Templates:
             for line in response.iter_lines():
                 if line:
                     yield _event(line)
+
+
+def _pack(directory: Path, file: IO[bytes]) -> None:
+    def kept(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        is_kind = member.isreg() or member.isdir() or member.issym()
+        return member if is_kind and member.name.removeprefix("./") != ".git" else None
+
+    with tarfile.open(fileobj=file, mode="w", dereference=False) as archive:
+        archive.add(directory, ".", filter=kept)
+    file.seek(0)
 
 
 def _pieces(file: IO[bytes]) -> Generator[bytes, None, None]:
