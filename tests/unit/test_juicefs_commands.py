@@ -61,6 +61,16 @@ def test_another_place_or_other_keys_are_another_mount() -> None:
     assert len(identities) == 4
 
 
+def test_hosts_with_one_database_share_one_whatever_each_is_called() -> None:
+    def name(installation: str, url: str) -> str:
+        return find_place(installation, objects_url="s3://b", meta_url=url, directory=HERE, environ=KEYS).name
+
+    one = name("aaaaaa", "postgresql://u:one@db/jfs")
+    assert one == name("bbbbbb", "postgres://u:another@db/jfs")
+    assert one != name("aaaaaa", "postgres://u:one@db/other")
+    assert name("aaaaaa", "") == "dovecote-aaaaaa"
+
+
 def test_a_bucket_that_was_not_tried_is_refused() -> None:
     with pytest.raises(Unsupported, match="gs://"):
         find("gs://bucket")

@@ -56,10 +56,11 @@ def find_place(
 
     Raises Unsupported for a bucket that JuiceFS was not tried with, Invalid for one that cannot be read.
     """
-    name = f"dovecote-{installation}"
+    meta, secrets = _without_password(meta_url) if meta_url else (f"sqlite3://{directory}/meta.db", {})
+    # Hosts that share a database share what is in it, wherever each has its own data.
+    name = f"dovecote-{blake2b(meta.encode(), digest_size=4).hexdigest() if meta_url else installation}"
     if not _NAME.fullmatch(name):
         raise Invalid(f"not a name for a JuiceFS: {name!r}")
-    meta, secrets = _without_password(meta_url) if meta_url else (f"sqlite3://{directory}/meta.db", {})
     url = urlsplit(objects_url or f"file://{directory}/contents")
     if url.scheme == "file":
         local = url.path if not objects_url else f"{url.path.rstrip('/')}/juicefs"
