@@ -337,3 +337,19 @@ def test_a_file_system_whose_ids_cannot_be_mapped_has_no_plain_directories(near:
         mounts.unmount(near / "on")
         for path in near.iterdir():
             remove_tree(path)
+
+
+def test_a_host_that_never_saw_a_tree_lays_it_out_whole(tmp_path: Path) -> None:
+    """All of its contents come from the store, the first time and again when the cache is gone."""
+    root = small_root(tmp_path / "t0")
+    furnish(root / "data")
+    warm = Trees(open_bucket(f"file://{tmp_path}/bucket"), tmp_path / "warm")
+    digest = warm.save_directory(root).digest
+    warm.close()
+    for name in ("cold", "colder"):
+        trees = Trees(open_bucket(f"file://{tmp_path}/bucket"), tmp_path / name)
+        plain = PlainTrees(trees.ensure_contents, trees.objects_dir, tmp_path / name / "plain")
+        plain.ensure(digest)
+        one, other = ({p: line for p, line in picture(each).items() if p} for each in (root, plain.place(digest)))
+        assert differences(one, other) == []
+        trees.close()
