@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import random
 import signal
@@ -353,3 +355,23 @@ def test_a_host_that_never_saw_a_tree_lays_it_out_whole(tmp_path: Path) -> None:
         one, other = ({p: line for p, line in picture(each).items() if p} for each in (root, plain.place(digest)))
         assert differences(one, other) == []
         trees.close()
+
+
+def full(_: Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_on_a_full_disk_the_kernel_s_version_tells(near: Path) -> None:
+    """A host whose disk is full can still be started to free it, and be taken down."""
+    assert pick(AUTO, near, attempts={IMAGES: full, PLAIN: full}) == IMAGES
+    assert pick(PLAIN, near, attempts={PLAIN: full}) == PLAIN
+    place = near / "small"
+    mounts.mount_at(mounts.tmpfs(max_bytes=4096, owner=0), place)
+    try:
+        with contextlib.suppress(OSError):
+            (place / "all").write_bytes(bytes(8192))
+        assert pick(AUTO, place) == IMAGES
+        assert [path.name for path in place.iterdir()] == ["all"]
+    finally:
+        mounts.unmount(place)
+        remove_tree(place)

@@ -35,7 +35,7 @@ from dovecote.host.storage.templates import BASE, ensure_base
 from dovecote.host.storage.trees import Trees
 from dovecote.host.storage.volumes import JuiceFSVolumes, LoopVolumes, PoolVolumes, Volumes
 from dovecote.host.storage.volumes.juicefs_commands import find_place
-from dovecote.host.storage.volumes.picking import IMAGES, JUICEFS, LOOP, POOL, pick_driver
+from dovecote.host.storage.volumes.picking import BTRFS, IMAGES, JUICEFS, LOOP, POOL, driver_there, pick_driver
 from dovecote.model.sizes import NetworkPolicy
 from dovecote.model.trees import Inside, Template, Workspace
 
@@ -96,7 +96,8 @@ async def disassemble(settings: Settings) -> list[str]:
     removed: list[str] = []
     guest = await asyncio.to_thread(ensure_guest, settings.cache_dir)
     bucket = open_objects(settings)
-    parts = _parts(settings, bucket, await pick_driver(settings.volumes_driver, settings.data_dir))
+    # Nothing is tried: a full disk must not keep a host from being taken down.
+    parts = _parts(settings, bucket, driver_there(settings.volumes_driver, settings.data_dir) or BTRFS)
     await parts.disks.ensure()
     await parts.entrance.start()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ IMAGES, PLAIN, AUTO = "images", "plain", "auto"
 WAYS = (IMAGES, PLAIN)
 _TEXT = b"dovecote"
 _ID_BASE = 1 << 20
+_DATA_ONLY = (6, 5)  # overlayfs has layers that only hold data
 _ENTRIES = [
     Entry(b"", Kind.DIR, 0o755),
     Entry(b"file", Kind.FILE, 0o644, 7, 8, size=len(_TEXT), digest=blake3(_TEXT).digest()),
@@ -35,18 +37,26 @@ def pick(wanted: str, near: Path, *, attempts: Mapping[str, Callable[[Path], Non
     attempts = attempts or {IMAGES: try_images, PLAIN: try_plain}
     reasons = []
     for way in WAYS if wanted == AUTO else (wanted,):
-        with tempfile.TemporaryDirectory(prefix=".dovecote-lowers-", dir=near) as scratch:
-            try:
+        try:
+            with tempfile.TemporaryDirectory(prefix=".dovecote-lowers-", dir=near) as scratch:
                 attempts[way](Path(scratch))
-                return way
-            except (DovecoteError, OSError) as error:
-                reasons.append(f"{way}: {error.message if isinstance(error, DovecoteError) else error}")
+            return way
+        except (DovecoteError, OSError) as error:
+            if _is_full(error):  # nothing can be tried: the version has to tell, or a full disk would end all
+                return way if wanted != AUTO else IMAGES if mounts.is_kernel(*_DATA_ONLY) else PLAIN
+            reasons.append(f"{way}: {error.message if isinstance(error, DovecoteError) else error}")
     raise Unsupported(
         f"trees cannot be mounted on this host ({'; '.join(reasons)})",
         code="no_lowers",
         hint="Linux 6.5 with EROFS and overlayfs, or overlayfs and a data directory on ext4, XFS or btrfs, whose ids "
         "Linux 5.19 can map",
     )
+
+
+def _is_full(error: DovecoteError | OSError) -> bool:
+    if isinstance(error, DovecoteError):
+        return error.code == "disk_full"
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def try_images(scratch: Path) -> None:

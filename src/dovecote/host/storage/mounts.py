@@ -292,8 +292,13 @@ def idmapped(path: Path, userns: int) -> int:
 
 def can_stack_detached() -> bool:
     """Whether a mount that is attached nowhere can be a layer of an overlay. A late probe would be a failed claim."""
-    major, minor = re.findall(r"\d+", os.uname().release)[:2]
-    return (int(major), int(minor)) >= (6, 15)
+    return is_kernel(6, 15)
+
+
+def is_kernel(major: int, minor: int) -> bool:
+    """This one or a later one."""
+    here = re.findall(r"\d+", os.uname().release)[:2]
+    return (int(here[0]), int(here[1])) >= (major, minor)
 
 
 def overlay(

@@ -28,14 +28,19 @@ def small_images(scratch: Path) -> Volumes:
     return LoopVolumes(scratch / "images", scratch / "at")
 
 
-async def pick_driver(wanted: str, data_dir: Path, *, attempts: Mapping[str, Open] | None = None) -> str:
-    """Raises Unsupported (no_volumes) where none works."""
+def driver_there(wanted: str, data_dir: Path) -> str | None:
+    """`wanted`, or of `auto` what volumes lie in already, if there are any."""
     if wanted != AUTO:
         return wanted
     if (data_dir / POOL).exists():
         return BTRFS
-    if any((data_dir / IMAGES).glob("*")):
-        return LOOP
+    return LOOP if any((data_dir / IMAGES).glob("*")) else None
+
+
+async def pick_driver(wanted: str, data_dir: Path, *, attempts: Mapping[str, Open] | None = None) -> str:
+    """Raises Unsupported (no_volumes) where none works."""
+    if known := driver_there(wanted, data_dir):
+        return known
     data_dir.mkdir(parents=True, exist_ok=True)
     reasons = []
     for name, open_small in (attempts or {BTRFS: small_pool, LOOP: small_images}).items():
