@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 import httpx
@@ -16,7 +17,7 @@ import httpx
 from dovecote.sdk import DovecoteError
 from stress.history import Fault
 from stress.subject import Subject, patiently
-from stress.world import World, wait_until_gone
+from stress.world import World, comes_true
 
 SEALED_WITHIN = 60.0  # seconds in which a host that was taken over finds that out
 
@@ -153,9 +154,12 @@ def takeover(world: World, subjects: Sequence[Subject], chance: Random) -> Blow:
                 subject.compare(floor=subject.saved, at=at)
             os.kill(process.pid, signal.SIGCONT)
             for subject in subjects:
-                if not wait_until_gone(pids[subject.name], SEALED_WITHIN):
+                gone = partial(_is_gone, pids[subject.name])
+                if not comes_true(gone, "the instance ends", within=SEALED_WITHIN):
                     raise Fault(f"{subject.name}: the host that lost it goes on with it")
-                if not world.is_orphaned(subject.session.id):
+                # Its disk is marked a moment after its processes ended.
+                orphaned = partial(world.is_orphaned, subject.session.id)
+                if not comes_true(orphaned, "its files become an orphan", within=SEALED_WITHIN):
                     raise Fault(f"{subject.name}: what the old host had was not kept")
                 subject.session.park()
     finally:
@@ -163,6 +167,10 @@ def takeover(world: World, subjects: Sequence[Subject], chance: Random) -> Blow:
     for subject in subjects:
         subject.move(world.client)
     return Blow(at, keeps_all=False, is_stored=True)
+
+
+def _is_gone(pid: int) -> bool:
+    return not os.path.exists(f"/proc/{pid}")
 
 
 def _go_on(subjects: Sequence[Subject], chance: Random) -> None:

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -152,9 +152,9 @@ def _environment(store: SeaweedFSServer) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def wait_until_gone(pid: int, within: float) -> bool:
+def comes_true(claim: Callable[[], bool], what: str, *, within: float) -> bool:
     try:
-        until(lambda: not Path(f"/proc/{pid}").exists(), f"process {pid} ends", within=within)
+        until(claim, what, within=within)
     except AssertionError:
         return False
     return True
