@@ -352,3 +352,21 @@ async def test_a_first_claim_that_control_did_not_hear_of_is_saved_when_idle(wor
     parked = await world.sessions.park(world.tenant, session.id)
     assert (parked.state, world.host.left) == (S.PARKED, {})
     assert await world.read(session) == b"mine"
+
+
+async def test_a_session_that_another_server_took_over_keeps_no_instance_here(world: World) -> None:
+    """Also when nothing inside writes, so that no save finds out."""
+    moved, changed = [
+        await world.sessions.create(world.tenant, quiet_after=timedelta(seconds=10), idle_after=timedelta(seconds=300))
+        for _ in range(2)
+    ]
+    await world.rewrite(moved, instance_id="ins_elsewhere", epoch=moved.epoch + 1)
+    await world.rewrite(changed, reason="said by another server")  # still the same instance
+    world.clock.advance(20)
+    await world.tick()
+    assert world.host.of(moved.id) is None
+    assert world.host.of(changed.id) is not None
+    assert (await world.record(moved)).instance_id == "ins_elsewhere"
+    world.clock.advance(300)
+    await world.tick()
+    assert (await world.record(changed)).state is S.PARKED

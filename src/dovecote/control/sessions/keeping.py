@@ -164,6 +164,8 @@ class Keeping:
                     await self._sessions.rest(session.id, unless_used_since=used)
             except DovecoteError as error:
                 log.warning("session %s could not %s: %s", session.id, move, error)
+                if error.code == "stale":
+                    await self._sessions.let_go(session.id)
             except Exception:
                 log.exception("session %s could not %s", session.id, move)
 

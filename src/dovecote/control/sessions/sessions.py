@@ -709,6 +709,23 @@ class Sessions:
         check_session_move(session.state, wanted.state)
         return await self._store.tenant(session.tenant_id).sessions.swap(wanted)
 
+    async def let_go(self, session_id: str) -> None:
+        """Ends an instance of ours whose session another server has taken over since: its files become an orphan."""
+        async with self.live.lock(session_id):
+            live = self.live.get(session_id)
+            if live is None:
+                return
+            session = await self._store.tenant(live.session.tenant_id).sessions.get(session_id)
+            if session.instance_id == live.instance_id:
+                live.session = replace(session, state=live.session.state)  # which is true and not always written
+                return
+            log.warning("session %s goes on elsewhere: %s ends", session_id, live.instance_id)
+            self.live.drop(session_id)
+            with contextlib.suppress(NotFound):
+                await live.host.stop(live.instance_id, grace=0)
+            with contextlib.suppress(NotFound):
+                await live.host.save_leftover(session_id)
+
     async def _note(self, live: Live) -> None:
         """Brings the record of a live session up to what is true of it."""
         async with self.live.lock(live.session.id):
