@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import uvicorn
@@ -48,6 +49,7 @@ log = logging.getLogger("dovecote")
 
 HOST_ID = "local"
 HOLD_LONGER = 10.0  # seconds: whoever waits for a start answers before the gateway gives up
+BLOCKING_CALLS = 64  # at once, in threads: some that wait for a slow store must not hold up all others
 
 
 def serve(settings: Settings) -> int:
@@ -186,6 +188,8 @@ async def _serve(settings: Settings) -> None:
         raise Unsupported(
             f"{first.name}: {first.detail}", code="host_unfit", hint=f"{first.hint}; `dovecote doctor` lists all"
         )
+    threads = ThreadPoolExecutor(BLOCKING_CALLS, thread_name_prefix="blocking")
+    asyncio.get_running_loop().set_default_executor(threads)
     store = open_store(database_url(settings))
     await store.open()
     try:

@@ -94,6 +94,8 @@ async def test_another_tenants_records_are_not_there(store: Store) -> None:
         assert await kept.list() == [mine[name]]
         assert await kept.list(id={mine[name].id, record.id}) == [mine[name]]
         assert [each async for each in kept.each()] == [mine[name]]
+        assert await kept.newest() == mine[name]
+        assert await kept.newest(id=record.id) is None
         assert await kept.count() == 1
         with pytest.raises(Invalid, match="to list after"):
             await kept.list(after=record.id)
@@ -252,6 +254,17 @@ async def test_pages_are_stable_while_records_come_change_and_go(store: Store) -
         await kept.swap(replace(page[0], state=SessionState.PARKED))
         await kept.delete(page[1].id)
     assert seen == [each.id for each in sorted(before, key=lambda each: (each.created_at, each.id))]
+
+
+async def test_the_newest_is_the_one_that_a_list_comes_to_last(store: Store) -> None:
+    kept = store.tenant(A).sessions
+    assert await kept.newest() is None
+    for n in range(12):
+        state = SessionState.PARKED if n < 6 else SessionState.NEW
+        await kept.insert(session(created_at=NOW + timedelta(seconds=n // 3), state=state))
+    assert await kept.newest() == (await kept.list())[-1]
+    assert await kept.newest(state=SessionState.PARKED) == (await kept.list(state=SessionState.PARKED))[-1]
+    assert await kept.newest(state=SessionState.LOST) is None
 
 
 async def test_a_filtered_page_follows_a_record_that_no_longer_matches(store: Store) -> None:

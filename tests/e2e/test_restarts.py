@@ -143,6 +143,8 @@ def test_a_kill_in_the_middle_of_a_save_loses_nothing(
         try:
             # The save may have been parking's own or one of those that are made while it runs.
             assert session_state(own, session.id) in ("ready", "parking", "parked")
+            if moment is not is_parking:
+                assert is_folding(own, session.id), "it was killed before the end of the save"
         finally:
             own.start()
         assert not is_folding(own, session.id)

@@ -23,9 +23,9 @@ from dovecote.host.storage.garbage import Collected, collect_garbage
 from dovecote.host.storage.log import SlotLog
 from dovecote.host.storage.manifest import Entry, Kind
 from dovecote.host.storage.marking import KEPT_SAVES, References
-from dovecote.host.storage.packs import PackWriter, Source, pack, render_locations, unpack
+from dovecote.host.storage.packs import PackWriter, Source, pack, unpack
 from dovecote.host.storage.pins import write_pins
-from dovecote.host.storage.stored import read_locations, read_part, read_root, stored_name
+from dovecote.host.storage.stored import packed_locations, read_locations, read_part, read_root, stored_name
 from dovecote.host.storage.trees import Trees
 from tests.unit.garbage_world import START, Actor, SteppedBucket
 from tests.unit.test_storage_objects import packs_at
@@ -399,7 +399,7 @@ def test_changes_that_are_not_folded_keep_their_packs(store: Store) -> None:
     writer.flush()
     change = Change(frozenset(), (Entry(b"new", Kind.FILE, 0o644, size=content.size, digest=content.digest),))
     raw = pack(render_change(change))
-    payload = struct.pack("<I", len(raw)) + raw + pack(render_locations([content.digest], writer.located))
+    payload = struct.pack("<I", len(raw)) + raw + packed_locations([content.digest], writer.located)
     log = SlotLog(store.bucket, "ses_1", clock=store.bucket.clock)
     append(log, store.save("a"))
     log.append_changes(payload, epoch=1, generation=1)

@@ -106,7 +106,7 @@ async def test_a_failure_is_told_and_keeps_nobody_out(world: World) -> None:
 @pytest.mark.anyio
 async def test_what_takes_too_long_is_given_up(world: World) -> None:
     world.host.installs = (None, b"")
-    world.sessions._reinstall_timeout = -4.99
+    world.sessions._reinstalling._timeout = -4.99
     session = await restored(world)
     assert session.reinstall is not None
     assert session.reinstall.state is ReinstallState.FAILED

@@ -41,7 +41,7 @@ def test_what_was_just_taken_stays_when_the_clock_goes_back() -> None:
     tier, kept = TIERS["default"], [ONE]
     for number in range(2 * tier.snapshots):
         now = NOW + timedelta(hours=number if number < tier.snapshots else -number)
-        taken = replace(ONE, id=f"snp_x{number}", created_at=moment_after(kept, now))
+        taken = replace(ONE, id=f"snp_x{number}", created_at=moment_after(kept[-1], now))
         kept.append(taken)
         gone = expired(kept, tier, now)
         assert taken not in gone
@@ -169,14 +169,14 @@ async def test_a_snapshot_that_is_being_taken_while_its_session_is_deleted_leave
     world: World, snapshots: Snapshots, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = await world.sessions.create(world.tenant)
-    checkpoint = world.sessions.checkpoint
+    checkpoint = world.sessions.files.checkpoint
 
     async def deleted_first(saved: Session) -> Saved | None:
         found = await checkpoint(saved)
         await world.sessions.delete(world.tenant, session.id)
         return found
 
-    monkeypatch.setattr(world.sessions, "checkpoint", deleted_first)
+    monkeypatch.setattr(world.sessions.files, "checkpoint", deleted_first)
     with pytest.raises(Conflict):
         await snapshots.create(world.tenant, session.id)
     assert [each async for each in snapshots.workspaces()] == []

@@ -20,8 +20,8 @@ from dovecote.host.storage.check import FAULTS_SHOWN, Checked, check_store
 from dovecote.host.storage.figures import store_figures
 from dovecote.host.storage.log import SlotLog
 from dovecote.host.storage.manifest import Entry, Kind
-from dovecote.host.storage.packs import PIECE_BYTES, PackWriter, Source, pack, render_locations
-from dovecote.host.storage.stored import read_root
+from dovecote.host.storage.packs import PIECE_BYTES, PackWriter, Source, pack
+from dovecote.host.storage.stored import packed_locations, read_root
 from dovecote.host.storage.trees import Trees
 from dovecote.model.records import App, Function, Revision, Snapshot
 from dovecote.model.sizes import NetworkPolicy
@@ -214,7 +214,7 @@ def append_changes(world: World, directory: Path) -> set[Path]:
     writer.flush()
     change = Change(frozenset(), (Entry(b"new", Kind.FILE, 0o644, size=content.size, digest=content.digest),))
     raw = pack(render_change(change))
-    payload = struct.pack("<I", len(raw)) + raw + pack(render_locations([content.digest], writer.located))
+    payload = struct.pack("<I", len(raw)) + raw + packed_locations([content.digest], writer.located)
     SlotLog(world.bucket, "ses_1").append_changes(payload, epoch=1, generation=1)
     return set((world.objects / "packs").glob("*/*")) - before
 

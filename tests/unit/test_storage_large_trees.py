@@ -11,7 +11,8 @@ from dovecote.host.storage.bucket import open_bucket
 from dovecote.host.storage.change import Change, render_change
 from dovecote.host.storage.erofs import BLOCK, render_image
 from dovecote.host.storage.manifest import Entry, Kind, digest_of, join, parse_part, render_part, split
-from dovecote.host.storage.packs import pack, render_locations
+from dovecote.host.storage.packs import pack
+from dovecote.host.storage.stored import packed_locations
 from dovecote.host.storage.trees import Trees
 
 FILES = 200_000
@@ -76,7 +77,7 @@ def test_memory_for_folding_does_not_grow_with_the_number_of_changes(tmp_path: P
     files = 5_000
     touched = [Entry(b"%05d" % n, Kind.FILE, 0o644) for n in range(files)]
     raw = pack(render_change(Change(frozenset(), (Entry(b"", Kind.DIR, 0o755), *touched))))
-    payload = struct.pack("<I", len(raw)) + raw + pack(render_locations([], {}))
+    payload = struct.pack("<I", len(raw)) + raw + packed_locations([], {})
     tracemalloc.start()
     try:
         assert trees.fold(tree, [payload] * 24).files == files

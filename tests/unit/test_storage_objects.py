@@ -97,11 +97,11 @@ def test_equal_files_are_stored_once(tmp_path: Path) -> None:
     data = os.urandom(1 << 20)
     writer.absorb([source(tmp_path, f"f{i}", data) for i in range(200)])
     writer.flush()
-    assert writer.new_bytes < 2 * len(data)
+    assert writer.added_bytes < 2 * len(data)
     again = PackWriter(packs)
     again.absorb([source(tmp_path, "f", data)])
     again.flush()
-    assert again.new_bytes == 0
+    assert again.added_bytes == 0
 
 
 def test_a_lost_index_costs_bytes_and_nothing_else(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ class Saved:
     tree: str
     generation: int
     files: int
-    new_bytes: int  # bytes added to the store, compressed
+    added_bytes: int  # to the store, compressed
     total_bytes: int  # bytes of all files in the delta, as a user would count them
 
 

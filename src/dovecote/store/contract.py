@@ -84,6 +84,9 @@ class Records(Protocol[R]):
         `after` names no record, or one that has been deleted.
         """
 
+    async def newest(self, **equals: Any) -> R | None:
+        """The one that `list` would come to last."""
+
     def each(self, **equals: Any) -> AsyncIterator[R]:
         """Every record, read page by page; unlike `list`, the caller may delete them on the way."""
 

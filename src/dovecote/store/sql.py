@@ -174,6 +174,12 @@ class _Records(Generic[R]):
                 )
         return await self._page(_bounded(limit), last, equals)
 
+    async def newest(self, **equals: Any) -> R | None:
+        order = [column.desc() for column in self._kind.order]
+        statement = self._where(sa.select(self._kind.table), equals).order_by(*order).limit(1)
+        rows = (await self._do(statement)).rows
+        return self._kind.read(rows[0]) if rows else None
+
     async def each(self, **equals: Any) -> AsyncIterator[R]:
         last = None
         while page := await self._page(MOST, last, equals):

@@ -80,7 +80,7 @@ class Keeping:
                 await self._sessions.settle(session, SessionState.NEW, None)
             else:
                 lost = await self._sessions.settle(session, SessionState.LOST, None)
-                await self._sessions.recover_from_log(lost, host)
+                await self._sessions.files.recover_from_log(lost, host)
 
     async def _remove_strays(self, host: Host, observed: dict[str, Observed], left: set[str]) -> None:
         """Instances and leftovers of sessions that have ended or were parked: their record was written just in time."""
@@ -100,7 +100,7 @@ class Keeping:
         if session is not None and session.state is SessionState.PARKED:
             # Whether its save came before the last write nobody can tell by now.
             async with self._sessions.live.lock(owner):
-                await self._sessions.store_leftover(session, host, session.reason)
+                await self._sessions.files.store_leftover(session, host, session.reason)
         else:
             await host.discard(owner)
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import posixpath
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dovecote.control.fleet import Command, Exited, Guest, Output, Placed
+from dovecote.control.fleet import Command, Exited, Guest, Host, Output, Placed
+from dovecote.control.sessions.saved import Swap
 from dovecote.errors import DovecoteError
+from dovecote.model.records import Revision, Session
 from dovecote.model.rules import Reinstall, ReinstallState, SaveRules
+
+log = logging.getLogger(__name__)
 
 TAG = "reinstall"
 LAST_WORDS = 2000  # characters of output that are kept
@@ -78,6 +83,41 @@ def to_bring_back(before: Reinstall | None, placed: Placed) -> tuple[str, ...]:
     if before is not None and before.state is ReinstallState.RUNNING:
         return before.directories
     return ()
+
+
+class Reinstalling:
+    """Keeps its result in the session's record. Whether it works or not, the session goes on."""
+
+    def __init__(self, swap: Swap, *, timeout: float) -> None:
+        self._swap = swap
+        self._timeout = timeout
+
+    async def after_claim(self, session: Session, revision: Revision, host: Host, placed: Placed) -> Session:
+        """Called under the session's lock."""
+        directories = to_bring_back(session.reinstall, placed)
+        if not directories:
+            stays = placed.how in ("survivor", "there") or session.reinstall is None
+            return session if stays else await self._swap(session, reinstall=None)
+        session = await self._swap(session, reinstall=Reinstall(ReinstallState.RUNNING, directories))
+        return await self._swap(session, reinstall=await self.again(session, revision, host, placed.instance_id))
+
+    async def again(self, session: Session, revision: Revision, host: Host, instance_id: str) -> Reinstall | None:
+        """What the session's record says is to be brought back. Answers what became of it."""
+        assert session.reinstall is not None
+        guest = host.guest(instance_id)
+        await wait_for_earlier(guest, timeout=self._timeout)
+        done = await bring_back(
+            guest,
+            session.reinstall.directories,
+            revision.rules,
+            user=revision.inside.user,
+            home=revision.inside.home,
+            env={**revision.inside.env, **revision.env, **session.env},
+            timeout=self._timeout,
+        )
+        if done is not None:
+            log.info("reinstalling in session %s: %s %s", session.id, done.command, done.state)
+        return done
 
 
 async def plan(

@@ -16,7 +16,7 @@ from dovecote.control.fleet import SERVER_TAG, Claim, Death, Fleet, Host, Placed
 from dovecote.control.functions import SANDBOX, Functions
 from dovecote.control.sessions.live import Live, LiveSessions
 from dovecote.control.sessions.mounting import added, without
-from dovecote.control.sessions.reinstalling import bring_back, to_bring_back, wait_for_earlier
+from dovecote.control.sessions.reinstalling import Reinstalling
 from dovecote.control.sessions.rules import (
     alive,
     is_over,
@@ -26,15 +26,16 @@ from dovecote.control.sessions.rules import (
     recovery_point,
     resting_lag,
 )
+from dovecote.control.sessions.saved import SavedFiles, last_good
 from dovecote.control.sessions.starting import ensure_started, wait_for_port
 from dovecote.control.tenancy import Tenancy
 from dovecote.errors import Conflict, DovecoteError, Invalid, NotFound, StorageFailed
 from dovecote.model.ids import new_id, parse_session_key, random_text
-from dovecote.model.records import Revision, Session, Start
-from dovecote.model.rules import Reinstall, ReinstallState
+from dovecote.model.records import Session, Start
+from dovecote.model.rules import ReinstallState
 from dovecote.model.sizes import SPECS
 from dovecote.model.states import LIVE_SESSION, Desired, SessionState, check_session_move
-from dovecote.model.trees import Change, Lag, Saved, Workspace
+from dovecote.model.trees import Lag, Workspace
 from dovecote.model.volumes import Mount
 from dovecote.store import Store
 
@@ -69,8 +70,9 @@ class Sessions:
         self._tenancy = tenancy
         self._quiet_after = quiet_after
         self._start_timeout = start_timeout
-        self._reinstall_timeout = reinstall_timeout
         self.live = LiveSessions()
+        self.files = SavedFiles(fleet, self._swap)
+        self._reinstalling = Reinstalling(self._swap, timeout=reinstall_timeout)
         self._waking: dict[str, asyncio.Task[Live]] = {}
         self._background = Background()
 
@@ -387,7 +389,7 @@ class Sessions:
         except BaseException as error:
             await self._unclaimed(session, before, host, error)
             raise
-        session = await self._bring_back(session, revision, host, placed)
+        session = await self._reinstalling.after_claim(session, revision, host, placed)
         session = await self._swap(
             session,
             state=SessionState.READY,
@@ -407,39 +409,13 @@ class Sessions:
                 log.info("the start of session %s failed: %s", session.id, error)
         return live
 
-    async def _bring_back(self, session: Session, revision: Revision, host: Host, placed: Placed) -> Session:
-        """Dependencies that rules had left out. Whether that works or not, the session goes on."""
-        directories = to_bring_back(session.reinstall, placed)
-        if not directories:
-            stays = placed.how in ("survivor", "there") or session.reinstall is None
-            return session if stays else await self._swap(session, reinstall=None)
-        session = await self._swap(session, reinstall=Reinstall(ReinstallState.RUNNING, directories))
-        return await self._swap(session, reinstall=await self._reinstall(session, revision, host, placed.instance_id))
-
-    async def _reinstall(self, session: Session, revision: Revision, host: Host, instance_id: str) -> Reinstall | None:
-        assert session.reinstall is not None
-        guest = host.guest(instance_id)
-        await wait_for_earlier(guest, timeout=self._reinstall_timeout)
-        done = await bring_back(
-            guest,
-            session.reinstall.directories,
-            revision.rules,
-            user=revision.inside.user,
-            home=revision.inside.home,
-            env={**revision.inside.env, **revision.env, **session.env},
-            timeout=self._reinstall_timeout,
-        )
-        if done is not None:
-            log.info("reinstalling in session %s: %s %s", session.id, done.command, done.state)
-        return done
-
     def resume_reinstall(self, live: Live) -> None:
         """After a restart in the middle of it: does it again, while the session goes on."""
         if live.session.reinstall is not None and live.session.reinstall.state is ReinstallState.RUNNING:
             self._background.run(self._resume_reinstall(live), f"reinstalling in {live.session.id}")
 
     async def _resume_reinstall(self, live: Live) -> None:
-        done = await self._reinstall(live.session, live.revision, live.host, live.instance_id)
+        done = await self._reinstalling.again(live.session, live.revision, live.host, live.instance_id)
         async with self.live.lock(live.session.id):
             if self.live.get(live.session.id) is live:
                 await self._change(live.session, reinstall=done)
@@ -448,7 +424,7 @@ class Sessions:
         state, reason = before.state, f"could not be woken: {error}"
         if isinstance(error, StorageFailed) and error.code == "corrupt":
             state = SessionState.DAMAGED
-            last = await _last_good(session, host)
+            last = await last_good(session, host)
             reason = f"its files of generation {session.saved_generation} failed verification ({last}): {error}"
         await self._swap(session, state=state, reason=reason[:500])
 
@@ -505,7 +481,7 @@ class Sessions:
             self.live.drop(session.id)
             with contextlib.suppress(NotFound):
                 await live.host.stop(live.instance_id)
-            return await self.store_leftover(session, live.host, reason)
+            return await self.files.store_leftover(session, live.host, reason)
         if session.state in (SessionState.READY, SessionState.FROZEN):
             # Its instance died a moment ago; whoever notes that waits for the lock.
             session = await self._swap(session, state=SessionState.LOST)
@@ -513,7 +489,7 @@ class Sessions:
             if session.instance_id is not None:
                 with contextlib.suppress(NotFound):
                     await self._fleet.host(session.host_id).stop(session.instance_id)
-            return await self.store_leftover(session, self._fleet.host(session.host_id), reason)
+            return await self.files.store_leftover(session, self._fleet.host(session.host_id), reason)
         return session
 
     async def rewind(
@@ -544,92 +520,15 @@ class Sessions:
                 saved_at=datetime.now(UTC),
                 reason="rewound",
             )
-            session = await self._log_rewind(host, session, files)
+            session = await self.files.log_rewind(host, session, files)
             for each in self._hosts_of(session):
                 await each.discard(session.id)
             return session
-
-    async def _log_rewind(self, host: Host, session: Session, files: Workspace) -> Session:
-        """Shuts earlier owners out of the log. Without that its next claim does it; the record says what counts."""
-        assert files.tree is not None
-        try:
-            saved = await host.rewind(session.id, epoch=session.epoch, template=files.template, tree=files.tree)
-        except StorageFailed as error:
-            log.warning("the log of %s does not have that it was rewound: %s", session.id, error)
-            return session
-        if saved.generation == session.saved_generation:
-            return session
-        return await self._swap(session, saved_generation=saved.generation)
-
-    async def checkpoint(self, session: Session) -> Saved | None:
-        """What the host's log says of the save that the session's record names; None when it names another.
-
-        None also when the newest save is damaged: whoever goes back to an earlier one does so for that reason.
-        """
-        try:
-            saved = await self._fleet.host(self._fleet.place(prefer=session.host_id)).last_saved(session.id)
-        except StorageFailed as error:
-            if error.code != "corrupt":
-                raise
-            return None
-        return saved if saved is not None and saved.tree == session.tree else None
 
     async def home(self, session: Session) -> str:
         """Of the user that its commands run as."""
         revision = await self._functions.revision(session.tenant_id, session.revision_id)
         return revision.inside.home
-
-    def reader(self, session: Session) -> Host:
-        """A host that can read what was saved of it."""
-        return self._fleet.host(self._fleet.place(prefer=session.host_id))
-
-    async def changes(self, session: Session, template: str, old: str, new: str) -> Sequence[Change]:
-        return await self.reader(session).changes(template, old, new)
-
-    async def store_leftover(self, session: Session, host: Host, reason: str) -> Session:
-        try:
-            saved = await host.save_leftover(session.id)
-        except NotFound:
-            return await self.recover_from_log(session, host)
-        except Exception as error:
-            await self._swap(
-                session,
-                state=SessionState.LOST,
-                instance_id=None,
-                reason=f"its files are on the host only, saving them failed: {error}"[:500],
-            )
-            raise
-        session = await self._swap(
-            session,
-            state=SessionState.PARKED,
-            tree=saved.tree,
-            saved_generation=saved.generation,
-            saved_at=datetime.now(UTC),
-            instance_id=None,
-            reason=reason,
-        )
-        # Only now: until the record names the save, the files on the host are the truth.
-        await host.discard(session.id)
-        return session
-
-    async def recover_from_log(self, session: Session, host: Host) -> Session:
-        """Nothing is on the host: what counts is the newest checkpoint in the log. Called under its lock."""
-        saved = await host.last_saved(session.id)
-        if saved is None or saved.generation <= session.saved_generation:
-            return await self._swap(
-                session,
-                state=SessionState.PARKED,
-                instance_id=None,
-                reason="its instance is gone; the last save counts",
-            )
-        return await self._swap(
-            session,
-            state=SessionState.PARKED,
-            tree=saved.tree,
-            saved_generation=saved.generation,
-            instance_id=None,
-            reason="parked; found in the log of saves",
-        )
 
     async def save(self, tenant_id: str, session_id: str) -> Session:
         """A checkpoint of a session that goes on. Raises StorageFailed."""
@@ -748,14 +647,6 @@ async def _used(live: Live, since: float | None) -> bool:
     except DovecoteError:
         return False  # nobody may stay awake by never answering
     return any(command.is_running and command.tag != SERVER_TAG for command in commands)
-
-
-async def _last_good(session: Session, host: Host) -> str:
-    try:
-        good = await host.last_good(session.id, before=session.saved_generation)
-    except DovecoteError as error:
-        return f"which earlier save is good is not known: {error.message}"
-    return f"the last good save is generation {good}" if good else "no earlier save is good"
 
 
 def _how(placed: Placed) -> str:

@@ -9,10 +9,9 @@ from dovecote.model.records import Snapshot
 from dovecote.model.sizes import Tier
 
 
-def moment_after(snapshots: Sequence[Snapshot], now: datetime) -> datetime:
+def moment_after(newest: Snapshot | None, now: datetime) -> datetime:
     """When a new one was taken: its place is behind all others, also where the clock went back since."""
-    newest = max((each.created_at for each in snapshots), default=None)
-    return now if newest is None or newest < now else newest + timedelta(microseconds=1)
+    return now if newest is None or newest.created_at < now else newest.created_at + timedelta(microseconds=1)
 
 
 def expired(snapshots: Sequence[Snapshot], tier: Tier, now: datetime) -> list[Snapshot]:

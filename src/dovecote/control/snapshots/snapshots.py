@@ -21,7 +21,6 @@ from dovecote.model.trees import Change, FileDiff, Workspace
 from dovecote.store import Store
 
 LONGEST_LABEL = 200
-MOST = 1000  # snapshots with the same files that are looked at
 RETAIN_EVERY = 3600.0  # seconds between looks at all snapshots for those that are not kept
 
 log = logging.getLogger(__name__)
@@ -59,11 +58,8 @@ class Snapshots:
 
     async def _newest_if_same(self, session: Session) -> Snapshot | None:
         """The session's newest snapshot, if that has just these files."""
-        snapshots = self._store.tenant(session.tenant_id).snapshots
-        same = await snapshots.list(session_id=session.id, tree=session.tree, limit=MOST)
-        if not same or await snapshots.list(session_id=session.id, after=same[-1].id, limit=1):
-            return None
-        return same[-1]
+        newest = await self._store.tenant(session.tenant_id).snapshots.newest(session_id=session.id)
+        return newest if newest is not None and newest.tree == session.tree else None
 
     async def at_publish(self, session: Session, name: str) -> None:
         """What an app of that name was published from. The app does not depend on it."""
@@ -150,7 +146,7 @@ class Snapshots:
         if path is None or not path.startswith("/"):
             home = await self._sessions.home(session)
             path = home if path is None else f"{home}/{path}"
-        async with aclosing(self._sessions.reader(session).archive(template, tree, path)) as pieces:
+        async with aclosing(self._sessions.files.reader(session).archive(template, tree, path)) as pieces:
             async for piece in pieces:
                 yield piece
 
@@ -162,7 +158,7 @@ class Snapshots:
         session, _, tree = await self._tree(tenant_id, session_id, to)
         if not path.startswith("/"):
             path = f"{await self._sessions.home(session)}/{path}"
-        return await self._sessions.reader(session).diff(old.template, old.tree, tree, path)
+        return await self._sessions.files.reader(session).diff(old.template, old.tree, tree, path)
 
     async def _tree(self, tenant_id: str, session_id: str, snapshot_id: str | None) -> tuple[Session, str, str]:
         """The session, and template and tree of a snapshot of it, or of a checkpoint that is taken now."""
@@ -187,7 +183,7 @@ class Snapshots:
         else:
             session = await self._sessions.get(tenant_id, session_id)
             tree = (await self.get(tenant_id, session_id, to)).tree
-        return await self._sessions.changes(session, old.template, old.tree, tree)
+        return await self._sessions.files.changes(session, old.template, old.tree, tree)
 
     async def expire(self, session: Session, now: datetime) -> int:
         """Deletes the records of what the session's tier does not keep; counts them. May be repeated."""
@@ -237,7 +233,7 @@ class Snapshots:
     ) -> Snapshot:
         assert session.tree is not None
         revision = await self._functions.revision(session.tenant_id, session.revision_id)
-        saved = await self._sessions.checkpoint(session)
+        saved = await self._sessions.files.checkpoint(session)
         scope = self._store.tenant(session.tenant_id)
         now = datetime.now(UTC)
         snapshot = Snapshot(
@@ -251,7 +247,7 @@ class Snapshots:
             saved_generation=session.saved_generation,
             files=saved.files if saved else 0,
             total_bytes=saved.total_bytes if saved else 0,
-            created_at=moment_after(await scope.snapshots.list(session_id=session.id, limit=MOST), now),
+            created_at=moment_after(await scope.snapshots.newest(session_id=session.id), now),
             is_pinned=is_pinned,
         )
         snapshot = await scope.snapshots.insert(snapshot)

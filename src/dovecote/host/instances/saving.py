@@ -41,7 +41,7 @@ class Checkpoint:
 
     generation: int
     names: int
-    new_bytes: int
+    added_bytes: int
     behind: int
 
 
@@ -128,10 +128,10 @@ class Saving:
         """
         async with self._busy.setdefault(disk, asyncio.Lock()):
             record = await self.read(disk)
-            new_bytes = (await self._checkpoint(disk, record, still)).new_bytes
+            added_bytes = (await self._checkpoint(disk, record, still)).added_bytes
             record = await self.read(disk)
             saved = await asyncio.to_thread(self._fold, record)
-            saved = replace(saved, new_bytes=saved.new_bytes + new_bytes)
+            saved = replace(saved, added_bytes=saved.added_bytes + added_bytes)
             if whole and record.chosen:
                 tree = await self._whole(disk, record, still)
                 saved = replace(saved, tree=tree.digest, files=tree.files, total_bytes=tree.total_bytes)
@@ -249,7 +249,7 @@ class Saving:
             bytes=tree.total_bytes,
             after=record.generation,  # the log may lack a rewind that the owner's record has
         )
-        return Checkpoint(slot.generation, tree.files, tree.new_bytes, 0)
+        return Checkpoint(slot.generation, tree.files, tree.added_bytes, 0)
 
     def _fold(self, record: DiskRecord) -> Saved:
         """Makes the newest checkpoint one with a tree of its own."""
@@ -276,7 +276,7 @@ class Saving:
         if not slot.since:
             return Saved(slot.tree, slot.generation, slot.files, 0, slot.bytes)
         tree = self._parts.trees.fold(slot.tree, slots.changes(slot))
-        return Saved(tree.digest, slot.generation, tree.files, tree.new_bytes, tree.total_bytes)
+        return Saved(tree.digest, slot.generation, tree.files, tree.added_bytes, tree.total_bytes)
 
     async def rewind(self, owner: str, *, epoch: int, template: str, tree: str) -> Saved:
         """Appends a checkpoint with a tree that was saved earlier, after everyone before `epoch` is sealed off."""

@@ -13,8 +13,8 @@ from dovecote.errors import Conflict, NotFound, StorageFailed
 from dovecote.host.storage.bucket import Bucket
 from dovecote.host.storage.condemned import FOLDER, Clock, boottime, condemned_name
 from dovecote.host.storage.figures import Amount
-from dovecote.host.storage.marking import References, Roots, packs_of, parts_of, read_roots
-from dovecote.host.storage.stored import digest_in, stored_name
+from dovecote.host.storage.marking import References, Roots, parts_of, read_roots
+from dovecote.host.storage.stored import digest_in, packs_of, stored_name
 from dovecote.host.storage.turn import Turn, Turns
 
 log = logging.getLogger(__name__)

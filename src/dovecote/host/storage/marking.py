@@ -10,12 +10,11 @@ from datetime import datetime, timedelta
 from dovecote.errors import StorageFailed
 from dovecote.host.storage.bucket import Bucket
 from dovecote.host.storage.log import SlotLog
-from dovecote.host.storage.packs import packs_named
 from dovecote.host.storage.pins import read_pins
-from dovecote.host.storage.stored import parse_payload, read_root, stored_name, unpack_stored
+from dovecote.host.storage.slots import SLOT
+from dovecote.host.storage.stored import parse_payload, read_root
 
 KEPT_SAVES = 3  # newest trees of a log that stay, so that a session can go back when the newest is damaged
-_SLOT = re.compile(r"logs/([A-Za-z0-9_-]{1,200})/([0-9]{12})")
 _OF_LOG = re.compile(r"logs/([A-Za-z0-9_-]{1,200})/[a-z0-9]{1,12}")
 
 
@@ -60,7 +59,7 @@ def read_roots(
         if owner in named.ended:
             if now - named.ended[owner] >= grace and now - stored.modified_at >= grace:
                 of_ended.append(stored.name)
-        elif slot := _SLOT.fullmatch(stored.name):
+        elif slot := SLOT.fullmatch(stored.name):
             logs.setdefault(owner, {})[int(slot[2])] = stored.modified_at
     for owner in sorted(logs):
         stop()
@@ -104,8 +103,3 @@ def parts_of(bucket: Bucket, tree: str) -> tuple[list[str], str]:
     """Digests of the manifests of a tree, and that of its template or ""."""
     root = read_root(bucket, tree)
     return [part.digest.hex() for part in root.parts], root.template.hex()
-
-
-def packs_of(bucket: Bucket, manifest: str) -> list[str]:
-    """The packs in which the contents of a manifest lie."""
-    return packs_named(unpack_stored(bucket.get(stored_name("locations", manifest))))

@@ -167,7 +167,7 @@ class PackWriter:
         self._open_bytes = 0
         self._written: dict[bytes, dict[int, Piece]] = {}
         self.located: dict[bytes, tuple[Piece, ...]] = {}
-        self.new_bytes = 0
+        self.added_bytes = 0
 
     def absorb(self, sources: Sequence[Source]) -> dict[bytes, Content]:
         """Reads each file once or twice, keeps it in the cache, and packs it if it is new. Call `flush` in the end."""
@@ -294,7 +294,7 @@ class PackWriter:
             self._packs.bucket.put_new(name, data)
         self._packs.confirm(name)
         with self._lock:
-            self.new_bytes += len(data)
+            self.added_bytes += len(data)
             for digest, number, at, stored, raw in trailer:
                 self._written.setdefault(digest, {})[number] = Piece(name, at, stored, raw)
 

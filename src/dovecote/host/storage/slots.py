@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from dovecote.errors import NotFound
 from dovecote.host.storage.bucket import Bucket
 
-_SLOT = re.compile(r"logs/([A-Za-z0-9_-]{1,200})/([0-9]{12})")
+SLOT = re.compile(r"logs/([A-Za-z0-9_-]{1,200})/([0-9]{12})")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -29,7 +29,7 @@ def every_slot(bucket: Bucket) -> Iterator[Named]:
     """Owner by owner, in the order of their logs. A slot that is missing between two others is one with a fault."""
     numbers: dict[str, list[int]] = {}
     for stored in bucket.list("logs"):
-        if match := _SLOT.fullmatch(stored.name):
+        if match := SLOT.fullmatch(stored.name):
             numbers.setdefault(match[1], []).append(int(match[2]))
     for owner in sorted(numbers):
         there = set(numbers[owner])

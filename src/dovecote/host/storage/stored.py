@@ -13,9 +13,11 @@ from dovecote.host.storage.change import Change, parse_change
 from dovecote.host.storage.condemned import unsalted
 from dovecote.host.storage.manifest import MAX_RAW, Entry, Part, Root, digest_of, parse_part, parse_root
 from dovecote.host.storage.objects import Piece
-from dovecote.host.storage.packs import parse_locations
+from dovecote.host.storage.packs import pack, packs_named, parse_locations, render_locations
 
 T = TypeVar("T")
+
+SEAL = 16  # bytes of a digest
 
 
 def stored_name(kind: str, digest: str) -> str:
@@ -63,7 +65,24 @@ def read_parts(bucket: Bucket, root: Root) -> Iterator[tuple[bytes, str, list[En
 def read_locations(bucket: Bucket, part: str, entries: Sequence[Entry]) -> dict[bytes, tuple[Piece, ...]]:
     name = stored_name("locations", part)
     packed = or_corrupt(name, lambda: bucket.get(name))
-    return parse_locations(unpack_stored(packed), objects_of(entries))
+    return parse_locations(_unsealed(packed), objects_of(entries))
+
+
+def packs_of(bucket: Bucket, part: str) -> list[str]:
+    """The packs in which the contents of a manifest lie. Raises NotFound, StorageFailed `corrupt`."""
+    return packs_named(_unsealed(bucket.get(stored_name("locations", part))))
+
+
+def packed_locations(digests: Sequence[bytes], located: dict[bytes, tuple[Piece, ...]]) -> bytes:
+    """As it is stored. No name says what it must be, so it carries a digest of itself: collecting relies on it."""
+    frame = pack(render_locations(digests, located))
+    return digest_of(frame)[:SEAL] + frame
+
+
+def _unsealed(packed: bytes) -> bytes:
+    if digest_of(packed[SEAL:])[:SEAL] != packed[:SEAL]:
+        raise StorageFailed("a record of locations is not what was written", code="corrupt")
+    return unpack_stored(packed[SEAL:])
 
 
 def parse_payload(payload: bytes) -> tuple[Change, dict[bytes, tuple[Piece, ...]]]:
@@ -72,7 +91,7 @@ def parse_payload(payload: bytes) -> tuple[Change, dict[bytes, tuple[Piece, ...]
         raise StorageFailed("a slot of changes that is cut short", code="corrupt")
     end = 4 + int.from_bytes(payload[:4], "little")
     change = parse_change(unpack_stored(payload[4:end]))
-    return change, parse_locations(unpack_stored(payload[end:]), objects_of(change.entries))
+    return change, parse_locations(_unsealed(payload[end:]), objects_of(change.entries))
 
 
 def or_corrupt(name: str, call: Callable[[], T]) -> T:

@@ -35,12 +35,13 @@ from dovecote.host.storage.manifest import (
     split,
 )
 from dovecote.host.storage.objects import Index, ObjectCache, Piece, boot_id, disk_errors, hash_file
-from dovecote.host.storage.packs import Packs, PackWriter, Sink, pack, render_locations
+from dovecote.host.storage.packs import Packs, PackWriter, Sink, pack
 from dovecote.host.storage.settling import Interruptible, Settling
 from dovecote.host.storage.stored import (
     binary,
     objects_of,
     or_corrupt,
+    packed_locations,
     parse_payload,
     read_locations,
     read_parts,
@@ -65,7 +66,7 @@ class TreeSaved:
 
     digest: str
     files: int
-    new_bytes: int  # added to the store, compressed
+    added_bytes: int  # added to the store, compressed
     total_bytes: int  # of all files, as a user would count them
     notes: tuple[str, ...] = ()  # what was left out, and why
 
@@ -195,7 +196,7 @@ class Trees:
         writer.time.check()
         digests = objects_of(sorted(change.entries, key=lambda e: order(e.path)))
         raw = pack(render_change(change))
-        payload = struct.pack("<I", len(raw)) + raw + pack(render_locations(digests, writer.located))
+        payload = struct.pack("<I", len(raw)) + raw + packed_locations(digests, writer.located)
         return payload, len(change.entries) + len(change.replaced)
 
     def fold(self, tree: str, payloads: Sequence[bytes]) -> TreeSaved:
@@ -411,20 +412,20 @@ class Trees:
             self._learn(wanted, tree)
         writer.absorb_cached(wanted)
         writer.flush()
-        new_bytes = writer.new_bytes
+        added_bytes = writer.added_bytes
         writer.time.check()
         for part, some, _ in new:
-            packed = pack(render_locations(objects_of(some), writer.located))
+            packed = packed_locations(objects_of(some), writer.located)
             self._bucket.put(stored_name("locations", part.digest.hex()), packed)
-            new_bytes += len(packed)
+            added_bytes += len(packed)
         for part, _, raw in new:
-            new_bytes += self._put_manifest("manifests", part.digest.hex(), raw)
+            added_bytes += self._put_manifest("manifests", part.digest.hex(), raw)
         files, total_bytes = _count(entries)
         raw, _ = self._named("trees", render_root(Root(template, files, total_bytes, tuple(named))))
         digest = digest_of(raw).hex()
         writer.time.check()
-        new_bytes += self._put_manifest("trees", digest, raw)
-        return TreeSaved(digest, files, new_bytes, total_bytes, plan.notes)
+        added_bytes += self._put_manifest("trees", digest, raw)
+        return TreeSaved(digest, files, added_bytes, total_bytes, plan.notes)
 
     def _learn(self, digests: Sequence[bytes], tree: str) -> None:
         """What the index does not know about files kept from an older tree, the store's hints do."""
