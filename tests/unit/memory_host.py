@@ -190,7 +190,7 @@ class MemoryHost:
         left_out = self.left_out if is_restored else ()
         return Placed(instance.id, instance.address, instance.pid, how, left_out)
 
-    async def freeze(self, instance_id: str) -> bool:
+    async def freeze(self, instance_id: str, *, force: bool = False) -> bool:
         instance = self._get(instance_id)
         if instance.state is InstanceState.FROZEN:
             return True
@@ -200,7 +200,7 @@ class MemoryHost:
         except BaseException:
             instance.become(InstanceState.READY)
             raise
-        if self.flows[instance_id]:
+        if self.flows[instance_id] and not force:
             instance.become(InstanceState.READY)
             return False
         instance.become(InstanceState.FROZEN)

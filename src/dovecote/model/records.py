@@ -8,7 +8,7 @@ from typing import Any
 
 from dovecote.model.rules import Reinstall, SaveRules
 from dovecote.model.sizes import NetworkPolicy
-from dovecote.model.states import Desired, SessionState, SnapshotCause, TemplateState
+from dovecote.model.states import AtTimeout, Desired, SessionState, SnapshotCause, TemplateState
 from dovecote.model.trees import Inside
 from dovecote.model.volumes import Mount
 
@@ -164,7 +164,19 @@ class Session:
     mounts: tuple[Mount, ...] = ()  # of its own, besides those of its revision
     reinstall: Reinstall | None = None  # of dependencies that rules had left out, at the last restoring
     live_marker: str = "live"  # the session's own id once ended, so that the key becomes free again
+    metadata: dict[str, str] = field(default_factory=dict)  # the client's own words, to find it by
+    timeout_at: datetime | None = None  # moved by its client, taken away by a pause
+    at_timeout: AtTimeout = AtTimeout.END
+    resumes_on_use: bool = True  # whether any use of it ends a pause, or only being asked to
+    token: str = ""  # lets its holder act inside this session alone; "" in none
+    needs_token: bool = True  # where a client names it by its slug: whether that alone will do
+    network: NetworkPolicy | None = None  # overrides its revision's
     generation: int = 0
+
+    @property
+    def is_paused(self) -> bool:
+        """Somebody said that it should rest, whatever it is that holds its files and memory meanwhile."""
+        return self.desired is Desired.PARKED
 
 
 @dataclass(frozen=True)
@@ -234,6 +246,7 @@ class Snapshot:
     total_bytes: int
     created_at: datetime
     is_pinned: bool = False  # kept whatever the tier says
+    outlives_session: bool = False  # kept after the end of its session; pinned then
     generation: int = 0
 
 

@@ -57,6 +57,13 @@ class Desired(StrEnum):
     ENDED = "ended"
 
 
+class AtTimeout(StrEnum):
+    """What becomes of a session when its timeout has passed."""
+
+    END = "end"
+    PAUSE = "pause"  # it stays, paused, and has no timeout until it is given one
+
+
 class SnapshotCause(StrEnum):
     """Why a snapshot was taken."""
 

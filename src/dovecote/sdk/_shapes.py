@@ -100,6 +100,14 @@ class Reinstall:
 
 
 @dataclass(frozen=True)
+class Network:
+    """What an instance may reach besides nothing: the internet, and private networks by name, "10.1.0.0/16"."""
+
+    internet: bool = True
+    allow_cidrs: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class SessionView:
     """A session as the server last told of it."""
 
@@ -124,6 +132,12 @@ class SessionView:
     address: str | None
     port_address: str
     reinstall: Reinstall | None = None
+    timeout_at: datetime | None = None
+    at_timeout: str = "end"
+    is_paused: bool = False
+    resumes_on_use: bool = True
+    metadata: dict[str, str] = field(default_factory=dict)
+    network: Network | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +175,7 @@ class Snapshot:
     total_bytes: int
     is_pinned: bool
     created_at: datetime
+    outlives_session: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """Records and transactions, in SQLite or PostgreSQL."""
 
-from dovecote.store.contract import MOST, Before, Records, Scope, Store
+from dovecote.store.contract import MOST, Before, Holding, Records, Scope, Store
 from dovecote.store.databases import database_at
 from dovecote.store.sql import SQLStore
 
-__all__ = ["MOST", "Before", "Records", "Scope", "Store", "open_store"]
+__all__ = ["MOST", "Before", "Holding", "Records", "Scope", "Store", "open_store"]
 
 
 def open_store(url: str) -> Store:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -53,11 +53,18 @@ class Before:
     moment: datetime
 
 
+@dataclass(frozen=True)
+class Holding:
+    """Of a field that is a document of texts by name: has all of these."""
+
+    texts: Mapping[str, str]
+
+
 class Records(Protocol[R]):
     """Records of one kind, in one scope. What another tenant has is, in a tenant's scope, not there.
 
     `equals` are fields with the value they must have; None is "has none", a set or list is "one of these",
-    `Before(moment)` is an earlier time.
+    `Before(moment)` is an earlier time, `Holding(texts)` a document with these texts.
     Every method is one statement with a bounded time. Raises Failed (store_unreachable, store_busy) and StorageFailed
     (disk_full, store_read_only), which say nothing about the record, and Invalid for what cannot be stored.
     """

@@ -89,6 +89,7 @@ def _routes(rooms: Rooms, is_ready: Callable[[], bool], version: str) -> FastAPI
     parts = (session_routes, snapshot_routes, commands, files, app_routes, function_routes, chat_routes, tenancy)
     for part in (*parts, volume_routes, template_routes):
         app.include_router(part.routes)
+    app.include_router(snapshot_routes.everywhere)
     app.include_router(plain)
     return app
 

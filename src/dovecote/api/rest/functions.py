@@ -6,18 +6,10 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from dovecote.api.rest.here import After, FunctionName, Here, Limit
-from dovecote.api.rest.shapes import Body, FunctionShape, MountShape, Page, StartShape, function_shape
+from dovecote.api.rest.shapes import Body, FunctionShape, MountShape, NetworkShape, Page, StartShape, function_shape
 from dovecote.model.rules import SaveRules
-from dovecote.model.sizes import NetworkPolicy
 
 routes = APIRouter(prefix="/v1", tags=["functions"])
-
-
-class NetworkShape(Body):
-    """What an instance may reach. Other instances, the host and metadata addresses are never reachable."""
-
-    internet: bool = True
-    allow_cidrs: list[str] = Field(default_factory=list, max_length=100)
 
 
 class RulesShape(Body):
@@ -51,7 +43,7 @@ async def create_function(here: Here, new: NewFunction) -> FunctionShape:
         template=new.template,
         spec=new.spec,
         level=new.level,
-        network=NetworkPolicy(new.network.internet, tuple(new.network.allow_cidrs)),
+        network=new.network.record(),
         affinity_header=new.affinity_header,
         env=new.env,
         start=new.start.record() if new.start else None,

@@ -64,6 +64,7 @@ def _number(value: int) -> int:
 
 Here = Annotated[Call, Depends(call)]
 SessionId = Annotated[str, Path(description="`ses_...`"), _id("ses")]
+NamedSnapshot = Annotated[str, _id("snp")]  # in a body or a query
 SnapshotId = Annotated[str, Path(description="`snp_...`"), _id("snp")]
 ChatId = Annotated[str, Path(description="`cha_...`"), _id("cha")]
 KeyId = Annotated[str, Path(description="`key_...`"), _id("key")]

@@ -7,18 +7,22 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from dovecote.api.rest.here import After, Here, Limit, SessionId
+from dovecote.api.rest.here import After, Call, Here, Limit, NamedSnapshot, SessionId
 from dovecote.api.rest.shapes import (
     Body,
     InstanceShape,
     LagShape,
     MountShape,
+    NetworkShape,
     Page,
     SessionShape,
     StartShape,
     duration,
     session_shape,
 )
+from dovecote.control.sessions import Wishes
+from dovecote.errors import Invalid
+from dovecote.model.states import AtTimeout
 
 routes = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 
@@ -28,14 +32,33 @@ Seconds = Annotated[float, Field(gt=0, le=365 * 86400)]
 class NewSession(Body):
     function: str = Field("sandbox", description="What it runs.")
     key: str | None = Field(None, description="Your own name for it; the server makes one if there is none.")
-    user: str = Field("default", min_length=1, max_length=200, description="Your own name for the end user.")
+    user: str | None = Field(
+        None, min_length=1, max_length=200, description="Your own name for the end user; `default`, or a snapshot's."
+    )
     tier: str | None = Field(None, description="default, regular, vip or svip; the user's own if null.")
     idle_after_seconds: Seconds | None = Field(None, description="Parked after so long without use.")
     quiet_after_seconds: Seconds | None = Field(None, description="Frozen after so long without use.")
     ttl_seconds: Seconds | None = Field(None, description="Ends so long after its creation, used or not.")
+    timeout_seconds: Seconds | None = Field(None, description="`at_timeout` comes so long from now; may be moved.")
+    at_timeout: AtTimeout = Field(AtTimeout.END, description="end, or pause: it stays until it is resumed.")
+    resumes_on_use: bool = Field(True, description="Whether any use ends a pause; if not, only `:resume` does.")
+    metadata: dict[str, str] = Field(default_factory=dict, description="Your own words, to find it by.")
+    template: str | None = Field(None, max_length=200, description="Of a sandbox; the function's own if null.")
+    spec: str | None = Field(None, max_length=40, description="Of a sandbox; the function's own if null.")
+    level: str | None = Field(None, max_length=40, description="Isolation level of a sandbox.")
+    network: NetworkShape | None = Field(None, description="What it may reach; as its function's if null.")
+    snapshot: NamedSnapshot | None = Field(None, description="Begins with these files, and runs what they ran in.")
     env: dict[str, str] = Field(default_factory=dict, description="Environment of each of its commands.")
     mounts: list[MountShape] = Field(default_factory=list, max_length=32, description="Of volumes, into it alone.")
     wake: bool = Field(True, description="Whether to start its instance now.")
+
+
+class NewTimeout(Body):
+    timeout_seconds: Seconds | None = Field(description="From now; null for none.")
+
+
+class Resume(Body):
+    at_least_seconds: Seconds | None = Field(None, description="Its timeout is not sooner than that from now.")
 
 
 class ChangedSession(Body):
@@ -47,9 +70,8 @@ class ChangedSession(Body):
 
 @routes.post("", status_code=201, summary="Open a session")
 async def create_session(here: Here, new: NewSession) -> SessionShape:
-    mounts = [mount.record() for mount in new.mounts]
-    session = await here.rooms.sessions.create(
-        here.tenant_id,
+    rooms = here.rooms
+    wishes = Wishes(
         function=new.function,
         key=new.key,
         user=new.user,
@@ -57,11 +79,23 @@ async def create_session(here: Here, new: NewSession) -> SessionShape:
         idle_after=duration(new.idle_after_seconds),
         quiet_after=duration(new.quiet_after_seconds),
         ttl=duration(new.ttl_seconds),
+        timeout=duration(new.timeout_seconds),
+        at_timeout=new.at_timeout,
+        resumes_on_use=new.resumes_on_use,
         env=new.env,
-        mounts=await here.rooms.volumes.resolve(here.tenant_id, mounts, user=new.user),
-        wake=new.wake,
+        metadata=new.metadata,
+        mounts=[mount.record() for mount in new.mounts],
+        template=new.template,
+        spec=new.spec,
+        level=new.level,
+        network=new.network.record() if new.network else None,
     )
-    return session_shape(session, here.rooms.addresses)
+    wishes["mounts"] = await rooms.volumes.resolve(here.tenant_id, wishes["mounts"], **await _owner(here, new))
+    if new.snapshot is not None:
+        session = await rooms.snapshots.begin(here.tenant_id, new.snapshot, wake=new.wake, **wishes)
+    else:
+        session = await rooms.sessions.create(here.tenant_id, wake=new.wake, **wishes)
+    return session_shape(session, rooms.addresses)
 
 
 @routes.get("", summary="List sessions, in pages")
@@ -69,12 +103,21 @@ async def list_sessions(
     here: Here,
     function: Annotated[str | None, Query(max_length=40)] = None,
     user: Annotated[str | None, Query(max_length=200)] = None,
-    state: Annotated[str | None, Query(max_length=20)] = None,
+    state: Annotated[list[str] | None, Query(max_length=20, description="Any of these.")] = None,
+    metadata: Annotated[list[str] | None, Query(max_length=64, description="`name:text`, each of these.")] = None,
+    is_paused: bool | None = None,
     after: After = None,
     limit: Limit = 100,
 ) -> Page[SessionShape]:
     found = await here.rooms.sessions.list(
-        here.tenant_id, function=function, user=user, state=state, after=after, limit=limit
+        here.tenant_id,
+        function=function,
+        user=user,
+        state=state,
+        metadata=dict(_pair(each) for each in metadata or ()),
+        is_paused=is_paused,
+        after=after,
+        limit=limit,
     )
     items = [session_shape(session, here.rooms.addresses) for session in found]
     return Page[SessionShape](items=items, next=found[-1].id if len(found) == limit else None)
@@ -106,6 +149,24 @@ async def delete_session(here: Here, session_id: SessionId) -> None:
 @routes.post("/{session_id}:wake", summary="Bring it to ready, whatever it takes")
 async def wake_session(here: Here, session_id: SessionId) -> SessionShape:
     return session_shape(await here.rooms.sessions.wake(here.tenant_id, session_id), here.rooms.addresses)
+
+
+@routes.post("/{session_id}:pause", summary="Stop its processes where they are, until it is used or resumed")
+async def pause_session(here: Here, session_id: SessionId) -> SessionShape:
+    return session_shape(await here.rooms.sessions.pause(here.tenant_id, session_id), here.rooms.addresses)
+
+
+@routes.post("/{session_id}:resume", summary="End a pause; ready whether it was paused or not")
+async def resume_session(here: Here, session_id: SessionId, resume: Resume) -> SessionShape:
+    at_least = duration(resume.at_least_seconds)
+    session = await here.rooms.sessions.resume(here.tenant_id, session_id, at_least=at_least)
+    return session_shape(session, here.rooms.addresses)
+
+
+@routes.put("/{session_id}/timeout", summary="Move its timeout, or take it away")
+async def set_timeout(here: Here, session_id: SessionId, new: NewTimeout) -> SessionShape:
+    session = await here.rooms.sessions.set_timeout(here.tenant_id, session_id, duration(new.timeout_seconds))
+    return session_shape(session, here.rooms.addresses)
 
 
 @routes.post("/{session_id}:freeze", summary="Stop its CPU, keep its memory")
@@ -152,3 +213,18 @@ async def get_lag(here: Here, session_id: SessionId) -> LagShape:
         recovery_point_seconds=lag.recovery_point,
         error_code=lag.error_code,
     )
+
+
+async def _owner(here: Call, new: NewSession) -> dict[str, str]:
+    """Whose session it becomes, in the words of `Volumes.resolve`."""
+    if new.user is None and new.snapshot is not None:
+        snapshot = await here.rooms.snapshots.find(here.tenant_id, new.snapshot)
+        return {"user_id": (await here.rooms.sessions.get(here.tenant_id, snapshot.session_id)).user_id}
+    return {"user": new.user or "default"}
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon:
+        raise Invalid(f"not metadata to look for: {text[:60]!r}", hint="name:text")
+    return name, value

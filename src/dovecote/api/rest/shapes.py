@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dovecote.model import records
 from dovecote.model.addresses import Addresses
 from dovecote.model.rules import Reinstall
+from dovecote.model.sizes import NetworkPolicy
 from dovecote.model.volumes import Mount
 
 Item = TypeVar("Item")
@@ -36,6 +37,16 @@ class ErrorDetail(BaseModel):
 
 class ErrorShape(BaseModel):
     error: ErrorDetail
+
+
+class NetworkShape(Body):
+    """What an instance may reach. Other instances, the host and metadata addresses are never reachable."""
+
+    internet: bool = True
+    allow_cidrs: list[str] = Field(default_factory=list, max_length=100)
+
+    def record(self) -> NetworkPolicy:
+        return NetworkPolicy(self.internet, tuple(self.allow_cidrs))
 
 
 class StartShape(Body):
@@ -90,7 +101,13 @@ class SessionShape(BaseModel):
     quiet_after_seconds: float | None
     created_at: datetime
     last_active_at: datetime
-    expires_at: datetime | None
+    expires_at: datetime | None = Field(description="It ends then, whatever happens.")
+    timeout_at: datetime | None = Field(description="`at_timeout` comes then; null while it is paused.")
+    at_timeout: str = Field(description="end or pause.")
+    is_paused: bool
+    resumes_on_use: bool = Field(description="Whether any use ends a pause; if not, only `:resume` does.")
+    metadata: dict[str, str]
+    network: NetworkShape | None = Field(description="Its own; null leaves it to its function.")
     ended_at: datetime | None
     saved_at: datetime | None
     saved_generation: int
@@ -265,6 +282,12 @@ def _reinstall_shape(reinstall: Reinstall | None) -> ReinstallShape | None:
     )
 
 
+def _network_shape(network: NetworkPolicy | None) -> NetworkShape | None:
+    if network is None:
+        return None
+    return NetworkShape(internet=network.internet, allow_cidrs=[*network.allow_cidrs])
+
+
 def session_shape(session: records.Session, addresses: Addresses) -> SessionShape:
     return SessionShape(
         id=session.id,
@@ -280,6 +303,12 @@ def session_shape(session: records.Session, addresses: Addresses) -> SessionShap
         created_at=session.created_at,
         last_active_at=session.last_active_at,
         expires_at=session.expires_at,
+        timeout_at=session.timeout_at,
+        at_timeout=session.at_timeout,
+        is_paused=session.is_paused,
+        resumes_on_use=session.resumes_on_use,
+        metadata=session.metadata,
+        network=_network_shape(session.network),
         ended_at=session.ended_at,
         saved_at=session.saved_at,
         saved_generation=session.saved_generation,

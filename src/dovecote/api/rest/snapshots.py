@@ -7,18 +7,17 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import BaseModel, Field
 
-from dovecote.api.rest.here import After, Here, Limit, SessionId, SnapshotId
+from dovecote.api.rest.here import After, Here, Limit, NamedSnapshot, SessionId, SnapshotId
 from dovecote.api.rest.shapes import Body, Page, SessionShape, session_shape, shown, streamed
-from dovecote.model.ids import parse_id
 from dovecote.model.records import Snapshot
 
 routes = APIRouter(prefix="/v1/sessions", tags=["snapshots"])
+everywhere = APIRouter(prefix="/v1/snapshots", tags=["snapshots"])
 
 ZIP = "application/zip"
 FilePath = Annotated[str, Query(min_length=1, max_length=4096, description="Relative ones start in the user's home.")]
-NamedSnapshot = Annotated[str, AfterValidator(lambda text: parse_id(text, "snp"))]
 
 
 class SnapshotShape(BaseModel):
@@ -30,6 +29,7 @@ class SnapshotShape(BaseModel):
     files: int = Field(description="Files that differ from the template.")
     total_bytes: int
     is_pinned: bool
+    outlives_session: bool
     created_at: datetime
 
 
@@ -43,6 +43,7 @@ class ChangeShape(BaseModel):
 class NewSnapshot(Body):
     label: str = Field("", max_length=200)
     is_pinned: bool = Field(False, description="Kept whatever the tier says.")
+    outlives_session: bool = Field(False, description="Kept after the end of its session, until it is deleted.")
 
 
 class Rewind(Body):
@@ -68,7 +69,13 @@ class Fork(Body):
 
 @routes.post("/{session_id}/snapshots", status_code=201, summary="Save its files under a name")
 async def create_snapshot(here: Here, session_id: SessionId, new: NewSnapshot) -> SnapshotShape:
-    taken = await here.rooms.snapshots.create(here.tenant_id, session_id, label=new.label, is_pinned=new.is_pinned)
+    taken = await here.rooms.snapshots.create(
+        here.tenant_id,
+        session_id,
+        label=new.label,
+        is_pinned=new.is_pinned,
+        outlives_session=new.outlives_session,
+    )
     return _shape(taken)
 
 
@@ -167,6 +174,14 @@ async def fork_session(here: Here, session_id: SessionId, fork: Fork) -> Session
     return session_shape(session, here.rooms.addresses)
 
 
+@everywhere.get("", summary="Snapshots of all sessions, ended ones too, in pages")
+async def list_all_snapshots(here: Here, after: After = None, limit: Limit = 100) -> Page[SnapshotShape]:
+    found = await here.rooms.snapshots.all(here.tenant_id, after=after, limit=limit)
+    return Page[SnapshotShape](
+        items=[_shape(each) for each in found], next=found[-1].id if len(found) == limit else None
+    )
+
+
 def _shape(snapshot: Snapshot) -> SnapshotShape:
     return SnapshotShape(
         id=snapshot.id,
@@ -177,5 +192,6 @@ def _shape(snapshot: Snapshot) -> SnapshotShape:
         files=snapshot.files,
         total_bytes=snapshot.total_bytes,
         is_pinned=snapshot.is_pinned,
+        outlives_session=snapshot.outlives_session,
         created_at=snapshot.created_at,
     )

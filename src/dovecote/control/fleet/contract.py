@@ -22,8 +22,8 @@ class Host(Protocol):
         Raises NoCapacity (no_memory, no_addresses), StorageFailed (corrupt, disk_full), Conflict (sealed).
         """
 
-    async def freeze(self, instance_id: str) -> bool:
-        """Called when it is quiet. False: a request is on its way and nothing has changed."""
+    async def freeze(self, instance_id: str, *, force: bool = False) -> bool:
+        """Called when it is quiet. False: a request is on its way and nothing has changed. `force` does not look."""
 
     async def thaw(self, instance_id: str) -> None:
         """Called on the path of a request; takes about a millisecond."""

@@ -18,6 +18,7 @@ from dovecote.store import Store
 BASE = "base"  # the template that every installation has
 SANDBOX = "sandbox"  # every tenant has this function
 DEFAULT_HEADER = "x-dovecote-session"
+TRIES = 8
 
 
 class Functions:
@@ -79,12 +80,54 @@ class Functions:
         """The next revision of a function: what `like` runs, under a number of its own. Raises Conflict (stale)."""
         scope = self._store.tenant(tenant_id)
         function = await scope.functions.get(function_id)
-        old = await self.revision(tenant_id, function.revision_id)
-        revision = _numbered(like, function_id, old.number + 1)
+        revision = _numbered(like, function_id, await self._next_number(tenant_id, function_id))
         async with scope.together() as t:
             await t.revisions.insert(revision)
             await t.functions.swap(replace(function, revision_id=revision.id))
         return revision
+
+    async def sandbox(self, tenant_id: str, *, template: str | None, spec: str | None, level: str | None) -> Revision:
+        """A revision of the function `sandbox` for sandboxes that are not like its current one; made once for all.
+
+        What is not named is as in the current one. Raises NotFound (no_such_template, no_such_spec, no_such_level).
+        """
+        function = await self.get(tenant_id, SANDBOX)
+        current = await self.revision(tenant_id, function.revision_id)
+        wanted = await self._plan(
+            tenant_id,
+            function.id,
+            template=template or current.template_name,
+            spec=spec or current.spec,
+            level=level or current.level,
+            network=current.network,
+            env=current.env,
+            start=None,
+        )
+        if template is None:
+            wanted = replace(wanted, template=current.template, pinned=current.pinned, start=current.start)
+        wanted = replace(wanted, mounts=current.mounts, rules=current.rules)
+        for _ in range(TRIES):
+            found = await self._like(wanted)
+            if found is not None:
+                return found
+            try:
+                number = await self._next_number(tenant_id, function.id)
+                return await self._store.tenant(tenant_id).revisions.insert(replace(wanted, number=number))
+            except Conflict:
+                continue  # another request made one meanwhile
+        raise Conflict("revisions of the function `sandbox` come all the time", code="busy", hint="try again")
+
+    async def _like(self, wanted: Revision) -> Revision | None:
+        revisions = self._store.tenant(wanted.tenant_id).revisions
+        same = {name: getattr(wanted, name) for name in ("function_id", "template", "template_name", "spec", "level")}
+        async for each in revisions.each(**same):
+            if replace(each, id=wanted.id, number=wanted.number, created_at=wanted.created_at) == wanted:
+                return each
+        return None
+
+    async def _next_number(self, tenant_id: str, function_id: str) -> int:
+        newest = await self._store.tenant(tenant_id).revisions.newest(function_id=function_id)
+        return newest.number + 1 if newest else 1
 
     async def _plan(
         self,

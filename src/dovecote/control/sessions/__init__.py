@@ -2,8 +2,9 @@
 
 from dovecote.control.sessions.keeping import Keeping
 from dovecote.control.sessions.live import Live
+from dovecote.control.sessions.opening import Wishes
 from dovecote.control.sessions.routing import Routing
 from dovecote.control.sessions.sessions import InstanceView, Sessions
 from dovecote.control.sessions.starting import ensure_started, wait_for_port
 
-__all__ = ["InstanceView", "Keeping", "Live", "Routing", "Sessions", "ensure_started", "wait_for_port"]
+__all__ = ["InstanceView", "Keeping", "Live", "Routing", "Sessions", "Wishes", "ensure_started", "wait_for_port"]

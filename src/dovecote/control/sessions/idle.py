@@ -12,6 +12,7 @@ class Move(StrEnum):
     STAY = "stay"
     FREEZE = "freeze"
     PARK = "park"
+    PAUSE = "pause"
     END = "end"
 
 
@@ -23,12 +24,15 @@ class Quiet:
     busy: int
     commands: int
     expires_in: float | None
+    pauses_in: float | None = None
 
 
 def next_move(state: SessionState, quiet: Quiet, *, quiet_after: float, idle_after: float) -> Move:
-    """Expired ends whatever it does; work keeps it awake; quiet freezes, idle parks."""
+    """Its time ends or pauses it whatever it does; work keeps it awake; quiet freezes, idle parks."""
     if quiet.expires_in is not None and quiet.expires_in <= 0:
         return Move.END
+    if quiet.pauses_in is not None and quiet.pauses_in <= 0:
+        return Move.PAUSE
     if quiet.busy or (quiet.commands and state is not SessionState.FROZEN):
         return Move.STAY
     if quiet.quiet_for >= idle_after:

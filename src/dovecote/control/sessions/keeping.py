@@ -12,7 +12,7 @@ from dovecote.control.fleet import Death, Fleet, Host, Observed
 from dovecote.control.functions import Functions
 from dovecote.control.sessions.idle import Move, Quiet, next_move
 from dovecote.control.sessions.live import Live
-from dovecote.control.sessions.rules import idle_after
+from dovecote.control.sessions.rules import ends_at, idle_after, is_over, pauses_at
 from dovecote.control.sessions.sessions import Sessions
 from dovecote.errors import DovecoteError, NotFound
 from dovecote.model.records import Session
@@ -129,12 +129,11 @@ class Keeping:
         session = live.session
         quiet_for = min(seen.quiet_for, now - live.touched)
         live.touched = max(live.touched, now - quiet_for)
-        expires_in = (session.expires_at - datetime.now(UTC)).total_seconds() if session.expires_at else None
         idle = idle_after(session, live.revision).total_seconds()
         quiet_after = session.quiet_after.total_seconds() if session.quiet_after else self._quiet_after
         move = next_move(
             session.state,
-            Quiet(quiet_for=quiet_for, busy=live.busy, commands=seen.commands, expires_in=expires_in),
+            Quiet(quiet_for=quiet_for, busy=live.busy, commands=seen.commands, **_time_left(session)),
             quiet_after=quiet_after,
             idle_after=idle,
         )
@@ -157,6 +156,8 @@ class Keeping:
             try:
                 if move is Move.END:
                     await self._sessions.expire(session.tenant_id, session.id)
+                elif move is Move.PAUSE:
+                    await self._sessions.pause_if_due(session.tenant_id, session.id)
                 elif move is Move.PARK:
                     reason = f"idle for {quiet_for:.0f} s"
                     await self._sessions.park(session.tenant_id, session.id, reason=reason, unless_used_since=used)
@@ -184,10 +185,21 @@ class Keeping:
     async def _end_expired(self) -> None:
         """Sessions without an instance, whose time is over all the same."""
         resting = [SessionState.NEW, SessionState.PARKED, SessionState.LOST, SessionState.DAMAGED]
-        now = datetime.now(UTC)
-        for session in await self._store.everyone().sessions.list(state=resting, expires_at=Before(now), limit=PAGE):
-            self._begin(Move.END, session, 0, 0)
+        sessions, over = self._store.everyone().sessions, Before(datetime.now(UTC))
+        due = await sessions.list(state=resting, expires_at=over, limit=PAGE)
+        due += await sessions.list(state=resting, timeout_at=over, limit=PAGE)
+        for session in due:
+            self._begin(Move.END if is_over(session) else Move.PAUSE, session, 0, 0)
 
     async def stop(self) -> None:
         """Lets the moves under way come to their end."""
         await asyncio.gather(*self._moving.values(), return_exceptions=True)
+
+
+def _time_left(session: Session) -> dict[str, float | None]:
+    now = datetime.now(UTC)
+    ends, pauses = ends_at(session), pauses_at(session)
+    return {
+        "expires_in": (ends - now).total_seconds() if ends else None,
+        "pauses_in": (pauses - now).total_seconds() if pauses else None,
+    }

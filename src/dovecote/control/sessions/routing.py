@@ -29,11 +29,7 @@ class Routing:
 
     async def box(self, slug: str, port: int) -> str:
         """Where the port of the sandbox with that slug is, `ip:port`, open. The slug is the right to ask."""
-        live = self._sessions.live.by_slug(slug)
-        session = live.session if live else await self._store.everyone().sessions.find(slug=slug)
-        if session is None:
-            raise NotFound("no sandbox has this address", code="no_such_session", hint="it may have been deleted")
-        return await self._route(session, port)
+        return await self._route(await self._sessions.by_slug(slug), port)
 
     async def function(self, tenant_id: str, function: str, *, user: str, key: str | None) -> tuple[str, Session]:
         """Header affinity: the address for the caller's session, and the session.

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
-from dovecote.errors import Gone, Invalid, NotFound
+from dovecote.errors import Conflict, Gone, Invalid, NotFound
 from dovecote.model.records import Revision, Session
 from dovecote.model.sizes import TIERS
-from dovecote.model.states import LIVE_SESSION, SessionState
+from dovecote.model.states import LIVE_SESSION, AtTimeout, SessionState
 from dovecote.model.trees import Lag, LagState
 
 LONGEST_TIME = timedelta(days=365)
+MOST_METADATA = 64  # names
+METADATA_CHARACTERS = 16_384  # of all names and texts together
+_METADATA_NAME = re.compile(r'[^"\\\x00-\x1f]{1,256}')
 
 
 def alive(session: Session) -> Session:
@@ -21,8 +26,27 @@ def alive(session: Session) -> Session:
     return session
 
 
+def wakeable(session: Session, is_asked: bool) -> Session:
+    """Itself, when it is alive and may wake: a pause may last until it is asked. Raises Gone, Conflict (paused)."""
+    if session.is_paused and not (session.resumes_on_use or is_asked):
+        raise Conflict("the session is paused", code="paused", hint="resume it first")
+    return alive(session)
+
+
 def is_over(session: Session) -> bool:
-    return session.expires_at is not None and session.expires_at <= datetime.now(UTC)
+    end = ends_at(session)
+    return end is not None and end <= datetime.now(UTC)
+
+
+def ends_at(session: Session) -> datetime | None:
+    """When it ends by the clock."""
+    ends = session.at_timeout is AtTimeout.END
+    return min(filter(None, (session.expires_at, session.timeout_at if ends else None)), default=None)
+
+
+def pauses_at(session: Session) -> datetime | None:
+    """When it is paused by the clock."""
+    return session.timeout_at if session.at_timeout is AtTimeout.PAUSE else None
 
 
 def idle_after(session: Session, revision: Revision) -> timedelta:
@@ -55,6 +79,21 @@ def parse_state(name: str) -> SessionState:
         return SessionState(name)
     except ValueError:
         raise Invalid(f"no such state: {name[:40]!r}", hint="one of " + ", ".join(SessionState)) from None
+
+
+def parse_metadata(texts: Mapping[str, str]) -> dict[str, str]:
+    """Names have 1 to 256 characters, without quotes, backslashes and controls: one can look for each of them."""
+    for name, text in texts.items():
+        if not _METADATA_NAME.fullmatch(name) or "\0" in text:
+            raise Invalid(
+                f"not metadata: {name[:60]!r}", hint="names have no quotes, backslashes and control characters"
+            )
+    size = sum(len(name) + len(text) for name, text in texts.items())
+    if len(texts) > MOST_METADATA or size > METADATA_CHARACTERS:
+        raise Invalid(
+            f"metadata has at most {MOST_METADATA} names and {METADATA_CHARACTERS} characters", code="too_large"
+        )
+    return dict(texts)
 
 
 def parse_time(value: timedelta | None, name: str) -> timedelta | None:

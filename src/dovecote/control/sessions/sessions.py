@@ -6,38 +6,42 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import Unpack
 
 from dovecote.background import Background
 from dovecote.control.fleet import SERVER_TAG, Claim, Death, Fleet, Host, Placed
 from dovecote.control.functions import SANDBOX, Functions
 from dovecote.control.sessions.live import Live, LiveSessions
 from dovecote.control.sessions.mounting import added, without
+from dovecote.control.sessions.opening import Wishes, forked, new_session
 from dovecote.control.sessions.reinstalling import Reinstalling
 from dovecote.control.sessions.rules import (
     alive,
     is_over,
+    parse_metadata,
     parse_state,
     parse_tier,
     parse_time,
+    pauses_at,
     recovery_point,
     resting_lag,
+    wakeable,
 )
 from dovecote.control.sessions.saved import SavedFiles, last_good
 from dovecote.control.sessions.starting import ensure_started, wait_for_port
 from dovecote.control.tenancy import Tenancy
 from dovecote.errors import Conflict, DovecoteError, Invalid, NotFound, StorageFailed
-from dovecote.model.ids import new_id, parse_session_key, random_text
 from dovecote.model.records import Session, Start
 from dovecote.model.rules import ReinstallState
 from dovecote.model.sizes import SPECS
 from dovecote.model.states import LIVE_SESSION, Desired, SessionState, check_session_move
 from dovecote.model.trees import Lag, Workspace
 from dovecote.model.volumes import Mount
-from dovecote.store import Store
+from dovecote.store import Holding, Store
 
 log = logging.getLogger(__name__)
 
@@ -82,60 +86,31 @@ class Sessions:
         self,
         tenant_id: str,
         *,
-        function: str = SANDBOX,
-        key: str | None = None,
-        user: str | None = None,
-        tier: str | None = None,
-        idle_after: timedelta | None = None,
-        quiet_after: timedelta | None = None,
-        ttl: timedelta | None = None,
-        env: Mapping[str, str] | None = None,
-        mounts: Sequence[Mount] = (),
         wake: bool = True,
         fork_of: tuple[Session, str] | None = None,
+        **wishes: Unpack[Wishes],
     ) -> Session:
-        """A new session. `key` is the caller's own name for it; without one the server makes one.
+        """A new session. `fork_of` is a session and a tree of its: the new one begins there, of the same revision.
 
-        `fork_of` is a session and a tree of its: the new one begins there, of the same revision, and of the same user
-        unless another is named. `mounts` name volumes by their ids, as for `mount`.
-
-        Raises Invalid, NotFound (no_such_function, no_such_tier), Conflict (exists), and what waking raises.
+        Raises Invalid, NotFound (no_such_function, no_such_tier, no_such_template, no_such_spec, no_such_level),
+        Conflict (exists), and what waking raises.
         """
-        made_for = await self._functions.get(tenant_id, function)
-        owner = await self._tenancy.user(tenant_id, user or "default")
-        now = datetime.now(UTC)
-        session = Session(
-            id=new_id("ses"),
-            tenant_id=tenant_id,
-            user_id=owner.id,
-            function_id=made_for.id,
-            revision_id=made_for.revision_id,
-            key=parse_session_key(key) if key is not None else random_text(),
-            slug=random_text(),
-            state=SessionState.NEW,
-            desired=Desired.LIVE,
-            created_at=now,
-            last_active_at=now,
-            tier=parse_tier(tier or owner.tier),
-            idle_after=parse_time(idle_after, "idle_after"),
-            quiet_after=parse_time(quiet_after, "quiet_after"),
-            expires_at=now + ttl if (ttl := parse_time(ttl, "ttl")) else None,
-            env=dict(env or {}),
-        )
+        function = await self._functions.get(tenant_id, wishes.get("function", SANDBOX))
+        owner = await self._tenancy.user(tenant_id, wishes.get("user") or "default")
+        session = new_session(function, owner, wishes, datetime.now(UTC))
+        size = {"template": wishes.get("template"), "spec": wishes.get("spec"), "level": wishes.get("level")}
+        if any(size.values()):
+            if function.name != SANDBOX or fork_of is not None:
+                raise Invalid(
+                    "template, spec and level are chosen for new sandboxes only",
+                    hint="a function says what its sessions run, and a fork runs what its original runs",
+                )
+            session = replace(session, revision_id=(await self._functions.sandbox(tenant_id, **size)).id)
         if fork_of is not None:
-            source, tree = fork_of
-            session = replace(
-                session,
-                user_id=owner.id if user is not None else source.user_id,
-                function_id=source.function_id,
-                revision_id=source.revision_id,
-                tree=tree,
-                env={**source.env, **session.env},
-                start=source.start,
-            )
-        if mounts:
+            session = forked(session, *fork_of, is_for_another=wishes.get("user") is not None)
+        if wishes.get("mounts"):
             revision = await self._functions.revision(tenant_id, session.revision_id)
-            for mount in mounts:
+            for mount in wishes["mounts"]:
                 session = replace(session, mounts=added(session, revision, mount))
         session = await self._store.tenant(tenant_id).sessions.insert(session)
         if not wake:
@@ -146,6 +121,14 @@ class Sessions:
             # Nobody has its id yet: it must not lie about and hold the key.
             await self.delete(tenant_id, session.id)
             raise
+
+    async def by_slug(self, slug: str) -> Session:
+        """Whoever's it is: the slug is the right to ask. Raises NotFound, also for one that has ended."""
+        live = self.live.by_slug(slug)
+        session = live.session if live else await self._store.everyone().sessions.find(slug=slug)
+        if session is None or session.state is SessionState.ENDED:
+            raise NotFound("no sandbox has this address", code="no_such_session", hint="it may have been deleted")
+        return session
 
     async def get(self, tenant_id: str, session_id: str) -> Session:
         live = self.live.get(session_id)
@@ -159,11 +142,18 @@ class Sessions:
         *,
         function: str | None = None,
         user: str | None = None,
-        state: str | None = None,
+        state: str | Collection[str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        is_paused: bool | None = None,
         after: str | None = None,
         limit: int = 100,
     ) -> Sequence[Session]:
+        """Those that match all that is given; `state` may be several, any of which will do."""
         equals: dict[str, object] = {"state": [each for each in SessionState if each is not SessionState.ENDED]}
+        if metadata:
+            equals["metadata"] = Holding(parse_metadata(metadata))
+        if is_paused is not None:
+            equals["desired"] = Desired.PARKED if is_paused else Desired.LIVE
         if function is not None:
             equals["function_id"] = (await self._functions.get(tenant_id, function)).id
         if user is not None:
@@ -172,7 +162,7 @@ class Sessions:
                 return []
             equals["user_id"] = owner.id
         if state is not None:
-            equals["state"] = parse_state(state)
+            equals["state"] = [parse_state(each) for each in ([state] if isinstance(state, str) else state)]
         records = await self._store.tenant(tenant_id).sessions.list(after=after, limit=limit, **equals)
         return [live.session if (live := self.live.get(record.id)) else record for record in records]
 
@@ -198,6 +188,12 @@ class Sessions:
             )
             await self.pace(session)
             return session
+
+    async def set_timeout(self, tenant_id: str, session_id: str, timeout: timedelta | None) -> Session:
+        """So long from now, effective at once; None for no timeout. What it does is the session's `at_timeout`."""
+        async with self.live.lock(session_id):
+            session = await self._living(tenant_id, session_id)
+            return await self._change(session, timeout_at=_from_now(timeout))
 
     async def pace(self, session: Session) -> None:
         """Lets its instance, if it has one, be saved as often as its tier says. May be repeated."""
@@ -284,8 +280,48 @@ class Sessions:
 
     async def _forget_snapshots(self, session: Session) -> None:
         snapshots = self._store.tenant(session.tenant_id).snapshots
-        async for snapshot in snapshots.each(session_id=session.id):
+        async for snapshot in snapshots.each(session_id=session.id, outlives_session=False):
             await snapshots.delete(snapshot.id)
+
+    # -- paused, until somebody says or does otherwise
+
+    async def pause(self, tenant_id: str, session_id: str) -> Session:
+        """Its processes stop where they are, whatever they do; open connections stand still. Takes its timeout away.
+
+        Its memory is kept until its idle time is over, its files always. Raises Conflict (paused).
+        """
+        async with self.live.lock(session_id):
+            session = await self._living(tenant_id, session_id)
+            if session.is_paused:
+                raise Conflict("the session is paused already", code="paused", hint="resume it")
+            return await self._pause(session, "paused")
+
+    async def pause_if_due(self, tenant_id: str, session_id: str) -> None:
+        """Its timeout may have been moved since somebody looked. May be repeated."""
+        async with self.live.lock(session_id):
+            session = await self._living(tenant_id, session_id)
+            due = pauses_at(session)
+            if due is not None and due <= datetime.now(UTC):
+                await self._pause(session, "paused, its timeout has passed")
+
+    async def _pause(self, session: Session, reason: str) -> Session:
+        """Called under its lock."""
+        live = self.live.get(session.id)
+        if live is not None and live.is_ready:
+            await live.host.freeze(live.instance_id, force=True)
+            live.become(SessionState.FROZEN)
+            session = live.session
+        return await self._change(session, desired=Desired.PARKED, timeout_at=None, reason=reason)
+
+    async def resume(self, tenant_id: str, session_id: str, *, at_least: timedelta | None = None) -> Session:
+        """Ready, paused or not. With `at_least` its timeout is not sooner than that from now; it may be later."""
+        live = await self.awake(await self.get(tenant_id, session_id), is_asked=True)
+        if at_least is None:
+            return live.session
+        async with self.live.lock(session_id):
+            session = await self._living(tenant_id, session_id)
+            timeout_at = max(filter(None, (session.timeout_at, _from_now(at_least))))
+            return await self._change(session, timeout_at=timeout_at)
 
     # -- waking
 
@@ -329,34 +365,40 @@ class Sessions:
         """Name of the user that commands run as when they name none, and where they start."""
         return live.revision.inside.user, live.revision.inside.cwd
 
-    async def awake(self, session: Session) -> Live:
-        """The session with its instance ready, without waiting for its server. One waking for all who wait for it."""
+    async def awake(self, session: Session, *, is_asked: bool = False) -> Live:
+        """The session with its instance ready, without waiting for its server. One waking for all who wait for it.
+
+        `is_asked` says that its owner wants it awake, and not only something that is inside. Raises Conflict (paused).
+        """
         live = self.live.get(session.id)
         if live is not None and live.is_ready:
             live.touch()
             return live
         task = self._waking.get(session.id)
         if task is None:
-            task = self._waking[session.id] = asyncio.ensure_future(self._bring(session))
+            task = self._waking[session.id] = asyncio.ensure_future(self._bring(session, is_asked))
             task.add_done_callback(lambda _: self._waking.pop(session.id, None))
         return await asyncio.shield(task)
 
-    async def _bring(self, session: Session) -> Live:
+    async def _bring(self, session: Session, is_asked: bool) -> Live:
         async with self.live.lock(session.id):
             live = self.live.get(session.id)
             if live is not None:
+                wakeable(live.session, is_asked)
                 if live.session.state is SessionState.FROZEN:
                     await live.host.thaw(live.instance_id)
                     live.become(SessionState.READY)
+                if live.session.is_paused:
+                    await self._change(live.session, desired=Desired.LIVE)
                 live.touch()
                 return live
             try:
-                return await self._claim(alive(session))
+                return await self._claim(wakeable(session, is_asked))
             except Conflict as error:
                 if error.code != "stale":
                     raise
             # The caller's copy was read before somebody else changed it.
-            return await self._claim(await self._living(session.tenant_id, session.id))
+            return await self._claim(wakeable(await self._living(session.tenant_id, session.id), is_asked))
 
     async def _claim(self, session: Session) -> Live:
         revision = await self._functions.revision(session.tenant_id, session.revision_id)
@@ -375,7 +417,7 @@ class Sessions:
                     owner=session.id,
                     workspace=Workspace(revision.template, session.tree or revision.tree),
                     limits=SPECS[revision.spec].limits,
-                    network=revision.network,
+                    network=session.network or revision.network,
                     level=revision.level,
                     epoch=session.epoch,
                     generation=session.saved_generation,
@@ -459,7 +501,7 @@ class Sessions:
         return True
 
     async def park(
-        self, tenant_id: str, session_id: str, *, reason: str = "asked to", unless_used_since: float | None = None
+        self, tenant_id: str, session_id: str, *, reason: str | None = None, unless_used_since: float | None = None
     ) -> Session:
         """Files to the store, the instance ended, its memory free. Raises StorageFailed; then nothing is lost.
 
@@ -471,13 +513,14 @@ class Sessions:
             is_asked = live is not None and unless_used_since is not None
             if live is not None and is_asked and (live.busy or await _used(live, unless_used_since)):
                 return session
-            return await self._put_away(session, reason)
+            session = await self._put_away(session, reason or "asked to")
+            return session if reason else await self._change(session, desired=Desired.PARKED)
 
     async def _put_away(self, session: Session, reason: str) -> Session:
         """Ends its instance and saves what that leaves. Called under its lock."""
         live = self.live.get(session.id)
         if live is not None:
-            session = await self._change(session, state=SessionState.PARKING, desired=Desired.PARKED, reason=reason)
+            session = await self._change(session, state=SessionState.PARKING, reason=reason)
             self.live.drop(session.id)
             with contextlib.suppress(NotFound):
                 await live.host.stop(live.instance_id)
@@ -632,6 +675,11 @@ class Sessions:
                 return
             seconds = time.monotonic() - live.touched
             live.session = await self._swap(live.session, last_active_at=datetime.now(UTC) - timedelta(seconds=seconds))
+
+
+def _from_now(timeout: timedelta | None) -> datetime | None:
+    timeout = parse_time(timeout, "timeout")
+    return datetime.now(UTC) + timeout if timeout else None
 
 
 async def _used(live: Live, since: float | None) -> bool:

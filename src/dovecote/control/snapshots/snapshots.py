@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Unpack
 
 from dovecote.control.functions import Functions
-from dovecote.control.sessions import Sessions
+from dovecote.control.sessions import Sessions, Wishes
 from dovecote.control.snapshots.retention import expired, moment_after
 from dovecote.errors import Conflict, DovecoteError, Invalid, NotFound
 from dovecote.model.ids import new_id
@@ -39,13 +40,23 @@ class Snapshots:
         *,
         label: str = "",
         is_pinned: bool = False,
+        outlives_session: bool = False,
         cause: SnapshotCause = SnapshotCause.ASKED,
     ) -> Snapshot:
-        """Saves the session as it is now, and names that. A parked one is not woken. Raises StorageFailed."""
+        """Saves the session as it is now, and names that. A parked one is not woken. Raises StorageFailed.
+
+        One that outlives its session is kept until it is deleted itself.
+        """
         if len(label) > LONGEST_LABEL:
             raise Invalid(f"a label has at most {LONGEST_LABEL} characters")
         session = await self._saved(tenant_id, session_id)
-        return await self._record(session, cause, label=label, is_pinned=is_pinned)
+        return await self._record(
+            session,
+            cause,
+            label=label,
+            is_pinned=is_pinned or outlives_session,
+            outlives_session=outlives_session,
+        )
 
     async def at_turn(self, tenant_id: str, session_id: str, label: str) -> Snapshot:
         """For the end of a chat's turn: one that has no instance is not woken. Raises Conflict (no_files)."""
@@ -70,8 +81,18 @@ class Snapshots:
 
     async def copy(self, snapshot: Snapshot, session: Session) -> Snapshot:
         """The same files as a snapshot of a fork, which has its own numbering of saves."""
-        copied = replace(snapshot, id=new_id("snp"), session_id=session.id, saved_generation=0, generation=0)
+        copied = replace(
+            snapshot, id=new_id("snp"), session_id=session.id, saved_generation=0, outlives_session=False, generation=0
+        )
         return await self._store.tenant(session.tenant_id).snapshots.insert(copied)
+
+    async def find(self, tenant_id: str, snapshot_id: str) -> Snapshot:
+        """Of whichever session. Raises NotFound."""
+        return await self._store.tenant(tenant_id).snapshots.get(snapshot_id)
+
+    async def all(self, tenant_id: str, *, after: str | None = None, limit: int = 100) -> Sequence[Snapshot]:
+        """Of all sessions of the tenant, those that have outlived theirs among them."""
+        return await self._store.tenant(tenant_id).snapshots.list(after=after, limit=limit)
 
     async def get(self, tenant_id: str, session_id: str, snapshot_id: str) -> Snapshot:
         """Raises NotFound, also for a snapshot of another session."""
@@ -111,14 +132,13 @@ class Snapshots:
         session_id: str,
         *,
         snapshot_id: str | None = None,
-        key: str | None = None,
-        user: str | None = None,
-        env: Mapping[str, str] | None = None,
         wake: bool = True,
+        **wishes: Unpack[Wishes],
     ) -> Session:
         """A new session of the same revision that begins with the files of a snapshot, or as they are now.
 
-        Of the same user and tier, unless another user is named, whose own tier it then has.
+        Of the same user and tier, unless another user is named, whose own tier it then has. Its session may have ended
+        where a snapshot of it is named.
         """
         if snapshot_id is None:
             source = await self._saved(tenant_id, session_id)
@@ -128,15 +148,14 @@ class Snapshots:
             source = await self._sessions.get(tenant_id, session_id)
             tree = snapshot.tree
         assert tree is not None
-        return await self._sessions.create(
-            tenant_id,
-            key=key,
-            user=user,
-            tier=source.tier if user is None else None,
-            env=env,
-            wake=wake,
-            fork_of=(source, tree),
-        )
+        if wishes.get("user") is None and wishes.get("tier") is None:
+            wishes["tier"] = source.tier
+        return await self._sessions.create(tenant_id, wake=wake, fork_of=(source, tree), **wishes)
+
+    async def begin(self, tenant_id: str, snapshot_id: str, *, wake: bool = True, **wishes: Unpack[Wishes]) -> Session:
+        """A new session with the files of a snapshot of whichever session. Raises NotFound."""
+        snapshot = await self.find(tenant_id, snapshot_id)
+        return await self.fork(tenant_id, snapshot.session_id, snapshot_id=snapshot.id, wake=wake, **wishes)
 
     async def archive(
         self, tenant_id: str, session_id: str, *, snapshot_id: str | None = None, path: str | None = None
@@ -212,7 +231,7 @@ class Snapshots:
             if session is not None and session.state is not SessionState.ENDED:
                 await self.expire(session, now)
                 continue
-            async for left in scope.snapshots.each(session_id=session_id):
+            async for left in scope.snapshots.each(session_id=session_id, outlives_session=False):
                 await scope.snapshots.delete(left.id)
 
     async def workspaces(self) -> AsyncIterator[Workspace]:
@@ -229,7 +248,13 @@ class Snapshots:
         return await self._sessions.save(tenant_id, session_id)
 
     async def _record(
-        self, session: Session, cause: SnapshotCause, *, label: str = "", is_pinned: bool = False
+        self,
+        session: Session,
+        cause: SnapshotCause,
+        *,
+        label: str = "",
+        is_pinned: bool = False,
+        outlives_session: bool = False,
     ) -> Snapshot:
         assert session.tree is not None
         revision = await self._functions.revision(session.tenant_id, session.revision_id)
@@ -249,9 +274,10 @@ class Snapshots:
             total_bytes=saved.total_bytes if saved else 0,
             created_at=moment_after(await scope.snapshots.newest(session_id=session.id), now),
             is_pinned=is_pinned,
+            outlives_session=outlives_session,
         )
         snapshot = await scope.snapshots.insert(snapshot)
-        if (await scope.sessions.get(session.id)).state is SessionState.ENDED:
+        if not outlives_session and (await scope.sessions.get(session.id)).state is SessionState.ENDED:
             # It was deleted meanwhile, and its snapshots with it, perhaps before this one was there.
             await scope.snapshots.delete(snapshot.id)
             raise Conflict("the session has ended", code="session_ended")

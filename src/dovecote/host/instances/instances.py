@@ -293,8 +293,10 @@ class Instances:
         finally:
             os.close(root)
 
-    async def freeze(self, instance_id: str) -> bool:
+    async def freeze(self, instance_id: str, *, force: bool = False) -> bool:
         """Stops its processes where they are; False when a request is on its way, and then nothing has changed.
+
+        With `force` it does not look: what is on its way stands still until it is thawed.
 
         New connections are refused first, then flows are looked for, then the processes are frozen: no request is
         caught by the freezing, and a later one is refused at once and comes back through wake.
@@ -307,7 +309,7 @@ class Instances:
             instance.record()
             try:
                 await self._parts.network.refuse(instance.address)
-                if await self._parts.network.flows(instance.address):
+                if not force and await self._parts.network.flows(instance.address):
                     await answer_again(self._parts, instance)
                     return False
                 await self._parts.cgroups.freeze(instance.id)

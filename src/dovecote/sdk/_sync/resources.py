@@ -8,7 +8,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dovecote.sdk._shapes import App, AppInstance, Chat, Function, Key, Mount, SessionView, Start, Turn, User, read
+from dovecote.sdk._shapes import (
+    App,
+    AppInstance,
+    Chat,
+    Function,
+    Key,
+    Mount,
+    Network,
+    SessionView,
+    Start,
+    Turn,
+    User,
+    read,
+)
 from dovecote.sdk._sync.sessions import Session
 from dovecote.sdk._sync.transport import Wire
 
@@ -42,16 +55,29 @@ class Sessions:
         *,
         function: str = "sandbox",
         key: str | None = None,
-        user: str = "default",
+        user: str | None = None,
         tier: str | None = None,
         idle_after: float | None = None,
         quiet_after: float | None = None,
         ttl: float | None = None,
+        timeout: float | None = None,
+        at_timeout: str | None = None,
+        resumes_on_use: bool = True,
         env: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
         mounts: Sequence[Mount] = (),
+        template: str | None = None,
+        spec: str | None = None,
+        level: str | None = None,
+        network: Network | None = None,
+        snapshot: str | None = None,
         wake: bool = True,
     ) -> Session:
-        """Opens a session. `key` is your own name for it; times are in seconds. Raises Conflict (exists)."""
+        """Opens a session. `key` is your own name for it; times are in seconds. Raises Conflict (exists).
+
+        `template`, `spec` and `level` are for sandboxes. `snapshot` is the id of one, with whose files it begins.
+        `at_timeout` is `end` or `pause`: what happens when `timeout` has passed.
+        """
         body = _given(
             function=function,
             key=key,
@@ -60,6 +86,15 @@ class Sessions:
             idle_after_seconds=idle_after,
             quiet_after_seconds=quiet_after,
             ttl_seconds=ttl,
+            timeout_seconds=timeout,
+            at_timeout=at_timeout,
+            resumes_on_use=resumes_on_use,
+            metadata=dict(metadata or {}),
+            template=template,
+            spec=spec,
+            level=level,
+            network=asdict(network) if network else None,
+            snapshot=snapshot,
             env=dict(env or {}),
             mounts=[asdict(mount) for mount in mounts],
             wake=wake,
@@ -69,9 +104,23 @@ class Sessions:
     def get(self, session_id: str) -> Session:
         return Session(self._wire, read(SessionView, self._wire.call("GET", f"/v1/sessions/{session_id}")))
 
-    def list(self, *, function: str | None = None, user: str | None = None, state: str | None = None) -> list[Session]:
-        """All that match, ended ones included; ask for a `state` to narrow it."""
-        params = {"function": function, "user": user, "state": state}
+    def list(
+        self,
+        *,
+        function: str | None = None,
+        user: str | None = None,
+        state: str | Sequence[str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        is_paused: bool | None = None,
+    ) -> list[Session]:
+        """All that match; `state` may be several. Ended ones only when asked for."""
+        params = {
+            "function": function,
+            "user": user,
+            "state": state,
+            "metadata": [f"{name}:{text}" for name, text in (metadata or {}).items()],
+            "is_paused": is_paused,
+        }
         return [Session(self._wire, read(SessionView, each)) for each in _pages(self._wire, "/v1/sessions", params)]
 
 

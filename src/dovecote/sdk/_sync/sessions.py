@@ -263,14 +263,26 @@ class Session:
     def park(self) -> SessionView:
         return self._see("POST", ":park")
 
+    def pause(self) -> SessionView:
+        """Its processes stop where they are until it is used again, or resumed. Raises Conflict (paused)."""
+        return self._see("POST", ":pause")
+
+    def resume(self, *, at_least: float | None = None) -> SessionView:
+        """Ready, paused or not. Its timeout is not sooner than `at_least` seconds from now."""
+        return self._see("POST", ":resume", {"at_least_seconds": at_least})
+
+    def set_timeout(self, timeout: float | None) -> SessionView:
+        """In seconds from now; None for none."""
+        return self._see("PUT", "/timeout", {"timeout_seconds": timeout})
+
     def save(self) -> SessionView:
         return self._see("POST", ":save")
 
     # -- its past
 
-    def snapshot(self, label: str = "", *, is_pinned: bool = False) -> Snapshot:
+    def snapshot(self, label: str = "", *, is_pinned: bool = False, outlives_session: bool = False) -> Snapshot:
         """Saves its files under a name. A parked session is not woken for it."""
-        body = {"label": label, "is_pinned": is_pinned}
+        body = {"label": label, "is_pinned": is_pinned, "outlives_session": outlives_session}
         return read(Snapshot, self._wire.call("POST", f"{self._path}/snapshots", json=body))
 
     def snapshots(self) -> list[Snapshot]:
