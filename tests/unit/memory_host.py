@@ -28,6 +28,7 @@ Method = Literal[
     "stop",
     "save_leftover",
     "discard",
+    "erase",
     "rewind",
     "verify",
     "observe",
@@ -112,6 +113,7 @@ class MemoryHost:
         self.claims: list[Claim] = []
         self.instances: dict[str, MemoryInstance] = {}
         self.left: dict[str, Left] = {}
+        self.orphans: dict[str, list[Left]] = {}
         self.trees: dict[str, dict[str, bytes]] = {}
         self.logs: dict[str, list[Saved]] = {}
         self.left_out: tuple[str, ...] = ()  # of every tree
@@ -183,7 +185,8 @@ class MemoryHost:
             del self.left[claim.owner]
             instance, how = self._made(claim, left.files, left.generation), "survivor"
         else:
-            self.left.pop(claim.owner, None)
+            if left is not None:
+                self._orphan(claim.owner)
             tree = claim.workspace.tree
             instance, how = self._made(claim, dict(self.trees[tree]) if tree else {}, claim.generation), "pool"
         is_restored = how == "pool" and claim.workspace.tree is not None
@@ -278,6 +281,11 @@ class MemoryHost:
         await self._enter("discard", owner)
         self.left.pop(owner, None)
 
+    async def erase(self, owner: str) -> None:
+        await self._enter("erase", owner)
+        self.left.pop(owner, None)
+        self.orphans.pop(owner, None)
+
     async def rewind(self, owner: str, *, epoch: int, template: str, tree: str) -> Saved:
         await self._enter("rewind", owner)
         if self.of(owner) is not None:
@@ -320,6 +328,9 @@ class MemoryHost:
 
     def leftovers(self) -> list[Leftover]:
         return [Leftover(owner, left.disk, left.generation, left.epoch) for owner, left in self.left.items()]
+
+    def orphaned(self) -> frozenset[str]:
+        return frozenset(self.orphans)
 
     async def observe(self) -> list[Observed]:
         await self._enter("observe", "")
@@ -367,6 +378,9 @@ class MemoryHost:
         )
         self.instances[instance.id] = instance
         return instance
+
+    def _orphan(self, owner: str) -> None:
+        self.orphans.setdefault(owner, []).append(self.left.pop(owner))
 
     def _get(self, instance_id: str) -> MemoryInstance:
         try:

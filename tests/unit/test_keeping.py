@@ -15,7 +15,7 @@ from dovecote.errors import Failed, NotFound
 from dovecote.model.records import Session
 from dovecote.model.states import LIVE_SESSION, SessionState
 from tests.unit.control_world import AT_ONCE, START, World, until, world_on
-from tests.unit.memory_host import Clock, FailsSave, FreezeFails, MemoryHost
+from tests.unit.memory_host import Clock, FailsSave, FreezeFails, Left, MemoryHost
 
 pytestmark = pytest.mark.anyio
 
@@ -161,6 +161,17 @@ async def test_files_that_a_host_finds_again_later_are_not_discarded(world: Worl
     world.host.left.update(being_buried)
     await world.restart()
     assert await world.read(session) == b"mine"
+
+
+@pytest.mark.parametrize("state", [S.ENDED, S.PARKED])
+async def test_orphans_go_with_their_session_and_not_before(world: World, state: SessionState) -> None:
+    """Its end was recorded, and then the server was killed."""
+    session = await world.sessions.create(world.tenant)
+    await world.sessions.park(world.tenant, session.id)
+    world.host.orphans[session.id] = [Left("disk", {"a": b"of another life"}, 1, 1)]
+    await world.rewrite(session, state=state, instance_id=None)
+    await world.restart()
+    assert (session.id in world.host.orphans) is (state is S.PARKED)
 
 
 @pytest.mark.parametrize("state", [S.ENDED, S.NEW, None], ids=["ended", "new", "unknown"])

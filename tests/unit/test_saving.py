@@ -248,6 +248,23 @@ async def test_a_leftover_whose_owner_went_on_elsewhere_becomes_an_orphan_when_i
     assert (await world.saving.read("disk")).orphan
 
 
+async def test_erasing_deletes_orphans_of_earlier_lives_too(world: World) -> None:
+    """And only those of that owner; their id ranges are free again."""
+    bases = {"old": 1 << 21, "newer": 1 << 22, "other": 1 << 23}
+    for disk, owner, epoch in (("old", "ses_1", 1), ("newer", "ses_1", 2), ("other", "ses_2", 1)):
+        await world.saving.take(disk, bases[disk], replace(claim_of(epoch), owner=owner))
+    await world.saving.orphan("other")
+    host = await host_over(world)
+    assert host.orphaned() == {"ses_1", "ses_2"}
+    assert [left.disk for left in host.leftovers()] == ["newer"]
+    for _ in range(2):
+        await host.erase("ses_1")
+    assert list(world.disks.records) == ["other"]
+    assert host.orphaned() == {"ses_2"}
+    assert host.leftovers() == []
+    assert host._preparing.ids._used == {bases["other"]}
+
+
 async def test_ids_of_an_instance_that_does_not_end_are_not_given_to_another(world: World, tmp_path: Path) -> None:
     class StillThere:
         """A runtime, groups and a network; processes of the group wait for a disk."""

@@ -23,6 +23,7 @@ from tests.unit.memory_host import (
     DiesOnStart,
     FailsSave,
     FreezeFails,
+    Left,
     MemoryHost,
     NeverReady,
     NoMemory,
@@ -430,6 +431,17 @@ async def test_deleting_may_be_repeated_and_frees_instance_files_and_key(world: 
     with pytest.raises(Gone):
         await world.sessions.wake(world.tenant, session.id)
     assert (await world.sessions.create(world.tenant, key="u42")).id != session.id
+
+
+async def test_deleting_a_session_deletes_its_orphans(world: World) -> None:
+    session = await world.sessions.create(world.tenant)
+    other = await world.sessions.create(world.tenant)
+    for each in (session, other):
+        world.host.orphans[each.id] = [Left("disk", {"a": b"of another life"}, 1, 1)]
+    await world.sessions.park(world.tenant, session.id)
+    assert session.id in world.host.orphans
+    await world.sessions.delete(world.tenant, session.id)
+    assert list(world.host.orphans) == [other.id]
 
 
 async def test_deleting_frees_what_a_dead_instance_left(world: World) -> None:

@@ -69,6 +69,9 @@ class Host(Protocol):
     async def discard(self, owner: str) -> None:
         """Deletes a leftover, once its save has been recorded or is not wanted."""
 
+    async def erase(self, owner: str) -> None:
+        """Deletes all files of an owner that has no instance, orphans too. Called when a session has ended."""
+
     async def rewind(self, owner: str, *, epoch: int, template: str, tree: str) -> Saved:
         """Makes an older tree the newest checkpoint in the owner's log, sealed against owners before `epoch`.
 
@@ -98,6 +101,9 @@ class Host(Protocol):
         """The newest save earlier than generation `before` whose files pass verification. Called when one does not."""
 
     def leftovers(self) -> list[Leftover]: ...
+
+    def orphaned(self) -> frozenset[str]:
+        """Owners that went on elsewhere, or from an older save, and of whom this host still has newer files."""
 
     async def observe(self) -> list[Observed]:
         """Called every tick; says what is true now, whatever control believes."""

@@ -83,21 +83,28 @@ class Keeping:
                 await self._sessions.files.recover_from_log(lost, host)
 
     async def _remove_strays(self, host: Host, observed: dict[str, Observed], left: set[str]) -> None:
-        """Instances and leftovers of sessions that have ended or were parked: their record was written just in time."""
-        for owner in {owner for owner in [*observed, *left] if owner.startswith("ses_")}:
+        """Instances and leftovers of sessions that have ended or were parked: their record was written just in time.
+
+        And orphans of those that have ended.
+        """
+        for owner in {owner for owner in [*observed, *left, *host.orphaned()] if owner.startswith("ses_")}:
             try:
-                await self._remove_stray(host, owner, observed.get(owner))
+                await self._remove_stray(host, owner, observed.get(owner), is_left=owner in left)
             except Exception:
                 log.exception("what is left of %s could not be removed; the others go on", owner)
 
-    async def _remove_stray(self, host: Host, owner: str, seen: Observed | None) -> None:
+    async def _remove_stray(self, host: Host, owner: str, seen: Observed | None, *, is_left: bool) -> None:
         session = await self._store.everyone().sessions.find(id=owner)
         if session is not None and session.state in (*LIVE_SESSION, SessionState.LOST, SessionState.DAMAGED):
             return
         if seen is not None:
             with contextlib.suppress(NotFound):
                 await host.stop(seen.instance_id, grace=0)
-        if session is not None and session.state is SessionState.PARKED:
+        if session is not None and session.state is SessionState.ENDED:
+            await host.erase(owner)
+        elif seen is None and not is_left:
+            return  # an orphan of a session that goes on
+        elif session is not None and session.state is SessionState.PARKED:
             # Whether its save came before the last write nobody can tell by now.
             async with self._sessions.live.lock(owner):
                 await self._sessions.files.store_leftover(session, host, session.reason)

@@ -273,8 +273,9 @@ class Sessions:
             # Again: one may have been taken just before the end. Whoever takes one from now on finds the end.
             await self._forget_snapshots(session)
         self.live.drop(session.id)
-        for host in self._hosts_of(session):
-            await _end(host, instance_id, session.id)
+        for host_id, host in self._fleet.hosts().items():
+            # Any host that had it once may have an orphan.
+            await _end(host, instance_id if session.host_id in (None, host_id) else None, session.id)
         if session.instance_id is not None:
             await self._swap(session, instance_id=None)
 
@@ -707,4 +708,4 @@ async def _end(host: Host, instance_id: str | None, owner: str) -> None:
             await host.stop(instance_id, grace=0)
         except NotFound:
             log.debug("instance %s is gone already", instance_id)
-    await host.discard(owner)
+    await host.erase(owner)

@@ -27,6 +27,7 @@ class Found:
     claimed: list[Instance] = field(default_factory=list)
     prepared: list[Instance] = field(default_factory=list)
     leftovers: dict[str, Leftover] = field(default_factory=dict)  # by owner
+    orphans: dict[str, set[str]] = field(default_factory=dict)  # disks by owner
 
     def disks(self) -> set[str]:
         return {instance.disk for instance in (*self.claimed, *self.prepared)}
@@ -111,15 +112,20 @@ class Adoption:
             return
         self._preparing.ids.adopt([record.id_base])
         if record.orphan:
+            self._found.orphans.setdefault(record.owner, set()).add(name)
             return
         left = Leftover(record.owner, name, record.generation, record.epoch)
         other = self._found.leftovers.get(record.owner)
         if self._found.has(record.owner) or (other and other.epoch > left.epoch):
-            await self._saving.orphan(name)
+            await self._orphan(record.owner, name)
             return
         if other is not None:
-            await self._saving.orphan(other.disk)
+            await self._orphan(record.owner, other.disk)
         self._found.leftovers[record.owner] = left
+
+    async def _orphan(self, owner: str, disk: str) -> None:
+        await self._saving.orphan(disk)
+        self._found.orphans.setdefault(owner, set()).add(disk)
 
 
 async def answer_again(parts: Parts, instance: Instance) -> None:

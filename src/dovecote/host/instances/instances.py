@@ -28,6 +28,7 @@ from dovecote.host.instances.instance import (
     Observed,
     Placed,
 )
+from dovecote.host.instances.leftovers import Leftovers
 from dovecote.host.instances.past import archived, diff
 from dovecote.host.instances.preparing import Parts, Preparing
 from dovecote.host.instances.saving import Saving
@@ -71,7 +72,7 @@ class Instances:
         self._on_death = on_death
         self._live: dict[str, Instance] = {}
         self._by_owner: dict[str, Instance] = {}
-        self._leftovers: dict[str, Leftover] = {}
+        self._leftovers = Leftovers(saving, release=lambda base: preparing.ids.release(base))
         self._claims: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._background = Background()
         self._expecting = asyncio.Lock()
@@ -94,7 +95,7 @@ class Instances:
         for instance in found.prepared:
             self._watch(instance)
             self._warm.adopt(instance)
-        self._leftovers.update(found.leftovers)
+        self._leftovers.adopt(found.leftovers, found.orphans)
         if warm:
             self._warm.start(self._watch)
             self._checkpoints.start()
@@ -195,8 +196,7 @@ class Instances:
             return None
         if left.generation >= claim.generation:
             return left
-        await self._saving.orphan(left.disk)
-        del self._leftovers[claim.owner]
+        await self._leftovers.orphan(claim.owner)
         return None
 
     async def _fresh(self, claim: Claim) -> tuple[Instance, str]:
@@ -231,7 +231,7 @@ class Instances:
         except BaseException:
             await self._give_up(instance, keep_disk=True)
             raise
-        del self._leftovers[claim.owner]
+        self._leftovers.take(claim.owner)
         return instance
 
     async def _give_up(self, instance: Instance, *, keep_disk: bool) -> None:
@@ -408,21 +408,12 @@ class Instances:
 
         Raises NotFound (no_leftover), also when the owner went on elsewhere since: then it is an orphan.
         """
-        dying = self._by_owner.get(owner)
-        if dying is not None and dying.is_dead:
-            await _buried(dying)
-        left = self._left(owner)
-        try:
-            saved = await self._saving.save(left.disk)
-        except Conflict as error:
-            if error.code != "sealed":
-                raise
-            await self._saving.orphan(left.disk)
-            self._leftovers.pop(owner, None)
-            raise NotFound(f"{owner} went on elsewhere since", code="no_leftover") from error
-        self._leftovers[owner] = replace(left, generation=saved.generation)
-        template = (await self._saving.read(left.disk)).template
-        self._background.run(self._expect(Workspace(template, saved.tree)), f"readying the files of {owner}")
+        await self._burials(owner)
+        saved = await self._leftovers.save(owner)
+        left = self._leftovers.get(owner)
+        if left is not None:
+            template = (await self._saving.read(left.disk)).template
+            self._background.run(self._expect(Workspace(template, saved.tree)), f"readying the files of {owner}")
         return saved
 
     async def _expect(self, workspace: Workspace) -> None:
@@ -437,11 +428,18 @@ class Instances:
 
     async def discard(self, owner: str) -> None:
         """Deletes what the owner's last instance left. May be repeated."""
-        left = self._leftovers.pop(owner, None)
-        if left is not None:
-            base = await self._saving.forget(left.disk)
-            if base is not None:
-                self._preparing.ids.release(base)
+        await self._leftovers.discard(owner)
+
+    async def erase(self, owner: str) -> None:
+        """Deletes that and the owner's orphans. May be repeated."""
+        await self._burials(owner)
+        await self._leftovers.erase(owner)
+
+    async def _burials(self, owner: str) -> None:
+        """What dies now becomes a leftover first."""
+        dying = self._by_owner.get(owner)
+        if dying is not None and dying.is_dead:
+            await _buried(dying)
 
     async def rewind(self, owner: str, *, epoch: int, template: str, tree: str) -> Saved:
         """An older tree becomes the newest checkpoint of the owner. Raises Conflict (busy) while it has an instance."""
@@ -476,7 +474,10 @@ class Instances:
         return self._get(instance_id).guest
 
     def leftovers(self) -> list[Leftover]:
-        return list(self._leftovers.values())
+        return self._leftovers.list()
+
+    def orphaned(self) -> frozenset[str]:
+        return self._leftovers.orphaned()
 
     async def observe(self) -> list[Observed]:
         """All claimed instances. Costs one dump of the network's activity, and asks each guest that is awake."""
@@ -514,9 +515,7 @@ class Instances:
         owner = instance.claim.owner
         log.warning("%s of %s ends: the session was taken over elsewhere", instance_id, owner)
         await self.stop(instance_id, grace=0)
-        left = self._leftovers.pop(owner, None)
-        if left is not None:
-            await self._saving.orphan(left.disk)
+        await self._leftovers.orphan(owner)
 
     async def _look(self, instance: Instance, activity: dict[str, float], now: float) -> None:
         if instance.state is not InstanceState.READY:
@@ -544,12 +543,6 @@ class Instances:
             return self._live[instance_id]
         except KeyError:
             raise NotFound(f"no instance {instance_id} on this host", code="no_such_instance") from None
-
-    def _left(self, owner: str) -> Leftover:
-        try:
-            return self._leftovers[owner]
-        except KeyError:
-            raise NotFound(f"nothing of {owner} is left on this host", code="no_leftover") from None
 
     def _keep(self, instance: Instance) -> None:
         assert instance.claim is not None
@@ -604,8 +597,7 @@ class Instances:
         try:
             await self._preparing.unmake(instance, keep_disk=claim.keeps_files)
             if claim.keeps_files:
-                record = await self._saving.read(instance.disk)
-                self._leftovers[claim.owner] = Leftover(claim.owner, instance.disk, record.generation, record.epoch)
+                await self._leftovers.keep(claim.owner, instance.disk)
         except Exception:
             # Its files are not offered to anybody now: something of it may still write to them.
             log.exception("%s of %s is not gone, it is looked at again at the next start", instance.id, claim.owner)
