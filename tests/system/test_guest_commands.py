@@ -7,11 +7,12 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
 from dovecote.errors import Conflict, DeadlineExceeded, DovecoteError, Forbidden, Invalid, NotFound
-from dovecote.host.guest import Command, CommandStatus, Dropped, Event, Exited, Output, Started
+from dovecote.host.guest import Command, CommandStatus, Dropped, Event, Exited, Output, Started, channel
 from dovecote.host.guest.connection import Connection
 from dovecote.host.guest.protocol import render_start
 from tests.system.guest_rig import BOUND, Rig, running, sanitized_program, until
@@ -369,6 +370,26 @@ async def test_a_cancelled_run_leaves_nothing_running() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         await until(lambda: not rig.processes("4717.7"))
+
+
+async def test_a_run_that_is_cancelled_before_its_start_is_told_leaves_nothing_running(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer, is_told = channel._answer, asyncio.Event()
+
+    async def late(*args: Any, **more: Any) -> bytes:
+        await is_told.wait()
+        return await answer(*args, **more)
+
+    async with running() as rig:
+        monkeypatch.setattr(channel, "_answer", late)
+        task = asyncio.ensure_future(rig.guest.run(shell("sleep 4717.8; true")))
+        await until(lambda: bool(rig.processes("4717.8")))
+        task.cancel()
+        is_told.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: not rig.processes("4717.8"))
 
 
 async def test_orphans_are_reaped() -> None:

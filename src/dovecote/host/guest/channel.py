@@ -88,8 +88,14 @@ class Guest:
         if stdin is not None:
             command = replace(command, stdin=True)
         async with self._open() as connection:
-            await connection.send(render_start(command, forget=True))
-            started = protocol.parse_started(await _answer(connection, Kind.STARTED, _name(command)))
+            beginning = asyncio.ensure_future(_begin(connection, command))
+            try:
+                started = await asyncio.shield(beginning)
+            except asyncio.CancelledError:
+                # It may run already, and nobody could name it: its number is waited for.
+                with contextlib.suppress(DovecoteError):
+                    await asyncio.shield(self._give_up((await beginning).number))
+                raise
             feeding = asyncio.ensure_future(_feed(connection, stdin)) if stdin is not None else None
             try:
                 try:
@@ -275,6 +281,11 @@ async def _receive(connection: Connection, subject: str, timeout: float | None =
     if kind == Kind.FAILED:
         raise parse_refusal(data, subject)
     return kind, data
+
+
+async def _begin(connection: Connection, command: Command) -> Started:
+    await connection.send(render_start(command, forget=True))
+    return protocol.parse_started(await _answer(connection, Kind.STARTED, _name(command)))
 
 
 async def _answer(connection: Connection, expected: Kind, subject: str, *, timeout: float = ANSWER_WITHIN) -> bytes:
