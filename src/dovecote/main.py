@@ -49,6 +49,7 @@ log = logging.getLogger("dovecote")
 
 HOST_ID = "local"
 HOLD_LONGER = 10.0  # seconds: whoever waits for a start answers before the gateway gives up
+LONGEST_MESSAGE = 1 << 20  # bytes of one WebSocket message
 BLOCKING_CALLS = 64  # at once, in threads: some that wait for a slow store must not hold up all others
 
 
@@ -268,7 +269,16 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
         version=__version__,
     )
     api = _ApiServer(
-        uvicorn.Config(app, uds=str(settings.run_dir / "api.sock"), log_config=None, lifespan="off", access_log=False)
+        uvicorn.Config(
+            app,
+            uds=str(settings.run_dir / "api.sock"),
+            log_config=None,
+            lifespan="off",
+            access_log=False,
+            ws="websockets-sansio",
+            ws_max_size=LONGEST_MESSAGE,
+            ws_per_message_deflate=False,
+        )
     )
 
     async def collect() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -12,7 +13,7 @@ from starlette.types import ASGIApp
 from dovecote.api.rest import build
 from dovecote.control.sandboxes import Dropped, Event, Exited, Finished, Output, Started
 from dovecote.control.templates import Done, Printed, Step
-from dovecote.errors import Conflict, NotFound, Unauthenticated
+from dovecote.errors import Conflict, DeadlineExceeded, Invalid, NotFound, Unauthenticated
 from dovecote.model.addresses import Addresses
 from dovecote.model.ids import new_id, random_text
 from dovecote.model.records import ApiKey, App, Chat, Function, Session, Start, Template, Turn, User
@@ -175,6 +176,10 @@ class FakeSandboxes:
         default=lambda argv: Finished(" ".join(argv).encode(), b"", 0, None, False, False)
     )
     is_detached: bool = False
+    goes_on: bool = False  # after its events a command goes on, until `over`
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    has_no_terminal: bool = False
+    is_deaf: bool = False
     largest_piece: int = 0
     received: int = 0
 
@@ -202,14 +207,24 @@ class FakeSandboxes:
                 if isinstance(event, Exception):
                     raise event
                 yield event
-        except GeneratorExit:
+            if self.goes_on:
+                await self.over.wait()
+                yield Exited(0, None, False, 0)
+        except (GeneratorExit, asyncio.CancelledError):
             self.is_detached = True
             raise
 
     async def signal(self, tenant_id: str, session_id: str, number: int, signo: int) -> None:
         self.calls.append({"number": number, "signo": signo})
 
+    async def resize(self, tenant_id: str, session_id: str, number: int, rows: int, cols: int) -> None:
+        if self.has_no_terminal:
+            raise Invalid(f"no terminal for command {number}", code="no_terminal")
+        self.calls.append({"number": number, "size": (rows, cols)})
+
     async def write_stdin(self, tenant_id: str, session_id: str, number: int, data: bytes) -> None:
+        if self.is_deaf:
+            raise DeadlineExceeded(f"command {number} does not read its input", code="stdin_blocked")
         self.calls.append({"number": number, "data": data})
 
     async def close_stdin(self, tenant_id: str, session_id: str, number: int) -> None:

@@ -8,13 +8,14 @@ import time
 from collections.abc import MutableMapping, Sequence
 from typing import Any, Protocol
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dovecote.api import errors, metrics
+from dovecote.api.tickets import Tickets, check_origin
 from dovecote.api.uploads import Upload
-from dovecote.errors import DovecoteError, Invalid, Unauthenticated
+from dovecote.errors import DovecoteError, Invalid, NotFound, Unauthenticated
 from dovecote.model.ids import new_id
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
@@ -44,15 +45,44 @@ def secret_of(headers: Headers) -> str:
 class Edge:
     """ASGI layer around the routes. All under /v1 needs a key unless it is in PUBLIC: a route cannot forget it."""
 
-    def __init__(self, app: ASGIApp, authenticate: Authenticate, uploads: Sequence[Upload] = ()) -> None:
+    def __init__(
+        self, app: ASGIApp, authenticate: Authenticate, tickets: Tickets, uploads: Sequence[Upload] = ()
+    ) -> None:
         self._app = app
         self._uploads = uploads
         self._authenticate = authenticate
+        self._tickets = tickets
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+        if scope["type"] == "websocket":
+            await self._open(scope, receive, _Opening(scope, send))
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+
+    async def _open(self, scope: Scope, receive: Receive, opening: _Opening) -> None:
+        """A WebSocket. A refusal before it is open is an answer like any other; afterwards its route says it."""
+        try:
+            headers = Headers(scope=scope)
+            admitted = ""
+            if scope["path"].startswith("/v1/"):
+                ticket = QueryParams(scope["query_string"]).get("ticket")
+                if ticket is None:
+                    scope["dovecote.principal"] = await self._authenticate(secret_of(headers))
+                else:
+                    scope["dovecote.principal"] = guest = self._tickets.redeem(ticket, scope["path"])
+                    admitted = guest.origin
+            check_origin(headers.get("origin", ""), headers.get("host", ""), admitted)
+            await self._app(scope, receive, opening.send)
+        except DovecoteError as error:
+            await opening.fail(error)
+        except Exception:
+            log.exception("WebSocket %s failed, %s", scope["path"], opening.request_id)
+            await opening.fail(errors.internal())
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            metrics.REQUESTS.labels("WEBSOCKET", route, str(opening.status)).inc()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = _Exchange(scope, receive, send)
         started = time.perf_counter()
         try:
@@ -81,13 +111,47 @@ class Edge:
         await self._app(scope, exchange.receive, exchange.send)
 
 
+def _request_id(scope: MutableMapping[str, Any]) -> str:
+    """The gateway gives each request an id, and takes away what a client sent as one."""
+    given = Headers(scope=scope).get("x-request-id", "")
+    scope["dovecote.request_id"] = known = given if _REQUEST_ID.fullmatch(given) else new_id("req")
+    return known
+
+
+class _Opening:
+    """A WebSocket as it is opened. Until then it can be refused with a status and an error."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self.request_id = _request_id(scope)
+        self.status = 499  # until it was accepted or refused: the client left
+        self._path = scope["path"]
+        self._send = send
+        self._is_open = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "websocket.accept":
+            self._is_open, self.status = True, 101
+        elif message["type"] == "websocket.http.response.start":
+            self.status = message["status"]
+        elif message["type"] == "websocket.close" and not self._is_open:
+            raise NotFound(f"no WebSocket at {self._path}", code="no_such_route", hint="/v1/openapi.json lists routes")
+        await self._send(message)
+
+    async def fail(self, error: DovecoteError) -> None:
+        if self._is_open:
+            await self._send({"type": "websocket.close", "code": 1011, "reason": error.code})
+            return
+        self.status, headers, body = errors.render(error, self.request_id)
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await self._send({"type": "websocket.http.response.start", "status": self.status, "headers": raw})
+        await self._send({"type": "websocket.http.response.body", "body": body})
+
+
 class _Exchange:
     """One request and its answer. Counts what comes in, marks what goes out."""
 
     def __init__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        # The gateway gives each request an id, and takes away what a client sent as one.
-        given = Headers(scope=scope).get("x-request-id", "")
-        self.request_id = scope["dovecote.request_id"] = given if _REQUEST_ID.fullmatch(given) else new_id("req")
+        self.request_id = _request_id(scope)
         self.status = 499  # until an answer has begun: the client left
         self._receive = receive
         self._send = send

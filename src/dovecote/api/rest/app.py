@@ -18,7 +18,7 @@ from dovecote.api import errors
 from dovecote.api.edge import Edge
 from dovecote.api.rest import apps as app_routes
 from dovecote.api.rest import chats as chat_routes
-from dovecote.api.rest import commands, files, tenancy
+from dovecote.api.rest import commands, files, tenancy, terminals
 from dovecote.api.rest import functions as function_routes
 from dovecote.api.rest import sessions as session_routes
 from dovecote.api.rest import snapshots as snapshot_routes
@@ -26,6 +26,7 @@ from dovecote.api.rest import templates as template_routes
 from dovecote.api.rest import volumes as volume_routes
 from dovecote.api.rest.here import Rooms
 from dovecote.api.rest.shapes import ErrorShape
+from dovecote.api.tickets import Tickets
 from dovecote.errors import DovecoteError, Failed, Invalid, NotFound
 from dovecote.model.addresses import Addresses
 
@@ -63,9 +64,12 @@ def build(
     version: str,
 ) -> ASGIApp:
     """The API and the console. `is_ready` is asked by each /readyz; it must not block."""
-    rooms = Rooms(tenancy, sessions, sandboxes, apps, functions, chats, snapshots, addresses, volumes, templates)
+    tickets = Tickets()
+    rooms = Rooms(
+        tenancy, sessions, sandboxes, apps, functions, chats, snapshots, addresses, volumes, templates, tickets
+    )
     uploads = (*files.UPLOADS, *template_routes.UPLOADS)
-    return Edge(_routes(rooms, is_ready, version), tenancy.authenticate, uploads)
+    return Edge(_routes(rooms, is_ready, version), tenancy.authenticate, tickets, uploads)
 
 
 def _routes(rooms: Rooms, is_ready: Callable[[], bool], version: str) -> FastAPI:
@@ -87,7 +91,7 @@ def _routes(rooms: Rooms, is_ready: Callable[[], bool], version: str) -> FastAPI
     app.state.rooms = rooms
     app.state.is_ready = is_ready
     parts = (session_routes, snapshot_routes, commands, files, app_routes, function_routes, chat_routes, tenancy)
-    for part in (*parts, volume_routes, template_routes):
+    for part in (*parts, terminals, volume_routes, template_routes):
         app.include_router(part.routes)
     app.include_router(snapshot_routes.everywhere)
     app.include_router(plain)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import Depends, Path, Query, Request
 from pydantic import AfterValidator
 
+from dovecote.api.tickets import Tickets
 from dovecote.errors import Invalid
 from dovecote.model.addresses import Addresses
 from dovecote.model.ids import parse_id, parse_name
@@ -36,6 +37,7 @@ class Rooms:
     addresses: Addresses
     volumes: Volumes
     templates: Templates
+    tickets: Tickets
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from dovecote.host.guest import (
 )
 
 __all__ = [
+    "LOGIN_SHELL",
     "CommandStatus",
     "Dropped",
     "Entry",
@@ -36,6 +37,7 @@ __all__ = [
 
 LONGEST_COMMAND = 24 * 3600.0  # seconds
 MOST_OUTPUT = 64 << 20  # bytes that `run` collects
+LOGIN_SHELL = ("/bin/sh", "-c", 'exec "${SHELL:-/bin/sh}" -l')  # the user's own; in every image that has a shell
 
 
 class Sandboxes:
