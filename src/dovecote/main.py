@@ -18,7 +18,8 @@ import uvloop
 
 from dovecote import __version__
 from dovecote.api import errors as api_errors
-from dovecote.api.rest import build as build_api
+from dovecote.api.app import build as build_api
+from dovecote.api.rooms import Rooms
 from dovecote.collecting import LOOK_EVERY, collect_now, pin_and_collect
 from dovecote.config import Settings
 from dovecote.control.apps import Apps
@@ -254,7 +255,7 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
     keeping = Keeping(store, fleet, functions, sessions, quiet_after=settings.quiet_after)
     builds = settings.cache_dir / "builds" / settings.installation
     templates = Templates(store, fleet, functions, level=settings.level, work_dir=builds)
-    app = build_api(
+    rooms_of_api = Rooms(
         tenancy=tenancy,
         sessions=sessions,
         sandboxes=Sandboxes(sessions),
@@ -265,9 +266,8 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
         volumes=Volumes(store, fleet, tenancy, sessions),
         templates=templates,
         addresses=Addresses(settings.domain, settings.port),
-        is_ready=lambda: server.is_open,
-        version=__version__,
     )
+    app = build_api(rooms_of_api, is_ready=lambda: server.is_open, version=__version__)
     api = _ApiServer(
         uvicorn.Config(
             app,

@@ -267,6 +267,16 @@ async def test_the_newest_is_the_one_that_a_list_comes_to_last(store: Store) -> 
     assert await kept.newest(state=SessionState.LOST) is None
 
 
+async def test_pages_may_go_backwards(store: Store) -> None:
+    kept = store.tenant(A).sessions
+    for n in range(7):
+        await kept.insert(session(created_at=NOW + timedelta(seconds=n // 3)))
+    seen: list[str] = []
+    while page := await kept.list(limit=2, newest_first=True, after=seen[-1] if seen else None):
+        seen += [each.id for each in page]
+    assert seen == [each.id for each in await kept.list()][::-1]
+
+
 async def test_a_filtered_page_follows_a_record_that_no_longer_matches(store: Store) -> None:
     kept = store.tenant(A).sessions
     made = [await kept.insert(session(created_at=NOW + timedelta(seconds=n))) for n in range(3)]

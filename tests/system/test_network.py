@@ -304,6 +304,33 @@ async def test_private_networks_open_by_name(network: Network, world: World) -> 
     assert not world.reaches(granted.netns, COMPANY, 80)
 
 
+async def test_parts_of_the_internet_close_by_name(
+    network: Network, make: Callable[..., Network], world: World
+) -> None:
+    """At once, for open connections too; allowed goes before denied; and who adopts it knows."""
+    world.listen(world.outside, 80)
+    a = await attach(network, NetworkPolicy())
+    pipe = world.connect(a.netns, INTERNET, 80)
+    denied = NetworkPolicy(deny_cidrs=(f"{INTERNET}/32",))
+    await network.apply(a.address, denied)
+    assert not world.reaches(a.netns, INTERNET, 80)
+    pipe.send(b"x")
+    with pytest.raises(ConnectionResetError):
+        pipe.recv(1)
+    await network.apply(a.address, NetworkPolicy(allow_cidrs=(f"{INTERNET}/32",), deny_cidrs=(f"{INTERNET}/32",)))
+    assert world.reaches(a.netns, INTERNET, 80)
+    await network.apply(a.address, denied)
+    again = make()
+    try:
+        await again.ensure()
+        await again.adopt({"a": a})
+        assert not world.reaches(a.netns, INTERNET, 80)
+        await again.apply(a.address, NetworkPolicy())
+        assert world.reaches(a.netns, INTERNET, 80)
+    finally:
+        await again.close()
+
+
 async def test_names_are_resolved_where_internet_is_on(network: Network, world: World) -> None:
     on, off = await attach(network), await attach(network, CLOSED)
     server = world.udp(world.outside, 53, RESOLVER)

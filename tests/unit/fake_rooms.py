@@ -10,7 +10,8 @@ from typing import Any, TypeAlias, cast
 
 from starlette.types import ASGIApp
 
-from dovecote.api.rest import build
+from dovecote.api import rooms as api_rooms
+from dovecote.api.app import build
 from dovecote.control.sandboxes import Dropped, Event, Exited, Finished, Output, Started
 from dovecote.control.templates import Done, Printed, Step
 from dovecote.errors import Conflict, DeadlineExceeded, Invalid, NotFound, Unauthenticated
@@ -397,7 +398,7 @@ class Rooms:
     is_ready: bool = True
 
     def api(self) -> ASGIApp:
-        return build(
+        rooms = api_rooms.Rooms(
             tenancy=cast(Any, self.tenancy),
             sessions=cast(Any, self.sessions),
             sandboxes=cast(Any, self.sandboxes),
@@ -408,9 +409,8 @@ class Rooms:
             volumes=cast(Any, self.volumes),
             templates=cast(Any, self.templates),
             addresses=Addresses("localhost", 8080),
-            is_ready=lambda: self.is_ready,
-            version="0.0.0",
         )
+        return build(rooms, is_ready=lambda: self.is_ready, version="0.0.0")
 
 
 __all__ = ["KEY", "OTHER_KEY", "Dropped", "Exited", "Output", "Rooms", "Started"]

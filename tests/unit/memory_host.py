@@ -13,6 +13,7 @@ from typing import Literal
 from dovecote.control.fleet import SERVER_TAG, Claim, Command, Death, Leftover, Observed, Output, Placed
 from dovecote.errors import Conflict, Failed, NoCapacity, NotFound, StorageFailed
 from dovecote.host.guest import CommandStatus, Dropped, Exited, Finished, Guest, PortState, Started, Stat
+from dovecote.model.sizes import NetworkPolicy
 from dovecote.model.states import InstanceState, check_instance_move
 from dovecote.model.trees import Change, FileDiff, Lag, LagState, Saved
 from dovecote.model.volumes import Mount
@@ -233,6 +234,10 @@ class MemoryHost:
         pending = [path for path, text in instance.files.items() if (saved or {}).get(path) != text]
         state = LagState.PENDING if pending else LagState.SAVED
         return Lag(state, pending=len(pending), recovery_point=instance.claim.recovery_point)
+
+    async def set_network(self, instance_id: str, network: NetworkPolicy) -> None:
+        instance = self._get(instance_id)
+        instance.claim = replace(instance.claim, network=network)
 
     async def set_recovery_point(self, instance_id: str, seconds: float) -> None:
         instance = self._get(instance_id)

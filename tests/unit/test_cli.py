@@ -13,6 +13,7 @@ import pytest
 import typer.main
 
 from dovecote import errors
+from dovecote.api.e2b.auth import decode_key
 from dovecote.cli import app as cli
 from dovecote.cli.demo.story import CheckFailed, Story, check, until
 from dovecote.cli.up import is_ready, running
@@ -216,3 +217,10 @@ def test_show_says_how_far_files_are_saved(
     rooms.sessions.its_lag = lag
     assert dovecote("session", "show", session_id) == 0
     assert line in capsys.readouterr().out.splitlines()
+
+
+def test_the_variables_for_e2bs_sdks_lead_to_this_server(rooms: Rooms, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dovecote("env", "e2b") == 0
+    lines = dict(line.removeprefix("export ").split("=", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["E2B_API_URL"] == lines["E2B_SANDBOX_URL"] == os.environ["DOVECOTE_URL"]
+    assert decode_key(lines["E2B_API_KEY"]) == KEY

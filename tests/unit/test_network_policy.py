@@ -39,6 +39,15 @@ def test_internet_and_names_go_together() -> None:
         assert not policy.permits(destination, internet=False, grants=(), network=RANGE)
 
 
+def test_parts_of_the_internet_are_denied_by_name() -> None:
+    denials = (IPv4Network("93.184.0.0/16"),)
+    destination = IPv4Address("93.184.216.34")
+    assert not policy.permits(destination, internet=True, grants=(), network=RANGE, denials=denials)
+    assert policy.permits(IPv4Address("93.185.0.1"), internet=True, grants=(), network=RANGE, denials=denials)
+    granted = (IPv4Network("93.184.216.34/32"),)
+    assert policy.permits(destination, internet=True, grants=granted, network=RANGE, denials=denials)
+
+
 def test_overlapping_grants_become_one() -> None:
     wanted = NetworkPolicy(allow_cidrs=("10.1.0.0/16", "10.1.2.0/24", "10.1.2.3/32"))
     assert policy.parse_grants(wanted) == (IPv4Network("10.1.0.0/16"),)
@@ -53,7 +62,7 @@ def test_a_grant_that_is_no_ipv4_network_is_refused(cidr: str) -> None:
 
 def test_too_many_grants_are_refused() -> None:
     with pytest.raises(Invalid):
-        policy.parse_grants(NetworkPolicy(allow_cidrs=tuple(f"10.{n}.0.1/32" for n in range(policy.MAX_GRANTS + 1))))
+        policy.parse_grants(NetworkPolicy(allow_cidrs=tuple(f"10.{n}.0.1/32" for n in range(policy.MAX_NAMED + 1))))
 
 
 @pytest.mark.parametrize("network", ["10.0.0.0/15", "169.254.0.0/16", "10.1.0.0/30", "fd00::/64", "nonsense"])
@@ -71,10 +80,10 @@ def test_names_on_the_host_are_short_enough_and_link_addresses_stay_in_their_ran
 
 
 def test_what_an_instance_sends_is_judged_in_this_order() -> None:
-    """Never beats granted, granted beats private, private beats internet."""
+    """Never beats granted, granted beats denied and private, these beat internet."""
     rules = policy.render_router(policy.Plan("abc", RANGE, IPv4Address("192.0.2.53")))
     judge = rules.split("chain judge {")[1].split("}\n  chain")[0]
-    order = ["169.254.0.0/16", "@allowed", "192.168.0.0/16", "@internet accept\n    goto rejected"]
+    order = ["169.254.0.0/16", "@allowed", "@denied", "192.168.0.0/16", "@internet accept\n    goto rejected"]
     assert [judge.index(words) for words in order] == sorted(judge.index(words) for words in order)
     assert "10.201.0.0/16 } goto rejected" in judge
 

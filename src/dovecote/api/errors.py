@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
+from starlette.exceptions import HTTPException
 
 from dovecote import errors
 from dovecote.api.metrics import ERRORS
@@ -70,12 +71,30 @@ def render(error: DovecoteError, request_id: str) -> tuple[int, dict[str, str], 
     ERRORS.labels(error.code).inc()
     status = status_of(error)
     headers = {"content-type": "application/json", "x-request-id": request_id, "cache-control": "no-store"}
-    wait = error.retry_after if error.retry_after is not None else RETRY_AFTER.get(status)
-    if wait is not None:
-        headers["retry-after"] = str(max(1, math.ceil(wait)))
+    headers |= waiting(error, status)
     if isinstance(error, errors.Unauthenticated):
         headers["www-authenticate"] = "Bearer"
     return status, headers, orjson.dumps(body_of(error, request_id))
+
+
+def waiting(error: DovecoteError, status: int) -> dict[str, str]:
+    """The header that says when to come again, where that helps."""
+    wait = error.retry_after if error.retry_after is not None else RETRY_AFTER.get(status)
+    return {} if wait is None else {"retry-after": str(max(1, math.ceil(wait)))}
+
+
+def meaning(error: HTTPException, method: str, path: str) -> DovecoteError:
+    """What the framework says, as ours: unknown routes, wrong methods, and what it wrapped while it read a body."""
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, DovecoteError):
+        return cause
+    if error.status_code == 404:
+        return errors.NotFound(f"no route {path}", code="no_such_route", hint="/v1/openapi.json lists them")
+    if error.status_code == 405:
+        return errors.Invalid(f"{path} does not take {method}", code="method_not_allowed")
+    if error.status_code < 500:
+        return errors.Invalid(str(error.detail), hint="/v1/openapi.json says what this route takes")
+    return errors.Failed(str(error.detail))
 
 
 def invalid_fields(problems: Iterable[Mapping[str, Any]]) -> errors.Invalid:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dovecote.cli import apps, records, sandbox, session, storage, template, tenant, up, volume
+from dovecote.cli import apps, env, records, sandbox, session, storage, template, tenant, up, volume
 from dovecote.cli.show import problem, table
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app.add_typer(volume.commands, name="volume")
 for act in (volume.mount, volume.unmount, volume.mounts):
     session.commands.command()(act)
 app.add_typer(storage.commands, name="storage")
+app.add_typer(env.commands, name="env")
 app.command("up")(up.up)
 app.command("down")(up.down)
 app.command("status")(up.status)

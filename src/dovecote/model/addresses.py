@@ -21,6 +21,11 @@ class Addresses:
     def box(self, slug: str, port: int) -> str:
         return self._url(f"{port}-{slug}.box.{self.domain}")
 
+    def boxes(self, scheme: str) -> str:
+        """What the names of sandboxes' ports end in, with the port where a URL would need it."""
+        domain = f"box.{self.domain}"
+        return domain if (scheme, self.port) == ("http", 80) else f"{domain}:{self.port}"
+
     def function(self, name: str) -> str:
         return self._url(f"{name}.fn.{self.domain}")
 

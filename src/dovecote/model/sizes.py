@@ -66,7 +66,11 @@ TIERS: dict[str, Tier] = {
 
 @dataclass(frozen=True)
 class NetworkPolicy:
-    """What an instance may reach. Other instances, the host and metadata addresses are never reachable."""
+    """What an instance may reach. Other instances, the host and metadata addresses are never reachable.
+
+    What is allowed by name goes before what is denied by name.
+    """
 
     internet: bool = True
     allow_cidrs: tuple[str, ...] = field(default=())  # private networks granted by name, "10.1.0.0/16"
+    deny_cidrs: tuple[str, ...] = field(default=())  # parts of the internet that are out of reach, "203.0.113.0/24"

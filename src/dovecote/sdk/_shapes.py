@@ -101,10 +101,11 @@ class Reinstall:
 
 @dataclass(frozen=True)
 class Network:
-    """What an instance may reach besides nothing: the internet, and private networks by name, "10.1.0.0/16"."""
+    """What an instance may reach: the internet but for `deny_cidrs`, and private networks by name, "10.1.0.0/16"."""
 
     internet: bool = True
     allow_cidrs: list[str] = field(default_factory=list)
+    deny_cidrs: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,9 @@ class Records(Protocol[R]):
         Raises Conflict (stale) when somebody was first, Conflict (exists) when a unique rule says so, NotFound.
         """
 
-    async def list(self, *, after: str | None = None, limit: int = 100, **equals: Any) -> list[R]:
+    async def list(
+        self, *, after: str | None = None, limit: int = 100, newest_first: bool = False, **equals: Any
+    ) -> list[R]:
         """One page, oldest first (outbox rows: by id). `after` is the id of the last record of the page before.
 
         What is inserted or changed meanwhile moves no record to another page. Raises Invalid (bad_cursor) when

@@ -164,7 +164,9 @@ class _Records(Generic[R]):
         page = await self._page(1, None, equals)
         return page[0] if page else None
 
-    async def list(self, *, after: str | None = None, limit: int = 100, **equals: Any) -> list[R]:
+    async def list(
+        self, *, after: str | None = None, limit: int = 100, newest_first: bool = False, **equals: Any
+    ) -> list[R]:
         last = None
         if after is not None:
             last = await self.find(id=after)
@@ -172,7 +174,7 @@ class _Records(Generic[R]):
                 raise Invalid(
                     f"no {self._kind.noun} {after[:60]!r} to list after", code="bad_cursor", hint="list from the start"
                 )
-        return await self._page(_bounded(limit), last, equals)
+        return await self._page(_bounded(limit), last, equals, newest_first)
 
     async def newest(self, **equals: Any) -> R | None:
         order = [column.desc() for column in self._kind.order]
@@ -216,12 +218,18 @@ class _Records(Generic[R]):
     async def delete(self, id: str) -> None:
         await self._do(self._where(sa.delete(self._kind.table), {"id": id}), writes=True)
 
-    async def _page(self, limit: int, last: R | None, equals: dict[str, Any]) -> builtins.list[R]:
+    async def _page(
+        self, limit: int, last: R | None, equals: dict[str, Any], newest_first: bool = False
+    ) -> builtins.list[R]:
         order = self._kind.order
-        statement = self._where(sa.select(self._kind.table), equals).order_by(*order).limit(limit)
+        by = [column.desc() for column in order] if newest_first else order
+        statement = self._where(sa.select(self._kind.table), equals).order_by(*by).limit(limit)
         if last is not None:
-            position = [self._kind.shapes[column.name].write(getattr(last, column.name)) for column in order]
-            statement = statement.where(sa.tuple_(*order) > sa.tuple_(*position))
+            position = sa.tuple_(
+                *[self._kind.shapes[column.name].write(getattr(last, column.name)) for column in order]
+            )
+            here = sa.tuple_(*order)
+            statement = statement.where(here < position if newest_first else here > position)
         return [self._kind.read(row) for row in (await self._do(statement)).rows]
 
     def _where(self, statement: Any, equals: dict[str, Any]) -> Any:

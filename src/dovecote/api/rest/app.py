@@ -1,10 +1,10 @@
-"""Joins the routes into one ASGI application."""
+"""Joins our own routes into one application."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -12,10 +12,8 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp
 
 from dovecote.api import errors
-from dovecote.api.edge import Edge
 from dovecote.api.rest import apps as app_routes
 from dovecote.api.rest import chats as chat_routes
 from dovecote.api.rest import commands, files, tenancy, terminals
@@ -24,22 +22,9 @@ from dovecote.api.rest import sessions as session_routes
 from dovecote.api.rest import snapshots as snapshot_routes
 from dovecote.api.rest import templates as template_routes
 from dovecote.api.rest import volumes as volume_routes
-from dovecote.api.rest.here import Rooms
 from dovecote.api.rest.shapes import ErrorShape
-from dovecote.api.tickets import Tickets
-from dovecote.errors import DovecoteError, Failed, Invalid, NotFound
-from dovecote.model.addresses import Addresses
-
-if TYPE_CHECKING:
-    from dovecote.control.apps import Apps
-    from dovecote.control.chats import Chats
-    from dovecote.control.functions import Functions
-    from dovecote.control.sandboxes import Sandboxes
-    from dovecote.control.sessions import Sessions
-    from dovecote.control.snapshots import Snapshots
-    from dovecote.control.templates import Templates
-    from dovecote.control.tenancy import Tenancy
-    from dovecote.control.volumes import Volumes
+from dovecote.api.rooms import Rooms
+from dovecote.errors import DovecoteError, Failed
 
 CONSOLE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
@@ -48,31 +33,8 @@ CONSOLE_POLICY = (
 plain = APIRouter(tags=["server"])
 
 
-def build(
-    *,
-    tenancy: Tenancy,
-    sessions: Sessions,
-    sandboxes: Sandboxes,
-    apps: Apps,
-    functions: Functions,
-    chats: Chats,
-    snapshots: Snapshots,
-    volumes: Volumes,
-    templates: Templates,
-    addresses: Addresses,
-    is_ready: Callable[[], bool],
-    version: str,
-) -> ASGIApp:
-    """The API and the console. `is_ready` is asked by each /readyz; it must not block."""
-    tickets = Tickets()
-    rooms = Rooms(
-        tenancy, sessions, sandboxes, apps, functions, chats, snapshots, addresses, volumes, templates, tickets
-    )
-    uploads = (*files.UPLOADS, *template_routes.UPLOADS)
-    return Edge(_routes(rooms, is_ready, version), tenancy.authenticate, tickets, uploads)
-
-
-def _routes(rooms: Rooms, is_ready: Callable[[], bool], version: str) -> FastAPI:
+def build(rooms: Rooms, is_ready: Callable[[], bool], version: str) -> FastAPI:
+    """Our own routes and the console. `is_ready` is asked by each /readyz; it must not block."""
     app = FastAPI(
         title="Dovecote",
         version=version,
@@ -105,9 +67,8 @@ async def _ours(request: Request, error: Exception) -> Response:
 
 
 async def _starlette(request: Request, error: Exception) -> Response:
-    """Unknown routes and wrong methods; and what FastAPI wrapped while it read a body."""
     assert isinstance(error, HTTPException)
-    return await _ours(request, _meaning(request, error))
+    return await _ours(request, errors.meaning(error, request.method, request.url.path))
 
 
 async def _validation(request: Request, error: Exception) -> Response:
@@ -118,19 +79,6 @@ async def _validation(request: Request, error: Exception) -> Response:
 async def _unforeseen(request: Request, error: Exception) -> Response:
     """The edge logs it: Starlette raises it again after this answer."""
     return await _ours(request, errors.internal())
-
-
-def _meaning(request: Request, error: HTTPException) -> DovecoteError:
-    cause = error.__cause__ or error.__context__
-    if isinstance(cause, DovecoteError):
-        return cause
-    if error.status_code == 404:
-        return NotFound(f"no route {request.url.path}", code="no_such_route", hint="/v1/openapi.json lists them")
-    if error.status_code == 405:
-        return Invalid(f"{request.url.path} does not take {request.method}", code="method_not_allowed")
-    if error.status_code < 500:
-        return Invalid(str(error.detail), hint="/v1/openapi.json says what this route takes")
-    return Failed(str(error.detail))
 
 
 @plain.get("/healthz", summary="Whether the process answers")

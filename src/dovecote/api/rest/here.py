@@ -3,41 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from fastapi import Depends, Path, Query, Request
 from pydantic import AfterValidator
 
-from dovecote.api.tickets import Tickets
+from dovecote.api.rooms import Rooms
 from dovecote.errors import Invalid
-from dovecote.model.addresses import Addresses
 from dovecote.model.ids import parse_id, parse_name
-
-if TYPE_CHECKING:
-    from dovecote.control.apps import Apps
-    from dovecote.control.chats import Chats
-    from dovecote.control.functions import Functions
-    from dovecote.control.sandboxes import Sandboxes
-    from dovecote.control.sessions import Sessions
-    from dovecote.control.snapshots import Snapshots
-    from dovecote.control.templates import Templates
-    from dovecote.control.tenancy import Tenancy
-    from dovecote.control.volumes import Volumes
-
-
-@dataclass(frozen=True)
-class Rooms:
-    tenancy: Tenancy
-    sessions: Sessions
-    sandboxes: Sandboxes
-    apps: Apps
-    functions: Functions
-    chats: Chats
-    snapshots: Snapshots
-    addresses: Addresses
-    volumes: Volumes
-    templates: Templates
-    tickets: Tickets
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,7 @@ async def list_sessions(
     state: Annotated[list[str] | None, Query(max_length=20, description="Any of these.")] = None,
     metadata: Annotated[list[str] | None, Query(max_length=64, description="`name:text`, each of these.")] = None,
     is_paused: bool | None = None,
+    newest_first: bool = False,
     after: After = None,
     limit: Limit = 100,
 ) -> Page[SessionShape]:
@@ -116,6 +117,7 @@ async def list_sessions(
         state=state,
         metadata=dict(_pair(each) for each in metadata or ()),
         is_paused=is_paused,
+        newest_first=newest_first,
         after=after,
         limit=limit,
     )
@@ -166,6 +168,12 @@ async def resume_session(here: Here, session_id: SessionId, resume: Resume) -> S
 @routes.put("/{session_id}/timeout", summary="Move its timeout, or take it away")
 async def set_timeout(here: Here, session_id: SessionId, new: NewTimeout) -> SessionShape:
     session = await here.rooms.sessions.set_timeout(here.tenant_id, session_id, duration(new.timeout_seconds))
+    return session_shape(session, here.rooms.addresses)
+
+
+@routes.put("/{session_id}/network", summary="What it may reach, effective at once for open connections too")
+async def set_network(here: Here, session_id: SessionId, network: NetworkShape) -> SessionShape:
+    session = await here.rooms.sessions.set_network(here.tenant_id, session_id, network.record())
     return session_shape(session, here.rooms.addresses)
 
 

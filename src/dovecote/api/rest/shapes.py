@@ -43,10 +43,13 @@ class NetworkShape(Body):
     """What an instance may reach. Other instances, the host and metadata addresses are never reachable."""
 
     internet: bool = True
-    allow_cidrs: list[str] = Field(default_factory=list, max_length=100)
+    allow_cidrs: list[str] = Field(default_factory=list, max_length=100, description="Reachable in any case.")
+    deny_cidrs: list[str] = Field(
+        default_factory=list, max_length=100, description="Parts of the internet that are not."
+    )
 
     def record(self) -> NetworkPolicy:
-        return NetworkPolicy(self.internet, tuple(self.allow_cidrs))
+        return NetworkPolicy(self.internet, tuple(self.allow_cidrs), tuple(self.deny_cidrs))
 
 
 class StartShape(Body):
@@ -285,7 +288,7 @@ def _reinstall_shape(reinstall: Reinstall | None) -> ReinstallShape | None:
 def _network_shape(network: NetworkPolicy | None) -> NetworkShape | None:
     if network is None:
         return None
-    return NetworkShape(internet=network.internet, allow_cidrs=[*network.allow_cidrs])
+    return NetworkShape(internet=network.internet, allow_cidrs=[*network.allow_cidrs], deny_cidrs=[*network.deny_cidrs])
 
 
 def session_shape(session: records.Session, addresses: Addresses) -> SessionShape:

@@ -54,7 +54,7 @@ class Chats:
     async def list(
         self, tenant_id: str, *, user: str | None = None, after: str | None = None, limit: int = 100
     ) -> Sequence[Chat]:
-        equals = {}
+        equals: dict[str, Any] = {}
         if user is not None:
             owner = await self._tenancy.find_user(tenant_id, user)
             if owner is None:

@@ -9,6 +9,7 @@ from dovecote.host.guest import Guest
 from dovecote.host.instances import Claim, Leftover, Observed, Placed
 from dovecote.host.storage.images import Images
 from dovecote.host.storage.volumes import Volumes
+from dovecote.model.sizes import NetworkPolicy
 from dovecote.model.trees import Change, FileDiff, Lag, Saved
 from dovecote.model.volumes import Mount
 
@@ -39,6 +40,9 @@ class Host(Protocol):
 
     async def set_recovery_point(self, instance_id: str, seconds: float) -> None:
         """How much work its loss may cost from now on. Called when a session's tier changes, and after a restart."""
+
+    async def set_network(self, instance_id: str, network: NetworkPolicy) -> None:
+        """What it may reach from now on; open connections that it may not have end. Raises Invalid (invalid_cidr)."""
 
     @property
     def volumes(self) -> Volumes:

@@ -37,7 +37,7 @@ from dovecote.control.tenancy import Tenancy
 from dovecote.errors import Conflict, DovecoteError, Invalid, NotFound, StorageFailed
 from dovecote.model.records import Session, Start
 from dovecote.model.rules import ReinstallState
-from dovecote.model.sizes import SPECS
+from dovecote.model.sizes import SPECS, NetworkPolicy
 from dovecote.model.states import LIVE_SESSION, Desired, SessionState, check_session_move
 from dovecote.model.trees import Lag, Workspace
 from dovecote.model.volumes import Mount
@@ -147,6 +147,7 @@ class Sessions:
         is_paused: bool | None = None,
         after: str | None = None,
         limit: int = 100,
+        newest_first: bool = False,
     ) -> Sequence[Session]:
         """Those that match all that is given; `state` may be several, any of which will do."""
         equals: dict[str, object] = {"state": [each for each in SessionState if each is not SessionState.ENDED]}
@@ -163,7 +164,8 @@ class Sessions:
             equals["user_id"] = owner.id
         if state is not None:
             equals["state"] = [parse_state(each) for each in ([state] if isinstance(state, str) else state)]
-        records = await self._store.tenant(tenant_id).sessions.list(after=after, limit=limit, **equals)
+        sessions = self._store.tenant(tenant_id).sessions
+        records = await sessions.list(after=after, limit=limit, newest_first=newest_first, **equals)
         return [live.session if (live := self.live.get(record.id)) else record for record in records]
 
     async def update(
@@ -194,6 +196,15 @@ class Sessions:
         async with self.live.lock(session_id):
             session = await self._living(tenant_id, session_id)
             return await self._change(session, timeout_at=_from_now(timeout))
+
+    async def set_network(self, tenant_id: str, session_id: str, network: NetworkPolicy | None) -> Session:
+        """At once, for open connections too, and whenever it wakes; None is as its function says. Raises Invalid."""
+        async with self.live.lock(session_id):
+            session = await self._living(tenant_id, session_id)
+            live = self.live.get(session_id)
+            if live is not None:
+                await live.host.set_network(live.instance_id, network or live.revision.network)
+            return await self._change(session, network=network)
 
     async def pace(self, session: Session) -> None:
         """Lets its instance, if it has one, be saved as often as its tier says. May be repeated."""

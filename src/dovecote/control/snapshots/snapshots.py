@@ -90,6 +90,12 @@ class Snapshots:
         """Of whichever session. Raises NotFound."""
         return await self._store.tenant(tenant_id).snapshots.get(snapshot_id)
 
+    async def named(self, tenant_id: str, name: str) -> Snapshot | None:
+        """One that a new session may begin with: by its id, or the newest of that label that outlives its session."""
+        snapshots = self._store.tenant(tenant_id).snapshots
+        by_id = await snapshots.find(id=name)
+        return by_id or await snapshots.newest(label=name, outlives_session=True)
+
     async def all(self, tenant_id: str, *, after: str | None = None, limit: int = 100) -> Sequence[Snapshot]:
         """Of all sessions of the tenant, those that have outlived theirs among them."""
         return await self._store.tenant(tenant_id).snapshots.list(after=after, limit=limit)

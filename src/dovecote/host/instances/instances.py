@@ -36,7 +36,7 @@ from dovecote.host.instances.warm import WarmPool
 from dovecote.host.storage.changes import changes
 from dovecote.host.storage.images import Images
 from dovecote.host.storage.volumes import Volumes
-from dovecote.model.sizes import MIB
+from dovecote.model.sizes import MIB, NetworkPolicy
 from dovecote.model.states import InstanceState
 from dovecote.model.trees import Change, FileDiff, Lag, Saved, Workspace
 from dovecote.model.volumes import Mount
@@ -355,6 +355,14 @@ class Instances:
             if instance.claim.recovery_point != seconds:
                 instance.claim = replace(instance.claim, recovery_point=seconds)
                 instance.record()
+
+    async def set_network(self, instance_id: str, network: NetworkPolicy) -> None:
+        instance = self._get(instance_id)
+        async with instance.lock:
+            assert instance.claim is not None
+            await self._parts.network.apply(instance.address, network)
+            instance.claim = replace(instance.claim, network=network)
+            instance.record()
 
     @property
     def volumes(self) -> Volumes:

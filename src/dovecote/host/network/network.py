@@ -12,7 +12,7 @@ from datetime import timedelta
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dovecote.errors import Failed, NotFound
 from dovecote.host.network import namespaces, policy
@@ -55,9 +55,25 @@ class _Granted:
 
     internet: bool = False
     grants: frozenset[IPv4Network] = frozenset()
+    denials: frozenset[IPv4Network] = frozenset()
 
     def permits(self, flow: Flow, network: IPv4Network) -> bool:
-        return policy.permits(flow.destination, internet=self.internet, grants=tuple(self.grants), network=network)
+        grants, denials = tuple(self.grants), tuple(self.denials)
+        return policy.permits(flow.destination, internet=self.internet, grants=grants, denials=denials, network=network)
+
+    def changes(self, address: IPv4Address, wanted: _Granted) -> list[Change]:
+        """What makes this, of an address, what is wanted."""
+        found = [Change(policy.INTERNET, Element(address), wanted.internet)]
+        for name, old, new in (
+            (policy.ALLOWED, self.grants, wanted.grants),
+            (policy.DENIED, self.denials, wanted.denials),
+        ):
+            found += [Change(name, Element(address, each), False) for each in old - new]
+            found += [Change(name, Element(address, each), True) for each in new - old]
+        return found
+
+    def allows_no_less_than(self, before: _Granted) -> bool:
+        return before.internet <= self.internet and before.grants <= self.grants and before.denials >= self.denials
 
 
 class Network:
@@ -142,18 +158,16 @@ class Network:
 
     async def apply(self, address: str, wanted: NetworkPolicy) -> None:
         """Holds at once, for open connections too: those no longer allowed end. Raises Invalid, NotFound."""
-        granted = _Granted(wanted.internet, frozenset(policy.parse_grants(wanted)))
+        grants, denials = frozenset(policy.parse_grants(wanted)), frozenset(policy.parse_denials(wanted))
+        granted = _Granted(wanted.internet, grants, denials)
         await self._run(self._changes, partial(self._apply, self._owner(address), granted))
 
     def _apply(self, address: IPv4Address, wanted: _Granted) -> None:
         assert self._change
         before = self._granted.get(address, _Granted())
-        changes = [Change(policy.INTERNET, Element(address), wanted.internet)]
-        changes += [Change(policy.ALLOWED, Element(address, gone), False) for gone in before.grants - wanted.grants]
-        changes += [Change(policy.ALLOWED, Element(address, new), True) for new in wanted.grants - before.grants]
-        self._change.sets.apply(changes)
+        self._change.sets.apply(before.changes(address, wanted))
         self._granted[address] = wanted
-        if before.internet <= wanted.internet and before.grants <= wanted.grants:
+        if wanted.allows_no_less_than(before):
             return  # nothing was open that may not stay so; looking costs milliseconds
         # What it sends is refused from now on; what still comes in for these is too, once they are forgotten.
         conntrack = self._change.conntrack
@@ -223,7 +237,7 @@ class Network:
         assert self._change
         named = {
             self._addresses.index(str(element.address))
-            for name in (policy.INTERNET, policy.ALLOWED, policy.REFUSED)
+            for name in (policy.INTERNET, policy.ALLOWED, policy.DENIED, policy.REFUSED)
             for element, _ in self._change.sets.list(name)
         }
         return frozenset(self._router.known() | named)
@@ -246,10 +260,8 @@ class Network:
     def _forget(self, addresses: set[IPv4Address]) -> None:
         assert self._change
         for address in addresses:
-            names = (policy.INTERNET, policy.REFUSED, policy.ACTIVE)
-            changes = [Change(name, Element(address), False) for name in names]
-            grants = self._granted.pop(address, _Granted()).grants
-            changes += [Change(policy.ALLOWED, Element(address, network), False) for network in grants]
+            changes = self._granted.pop(address, _Granted()).changes(address, _Granted())
+            changes += [Change(name, Element(address), False) for name in (policy.REFUSED, policy.ACTIVE)]
             self._change.sets.apply(changes)
         self._change.conntrack.delete(self._change.conntrack.of(addresses))
 
@@ -304,10 +316,12 @@ class Network:
 
 def _read_granted(sets: Sets) -> dict[IPv4Address, _Granted]:
     granted = {element.address: _Granted(internet=True) for element, _ in sets.list(policy.INTERNET)}
-    for element, _ in sets.list(policy.ALLOWED):
-        assert element.destination
-        before = granted.get(element.address, _Granted())
-        granted[element.address] = replace(before, grants=before.grants | {element.destination})
+    for name, kind in ((policy.ALLOWED, "grants"), (policy.DENIED, "denials")):
+        for element, _ in sets.list(name):
+            assert element.destination
+            before = granted.get(element.address, _Granted())
+            networks: dict[str, Any] = {kind: getattr(before, kind) | {element.destination}}
+            granted[element.address] = replace(before, **networks)
     return granted
 
 

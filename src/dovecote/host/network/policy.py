@@ -13,10 +13,10 @@ from dovecote.model.sizes import NetworkPolicy
 GATEWAY = IPv4Address("169.254.1.1")  # default route and name server inside every instance; no machine has it
 UPLINK = "host"  # the router's link to the host
 TABLE = "dovecote"  # in the router
-INTERNET, ALLOWED, REFUSED, ACTIVE = "internet", "allowed", "refused", "active"
+INTERNET, ALLOWED, DENIED, REFUSED, ACTIVE = "internet", "allowed", "denied", "refused", "active"
 ACTIVE_SECONDS = 3600
 MAX_FLOWS = 4096  # connections that one instance may have open to the outside: the kernel's table is shared
-MAX_GRANTS = 64
+MAX_NAMED = 64  # networks that one policy grants or denies
 
 # No policy opens these. 168.63.129.16 is Azure's, the only metadata service outside of the link-local range
 # and 100.100.100.200 is Alibaba Cloud's, inside what providers use for their customers' addresses.
@@ -86,21 +86,37 @@ def parse_network(text: str) -> IPv4Network:
 
 def parse_grants(policy: NetworkPolicy) -> tuple[IPv4Network, ...]:
     """The networks that a policy grants by name, without overlaps. Raises Invalid with code `invalid_cidr`."""
-    grants = []
-    for text in policy.allow_cidrs:
+    return _networks(policy.allow_cidrs)
+
+
+def parse_denials(policy: NetworkPolicy) -> tuple[IPv4Network, ...]:
+    """The networks that a policy denies by name, without overlaps. Raises Invalid with code `invalid_cidr`."""
+    return _networks(policy.deny_cidrs)
+
+
+def _networks(texts: Sequence[str]) -> tuple[IPv4Network, ...]:
+    networks = []
+    for text in texts:
         try:
-            grants.append(IPv4Network(text))
+            networks.append(IPv4Network(text))
         except ValueError as error:
             raise Invalid(
                 f"not an IPv4 network: {text!r}", code="invalid_cidr", hint="write it like 10.1.0.0/16 or 10.1.2.3/32"
             ) from error
-    collapsed = tuple(collapse_addresses(grants))
-    if len(collapsed) > MAX_GRANTS:
-        raise Invalid(f"{len(collapsed)} networks are granted, {MAX_GRANTS} are possible", code="invalid_cidr")
+    collapsed = tuple(collapse_addresses(networks))
+    if len(collapsed) > MAX_NAMED:
+        raise Invalid(f"{len(collapsed)} networks are named, {MAX_NAMED} are possible", code="invalid_cidr")
     return collapsed
 
 
-def permits(destination: IPv4Address, *, internet: bool, grants: Sequence[IPv4Network], network: IPv4Network) -> bool:
+def permits(
+    destination: IPv4Address,
+    *,
+    internet: bool,
+    grants: Sequence[IPv4Network],
+    network: IPv4Network,
+    denials: Sequence[IPv4Network] = (),
+) -> bool:
     """Whether an instance may send there: the same decision as the rules make, for flows that are open already."""
     if destination == GATEWAY:
         return internet  # name service
@@ -108,7 +124,7 @@ def permits(destination: IPv4Address, *, internet: bool, grants: Sequence[IPv4Ne
         return False
     if any(destination in grant for grant in grants):
         return True
-    return internet and not any(destination in private for private in PRIVATE)
+    return internet and not any(destination in refused for refused in (*PRIVATE, *denials))
 
 
 def _list(networks: Sequence[IPv4Network]) -> str:
@@ -128,6 +144,7 @@ flush table inet {TABLE}
 table inet {TABLE} {{
   set {INTERNET} {{ type ipv4_addr; }}
   set {ALLOWED} {{ type ipv4_addr . ipv4_addr; flags interval; }}
+  set {DENIED} {{ type ipv4_addr . ipv4_addr; flags interval; }}
   set {REFUSED} {{ type ipv4_addr; }}
   set {ACTIVE} {{ type ipv4_addr; size {size}; flags dynamic,timeout; timeout {ACTIVE_SECONDS}s; }}
   set open_flows {{ type ipv4_addr; size {size}; flags dynamic; }}
@@ -152,6 +169,7 @@ table inet {TABLE} {{
     ct status dnat ct original ip daddr {GATEWAY} ip saddr @{INTERNET} accept
     ip daddr {_list([*NEVER, plan.network])} goto rejected
     ip saddr . ip daddr @{ALLOWED} accept
+    ip saddr . ip daddr @{DENIED} goto rejected
     ip daddr {_list(PRIVATE)} goto rejected
     ip saddr @{INTERNET} accept
     goto rejected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from dovecote.sdk._shapes import (
     Finished,
     Instance,
     Lag,
+    Network,
     Output,
     Port,
     SessionView,
@@ -279,6 +281,10 @@ class AsyncSession:
     async def set_timeout(self, timeout: float | None) -> SessionView:
         """In seconds from now; None for none."""
         return await self._see("PUT", "/timeout", {"timeout_seconds": timeout})
+
+    async def set_network(self, network: Network) -> SessionView:
+        """What it may reach from now on; open connections that it may not have end."""
+        return await self._see("PUT", "/network", asdict(network))
 
     async def save(self) -> SessionView:
         return await self._see("POST", ":save")

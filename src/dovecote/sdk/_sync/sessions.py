@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from dovecote.sdk._shapes import (
     Finished,
     Instance,
     Lag,
+    Network,
     Output,
     Port,
     SessionView,
@@ -274,6 +276,10 @@ class Session:
     def set_timeout(self, timeout: float | None) -> SessionView:
         """In seconds from now; None for none."""
         return self._see("PUT", "/timeout", {"timeout_seconds": timeout})
+
+    def set_network(self, network: Network) -> SessionView:
+        """What it may reach from now on; open connections that it may not have end."""
+        return self._see("PUT", "/network", asdict(network))
 
     def save(self) -> SessionView:
         return self._see("POST", ":save")
