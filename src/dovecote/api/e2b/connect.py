@@ -21,6 +21,7 @@ from dovecote.errors import DeadlineExceeded, DovecoteError, Invalid
 
 MAX_MESSAGE = 32 << 20  # bytes, after decompression
 UNARY, STREAM = "application/json", "application/connect+json"
+STREAM_HEADERS = [(b"content-type", STREAM.encode()), (b"cache-control", b"no-store")]
 COMPRESSED, END = 1, 2  # flags of an envelope
 HEAD = struct.Struct(">BI")
 KEEPALIVE_EVERY = 90.0  # seconds, where a client names none
@@ -52,6 +53,9 @@ CODE_OF_CODE: dict[str, str] = {
     "no_such_instance": "unavailable",
     "stopping": "unavailable",
     "start_failed": "unavailable",
+    "no_such_session": "unavailable",
+    "session_expired": "unavailable",
+    "paused": "unavailable",
 }
 
 STATUS: dict[str, int] = {
@@ -216,6 +220,16 @@ async def send_json(send: Send, status: int, body: object) -> None:
     await send({"type": "http.response.body", "body": data})
 
 
+async def refuse(send: Send, error: DovecoteError, *, is_stream: bool) -> None:
+    """An error ahead of any answer: streams tell theirs in their last envelope, calls by their status."""
+    if not is_stream:
+        await send_json(send, STATUS[code_of(error)], error_body(error))
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+    await send(_part(envelope({"error": error_body(error)}, END)))
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
 async def answer_stream(
     receive: Receive, send: Send, messages: AsyncGenerator[Json, None], *, ping: Json | None, every: float
 ) -> None:
@@ -233,8 +247,7 @@ async def answer_stream(
 
 
 async def _send_all(send: Send, messages: AsyncGenerator[Json, None], ping: Json | None, every: float) -> None:
-    headers = [(b"content-type", STREAM.encode()), (b"cache-control", b"no-store")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
     end: Json = {}
     try:
         async with contextlib.aclosing(_paced(messages, ping, every)) as paced:
@@ -250,9 +263,7 @@ def _part(data: bytes) -> Event:
     return {"type": "http.response.body", "body": data, "more_body": True}
 
 
-async def _paced(
-    messages: AsyncGenerator[Json, None], ping: Json | None, every: float
-) -> AsyncGenerator[Json, None]:
+async def _paced(messages: AsyncGenerator[Json, None], ping: Json | None, every: float) -> AsyncGenerator[Json, None]:
     async with contextlib.aclosing(messages):
         while True:
             coming = asyncio.ensure_future(anext(messages, None))

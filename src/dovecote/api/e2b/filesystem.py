@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import posixpath
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -57,9 +57,7 @@ class Filesystem:
             raise NotFound(f"source file not found: {source}", code="file_not_found")
         if await self.find(call, parent := posixpath.dirname(target)) is None:
             await self.make_directory(call, parent)
-        await self._as_user_or_root(
-            call, lambda user: self._sandboxes.rename(*call.place, source, target, user=user)
-        )
+        await self._as_user_or_root(call, lambda user: self._sandboxes.rename(*call.place, source, target, user=user))
         return {"entry": await self.entry(call, target)}
 
     async def remove(self, call: Call, message: Message) -> Json:
@@ -106,12 +104,14 @@ class Filesystem:
             )
             await self._give(call, [*made, path])
 
-    async def read(self, call: Call, path: str, offset: int, length: int) -> tuple[bytes, AsyncIterator[bytes]]:
-        """Its first bytes and the rest of them."""
+    async def read(
+        self, call: Call, path: str, offset: int, length: int | None
+    ) -> tuple[bytes, AsyncGenerator[bytes, None]]:
+        """Its first bytes and the rest of them. What refuses it is raised here."""
 
-        async def begin(user: str | None) -> tuple[bytes, AsyncIterator[bytes]]:
+        async def begin(user: str | None) -> tuple[bytes, AsyncGenerator[bytes, None]]:
             rest = self._sandboxes.read_file(*call.place, path, user=user, offset=offset, length=length)
-            return await anext(aiter(rest), b""), rest
+            return await anext(rest, b""), rest
 
         return await self._as_user_or_root(call, begin)
 

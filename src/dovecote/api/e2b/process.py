@@ -45,7 +45,7 @@ class Processes:
         self._begun: OrderedDict[tuple[str, int, datetime], Beginning] = OrderedDict()
         self._readers: Counter[tuple[str, int]] = Counter()
 
-    async def list(self, call: Call, message: Message) -> Json:
+    async def running(self, call: Call, message: Message) -> Json:
         found = []
         for status in await self._sandboxes.commands(*call.place):
             if status.is_running:
@@ -76,8 +76,8 @@ class Processes:
             timeout=timeout if timeout is None or timeout <= LONGEST_COMMAND else None,
             tag=message.text("tag"),
         )
-        async with _closing(events):
-            started = await anext(aiter(events))
+        async with aclosing(events):
+            started = await anext(events)
             assert isinstance(started, Started)
             self._remember(call, started.number, started.started_at, begun)
             yield {"event": {"start": {"pid": started.pid}}}
@@ -90,7 +90,7 @@ class Processes:
         begun = await self._beginning(call, status)
         yield {"event": {"start": {"pid": status.pid}}}
         events = self._sandboxes.attach(*call.place, status.number)
-        async with _closing(events):
+        async with aclosing(events):
             async for body in self._told(call, status.number, events, begun.has_terminal):
                 yield body
 
@@ -138,9 +138,7 @@ class Processes:
         for status in await self._sandboxes.commands(*call.place):
             if status.is_running and (status.pid == pid if pid else status.tag == tag):
                 return status
-        raise NotFound(
-            f"process with {f'pid {pid}' if pid else f'tag {tag!r}'} not found", code="no_such_process"
-        )
+        raise NotFound(f"process with {f'pid {pid}' if pid else f'tag {tag!r}'} not found", code="no_such_process")
 
     async def _told(
         self, call: Call, number: int, events: AsyncIterator[Event], has_terminal: bool
@@ -188,17 +186,6 @@ class Processes:
         content = self._sandboxes.read_file(*call.place, f"/proc/{pid}/cmdline", user="root", length=MOST_CMDLINE)
         data = b"".join([chunk async for chunk in content])
         return data.decode("utf-8", "replace").rstrip("\0").split("\0")
-
-
-@contextlib.asynccontextmanager
-async def _closing(events: AsyncIterator[Event]) -> AsyncIterator[None]:
-    """Detaches from the command however this ends."""
-    try:
-        yield
-    finally:
-        if isinstance(events, AsyncGenerator):
-            async with aclosing(events):
-                pass
 
 
 def _size(message: Message) -> tuple[int, int]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
+from dovecote.control.fleet import Guest
 from dovecote.control.sessions import Live, Sessions
-from dovecote.errors import Invalid
+from dovecote.errors import Invalid, NotFound
 from dovecote.host.guest import (
     Command,
     CommandStatus,
@@ -22,6 +23,7 @@ from dovecote.host.guest import (
 
 __all__ = [
     "LOGIN_SHELL",
+    "LONGEST_COMMAND",
     "CommandStatus",
     "Dropped",
     "Entry",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 LONGEST_COMMAND = 24 * 3600.0  # seconds
+MOST_ACCOUNTS = 1 << 20  # bytes of /etc/passwd
 MOST_OUTPUT = 64 << 20  # bytes that `run` collects
 LOGIN_SHELL = ("/bin/sh", "-c", 'exec "${SHELL:-/bin/sh}" -l')  # the user's own; in every image that has a shell
 
@@ -101,14 +104,16 @@ class Sandboxes:
         pty: tuple[int, int] | None = None,
         timeout: float | None = None,
         tag: str = "",
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Starts it and gives what happens. Leaving early detaches; the command goes on."""
         async with self._sessions.use(tenant_id, session_id) as live:
             command = self._command(live, argv, env, cwd, user, stdin=stdin, pty=pty, timeout=timeout, tag=tag)
             async for event in live.guest.stream(command):
                 yield event
 
-    async def attach(self, tenant_id: str, session_id: str, number: int, *, offset: int = 0) -> AsyncIterator[Event]:
+    async def attach(
+        self, tenant_id: str, session_id: str, number: int, *, offset: int = 0
+    ) -> AsyncGenerator[Event, None]:
         """What a command printed from `offset` on, and what it goes on to print, until it ends."""
         async with self._sessions.use(tenant_id, session_id) as live:
             async for event in live.guest.attach(number, offset=offset):
@@ -149,7 +154,7 @@ class Sandboxes:
         user: str | None = None,
         offset: int = 0,
         length: int | None = None,
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         async with self._sessions.use(tenant_id, session_id) as live:
             where, who = self._path(live, path, user)
             async for chunk in live.guest.read_file(where, user=who, offset=offset, length=length):
@@ -170,10 +175,13 @@ class Sandboxes:
             where, who = self._path(live, path, user)
             await live.guest.write_file(where, chunks, user=who, mode=mode)
 
-    async def stat(self, tenant_id: str, session_id: str, path: str, *, user: str | None = None) -> Stat:
+    async def stat(
+        self, tenant_id: str, session_id: str, path: str, *, user: str | None = None, follow: bool = True
+    ) -> Stat:
+        """Of what a link at the end of the path names, or, without `follow`, of the link."""
         async with self._sessions.use(tenant_id, session_id) as live:
             where, who = self._path(live, path, user)
-            return await live.guest.stat(where, user=who)
+            return await live.guest.stat(where, user=who, follow=follow)
 
     async def list_dir(
         self, tenant_id: str, session_id: str, path: str, *, depth: int = 1, user: str | None = None
@@ -201,6 +209,17 @@ class Sandboxes:
             old, who = self._path(live, source, user)
             new, _ = self._path(live, target, user)
             await live.guest.rename(old, new, user=who)
+
+    async def user(self, tenant_id: str, session_id: str) -> str:
+        """Who commands and files are done as where nobody is named."""
+        async with self._sessions.use(tenant_id, session_id) as live:
+            return self._sessions.default_user(live)[0]
+
+    async def home(self, tenant_id: str, session_id: str, *, user: str | None = None) -> str:
+        """Where a user's relative paths start. Raises NotFound (no_such_user)."""
+        async with self._sessions.use(tenant_id, session_id) as live:
+            name, home = self._sessions.default_user(live)
+            return home if user in (None, name) else await _home_of(live.guest, user)
 
     async def ports(self, tenant_id: str, session_id: str) -> list[Port]:
         async with self._sessions.use(tenant_id, session_id) as live:
@@ -235,10 +254,20 @@ class Sandboxes:
         return Command(
             argv=tuple(argv),
             env={**self._sessions.environment(live), **(env or {})},
-            cwd=cwd or (home if user in (None, name) else "/"),
+            cwd=cwd or (home if user in (None, name) else ""),
             user=user or name,
             stdin=stdin,
             pty=pty,
             timeout=timeout,
             tag=tag,
         )
+
+
+async def _home_of(guest: Guest, user: str) -> str:
+    """As the sandbox's own /etc/passwd has it; whoever can write that owns the sandbox."""
+    pieces = [piece async for piece in guest.read_file("/etc/passwd", user="root", length=MOST_ACCOUNTS)]
+    for line in b"".join(pieces).decode("utf-8", "surrogateescape").split("\n"):
+        fields = line.split(":")
+        if len(fields) >= 7 and user in (fields[0], fields[2]) and fields[5].startswith("/"):
+            return fields[5]
+    raise NotFound(f"no such user in the sandbox ({user[:64]})", code="no_such_user", hint="see its /etc/passwd")

@@ -33,6 +33,7 @@ from dovecote.control.sessions.rules import (
 )
 from dovecote.control.sessions.saved import SavedFiles, last_good
 from dovecote.control.sessions.starting import ensure_started, wait_for_port
+from dovecote.control.sessions.tokens import Tokens
 from dovecote.control.tenancy import Tenancy
 from dovecote.errors import Conflict, DovecoteError, Invalid, NotFound, StorageFailed
 from dovecote.model.records import Session, Start
@@ -75,6 +76,7 @@ class Sessions:
         self._quiet_after = quiet_after
         self._start_timeout = start_timeout
         self.live = LiveSessions()
+        self.tokens = Tokens(store, self.live)
         self.files = SavedFiles(fleet, self._swap)
         self._reinstalling = Reinstalling(self._swap, timeout=reinstall_timeout)
         self._waking: dict[str, asyncio.Task[Live]] = {}
