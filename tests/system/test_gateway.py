@@ -425,6 +425,44 @@ async def test_the_bare_host_is_the_api(w: World) -> None:
     assert w.asks == []
 
 
+async def test_the_api_answers_some_ports_of_each_sandbox_itself(w: World) -> None:
+    w.points_to(await w.instance("sandbox"))
+    server = await asyncio.start_unix_server((await w.instance("api"))._serve, w.run_dir / "api.sock")
+    try:
+        for port, name in ((49983, "api"), (49999, "api"), (49984, "sandbox"), (4998, "sandbox")):
+            seen = (await w.send("POST", f"{port}-{SLUG}.box.localhost", "/files?path=a", b"content")).json()
+            assert (seen["name"], seen["size"]) == (name, 7), port
+            assert seen["headers"]["host"] == f"{port}-{SLUG}.box.localhost:{w.port}"
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "anything.example"])
+async def test_headers_may_name_a_sandbox_and_its_port_instead_of_its_host(w: World, host: str) -> None:
+    w.points_to(await w.instance("sandbox"))
+    server = await asyncio.start_unix_server((await w.instance("api"))._serve, w.run_dir / "api.sock")
+    try:
+        for _ in range(3):
+            seen = (await w.get(host, "/x", e2b_sandbox_id=SLUG, e2b_sandbox_port="3000")).json()
+            assert (seen["name"], seen["headers"]["host"]) == ("sandbox", f"3000-{SLUG}.box.localhost")
+        assert [(ask.kind, ask.name, ask.port) for ask in w.asks] == [("box", SLUG, 3000)]
+        for odd in ({"e2b_sandbox_id": SLUG}, {"e2b_sandbox_id": SLUG, "e2b_sandbox_port": "49983"}):
+            assert (await w.get(host, "/x", **odd)).json()["name"] == "api"
+        for name, port in (("a.b", "80"), ("", "80"), ("a" * 65, "80"), (SLUG, "8x"), (SLUG, "123456"), ("A", "80")):
+            assert (await w.get(host, "/x", e2b_sandbox_id=name, e2b_sandbox_port=port)).json()["name"] == "api"
+    finally:
+        server.close()
+    assert len(w.asks) == 1
+
+
+async def test_a_sandbox_that_is_named_by_headers_is_not_told_the_gateways_secret(w: World) -> None:
+    w.points_to(await w.instance("sandbox"))
+    for _ in range(2):
+        response = await w.get("localhost", e2b_sandbox_id=SLUG, e2b_sandbox_port="3000", x_dovecote_key="key-of-one")
+        assert not [name for name in response.headers if name.startswith("x-gw-")]
+        assert "x-dovecote-key" not in response.json()["headers"]
+
+
 async def test_a_path_is_made_plain_before_it_is_used(w: World) -> None:
     w.points_to(await w.instance("a"))
     reader, writer = await asyncio.open_connection("127.0.0.1", w.port)

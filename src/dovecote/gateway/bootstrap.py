@@ -24,6 +24,7 @@ from dovecote.gateway.clusters import (
     second_try,
 )
 from dovecote.gateway.replies import local_replies
+from dovecote.model.addresses import SERVED
 
 MOST_ENTRIES = 200_000  # of one generation of one worker's cache, about 200 bytes each
 MOST_CONNECTIONS = 50_000
@@ -106,7 +107,7 @@ def _front_listener(front: Front) -> Json:
         {
             "name": kind,
             "domains": [f"*.{kind}.{front.domain}"],
-            "routes": _held_routes(action, front.secret),
+            "routes": [*served, *_held_routes(action, front.secret)],
             "request_body_buffer_limit": str(REPLAY_BYTES),
             "include_request_attempt_count": True,
             "request_headers_to_remove": [
@@ -118,11 +119,16 @@ def _front_listener(front: Front) -> Json:
             "response_headers_to_remove": ["x-envoy-upstream-service-time"],
             "response_headers_to_add": referrer,
         }
-        for kind, action, referrer in (
+        for kind, action, served, referrer in (
             # The name of a sandbox is the right to reach it: links in its pages must not tell it to other sites.
-            ("box", {"cluster": "sessions"}, [header("referrer-policy", "same-origin", "ADD_IF_ABSENT")]),
-            ("fn", {"cluster": "sessions"}, []),
-            ("app", {"inline_cluster_specifier_plugin": _app_cluster()}, []),
+            (
+                "box",
+                {"cluster": "sessions"},
+                [_served_route()],
+                [header("referrer-policy", "same-origin", "ADD_IF_ABSENT")],
+            ),
+            ("fn", {"cluster": "sessions"}, [], []),
+            ("app", {"inline_cluster_specifier_plugin": _app_cluster()}, [], []),
         )
     ]
     virtual_hosts.append(
@@ -130,12 +136,13 @@ def _front_listener(front: Front) -> Json:
             "name": "api",
             "domains": ["*"],
             "routes": [_api_route()],
-            "typed_per_filter_config": {"lua": {"@type": HTTP + "lua.v3.LuaPerRoute", "disabled": True}},
         }
     )
+    served = ", ".join(f'["{port}"] = true' for port in SERVED)
     prelude = (
         f'local SECRET, TTL, DEFAULT_HEADER, MOST = "{front.secret}", {front.route_ttl},'
         f' "{DEFAULT_AFFINITY_HEADER}", {MOST_ENTRIES}\n'
+        f'local DOMAIN, SERVED = "{front.domain}", {{{served}}}\n'
     )
     lua = {"@type": HTTP + "lua.v3.Lua", "default_source_code": {"inline_string": prelude + _source("routes.lua")}}
     manager = _connection_manager("front", [{"name": "lua", "typed_config": lua}], virtual_hosts, local_replies())
@@ -254,13 +261,26 @@ def _held_routes(action: Json, secret: str) -> list[Json]:
     return [route([safe], unwritten + ",reset"), route([keyed], unwritten + ",reset"), route([], unwritten)]
 
 
+def _served_route() -> Json:
+    """Ports of a sandbox that the API answers itself."""
+    ports = {"safe_regex": {"regex": f"({'|'.join(map(str, SERVED))})-.*"}}
+    return _api_route() | {
+        "match": {"prefix": "/", "headers": [{"name": ":authority", "string_match": ports}]},
+        "typed_per_filter_config": {"lua": {"@type": HTTP + "lua.v3.LuaPerRoute", "disabled": True}},
+    }
+
+
 def _api_route() -> Json:
     policy = {
         "retry_on": "connect-failure,reset-before-request",
         "num_retries": 4,
         "retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"},
     }
-    return {"match": {"prefix": "/"}, "route": {"cluster": "api", "timeout": "0s", "retry_policy": policy}}
+    return {
+        "match": {"prefix": "/"},
+        "route": {"cluster": "api", "timeout": "0s", "retry_policy": policy},
+        "metadata": {"filter_metadata": {"lua": {"is_api": True}}},
+    }
 
 
 def _app_cluster() -> Json:

@@ -1,5 +1,6 @@
 -- Remembers where a caller's requests go, so that a warm request needs no Python. One table per worker.
--- Set before this text: SECRET, TTL (seconds), DEFAULT_HEADER, MOST (entries of one generation).
+-- Set before this text: SECRET, TTL (seconds), DEFAULT_HEADER, MOST (entries of one generation), DOMAIN,
+-- SERVED (ports of sandboxes that the API answers itself, as text).
 
 local young, old = {}, {}             -- key -> address; what is learned in one TTL is dropped after the next
 local young_names, old_names = {}, {} -- host -> name of its function's affinity header
@@ -22,9 +23,20 @@ local function age()
   end
 end
 
+-- Clients of E2B may name a sandbox and its port in headers: as good as its own host name.
+local function enter(handle, headers)
+  local id, port = headers:get("e2b-sandbox-id"), headers:get("e2b-sandbox-port")
+  if not id or not port or SERVED[port] then return false end
+  if #id > 64 or not id:find("^[a-z0-9]+$") or not port:find("^%d%d?%d?%d?%d?$") then return false end
+  headers:replace(":authority", port .. "-" .. id .. ".box." .. DOMAIN)
+  handle:clearRouteCache()
+  return true
+end
+
 function envoy_on_request(handle)
-  age()
   local headers = handle:headers()
+  if handle:metadata():get("is_api") and not enter(handle, headers) then return end
+  age()
   local host = headers:get(":authority")
   if not host then return end
   local key = host

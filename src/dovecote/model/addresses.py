@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ENVD = 49983  # commands and files, as E2B's daemon in a sandbox serves them
+INTERPRETER = 49999  # code, as E2B's code interpreter serves it
+SERVED = (ENVD, INTERPRETER)  # ports of every sandbox that Dovecote answers itself
 
 @dataclass(frozen=True)
 class Addresses:

@@ -18,10 +18,9 @@ from dovecote.api.e2b.connect import send_json
 from dovecote.api.e2b.signing import parse_signed
 from dovecote.control.sessions import Sessions
 from dovecote.errors import Conflict, DovecoteError, NotFound, Unauthenticated
+from dovecote.model.addresses import ENVD
 from dovecote.model.records import Session
 
-ENVD = 49983
-INTERPRETER = 49999
 FILES = "/files"
 OPEN = frozenset({"/health"})  # of every sandbox, for whoever knows its name
 NOT_RUNNING = frozenset({"no_such_session", "session_expired", "paused"})
