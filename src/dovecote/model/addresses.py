@@ -8,6 +8,7 @@ ENVD = 49983  # commands and files, as E2B's daemon in a sandbox serves them
 INTERPRETER = 49999  # code, as E2B's code interpreter serves it
 SERVED = (ENVD, INTERPRETER)  # ports of every sandbox that Dovecote answers itself
 
+
 @dataclass(frozen=True)
 class Addresses:
     """Builds the URLs of one installation. Browsers resolve `*.localhost` themselves."""

@@ -205,12 +205,22 @@ def envelope(body: Json, flags: int = 0) -> bytes:
 
 
 async def answer_unary(send: Send, answer: Awaitable[Json], timeout: float | None) -> None:
+    await send_json(send, 200, await _within(answer, timeout))
+
+
+async def answer_fed(send: Send, answer: Awaitable[Json], timeout: float | None) -> None:
+    """Of a call that takes a stream: it reads the request itself, and notices when the client leaves."""
+    body = await _within(answer, timeout)
+    await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+    await send({"type": "http.response.body", "body": envelope(body) + envelope({}, END)})
+
+
+async def _within(answer: Awaitable[Json], timeout: float | None) -> Json:
     try:
         async with asyncio.timeout(timeout):
-            body = await answer
+            return await answer
     except TimeoutError:
         raise DeadlineExceeded(f"it took longer than {timeout:g} s") from None
-    await send_json(send, 200, body)
 
 
 async def send_json(send: Send, status: int, body: object) -> None:
@@ -226,8 +236,7 @@ async def refuse(send: Send, error: DovecoteError, *, is_stream: bool) -> None:
         await send_json(send, STATUS[code_of(error)], error_body(error))
         return
     await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
-    await send(_part(envelope({"error": error_body(error)}, END)))
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+    await send({"type": "http.response.body", "body": envelope({"error": error_body(error)}, END)})
 
 
 async def answer_stream(

@@ -8,10 +8,11 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.types import Receive, Scope, Send
 
 from dovecote.api.e2b import process
-from dovecote.api.e2b.call import Call, parse_user
+from dovecote.api.e2b.call import Call, check_user, parse_user
 from dovecote.api.e2b.connect import (
     STREAM,
     UNARY,
+    answer_fed,
     answer_stream,
     answer_unary,
     parse_pace,
@@ -93,7 +94,7 @@ class Envd:
         elif path in self._fed:
             _expect(kind, STREAM)
             answer = self._fed[path](call, read_messages(receive, headers))
-            await answer_stream(receive, send, _once(answer), ping=None, every=call.pace.keepalive)
+            await answer_fed(send, answer, call.pace.timeout)
         else:
             raise NotFound(f"no method {path[:200]}", code="no_such_method")
 
@@ -106,7 +107,7 @@ class Envd:
             await send({"type": "http.response.start", "status": 204, "headers": []})
             await send({"type": "http.response.body", "body": b""})
         elif route in (("GET", "/files"), ("POST", "/files")):
-            call = Call(session, query.get("username") or parse_user(headers), parse_pace(headers))
+            call = Call(session, check_user(query.get("username", "")) or parse_user(headers), parse_pace(headers))
             if scope["method"] == "GET":
                 await self._files.download(call, query, headers, send)
             else:
@@ -115,10 +116,6 @@ class Envd:
             await send_json(send, 200, session.env)
         else:
             raise NotFound(f"no route {path[:200]}", code="no_such_route")
-
-
-async def _once(answer: Awaitable[Json]) -> AsyncGenerator[Json, None]:
-    yield await answer
 
 
 def _expect(kind: str, wanted: str) -> None:
