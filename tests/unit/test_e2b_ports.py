@@ -178,7 +178,7 @@ async def test_a_port_that_is_not_served_is_said_to_be_none(door: Door) -> None:
 async def test_errors_have_the_shape_that_clients_read(door: Door) -> None:
     door.echo.failure = NotFound("no file a", code="file_not_found", hint="look")
     answer = await door.ask(**IDS, x_access_token=TOKEN)
-    assert (answer.status_code, answer.json()) == (404, {"code": 404, "message": "no file a (look)"})
+    assert (answer.status_code, answer.json()) == (404, {"code": 404, "message": "no file a (look) [file_not_found]"})
     door.echo.failure = NotFound("no such user", code="no_such_user")
     assert (await door.ask(**IDS, x_access_token=TOKEN)).status_code == 401
     door.echo.failure = Failed("full", code="disk_full")

@@ -12,8 +12,12 @@ STATUS: dict[type[DovecoteError], int] = {
     Gone: 404,  # a sandbox that has ended is none
 }
 
+NO_USER = "no_such_user"  # whom a request for files or commands acts as, by its own word
+
 
 def status_of(error: DovecoteError) -> int:
+    if error.code == NO_USER:
+        return 401
     found = next((status for kind, status in STATUS.items() if isinstance(error, kind)), None)
     return found or errors.status_of(error)
 

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dovecote.api import errors, metrics
 from dovecote.api.e2b.connect import send_json
+from dovecote.api.e2b.errors import body_of
 from dovecote.api.e2b.signing import parse_signed
 from dovecote.control.sessions import Sessions
 from dovecote.errors import Conflict, DovecoteError, NotFound, Unauthenticated
@@ -183,5 +184,5 @@ class _Answer:
             body = {"sandboxId": name or "", "message": "The sandbox was not found", "code": 502}
             await send_json(self.send, 502, body)
             return
-        status = 401 if error.code == "no_such_user" else errors.status_of(error)
-        await send_json(self.send, status, {"code": status, "message": str(error)})
+        body = body_of(error)
+        await send_json(self.send, int(body["code"]), body)
