@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dovecote.api import errors, metrics
 from dovecote.api.e2b.connect import send_json
-from dovecote.api.e2b.errors import body_of
+from dovecote.api.e2b.errors import body_of, status_of
 from dovecote.api.e2b.signing import parse_signed
 from dovecote.control.sessions import Sessions
 from dovecote.errors import Conflict, DovecoteError, NotFound, Unauthenticated
@@ -184,5 +184,4 @@ class _Answer:
             body = {"sandboxId": name or "", "message": "The sandbox was not found", "code": 502}
             await send_json(self.send, 502, body)
             return
-        body = body_of(error)
-        await send_json(self.send, int(body["code"]), body)
+        await send_json(self.send, status_of(error), body_of(error))
