@@ -223,7 +223,9 @@ class FakeSandboxes:
             raise Invalid(f"no terminal for command {number}", code="no_terminal")
         self.calls.append({"number": number, "size": (rows, cols)})
 
-    async def write_stdin(self, tenant_id: str, session_id: str, number: int, data: bytes) -> None:
+    async def write_stdin(
+        self, tenant_id: str, session_id: str, number: int, data: bytes, *, timeout: float = 30
+    ) -> None:
         if self.is_deaf:
             raise DeadlineExceeded(f"command {number} does not read its input", code="stdin_blocked")
         self.calls.append({"number": number, "data": data})

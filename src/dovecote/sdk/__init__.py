@@ -1,7 +1,9 @@
 """The public client: `Dovecote` blocks, `AsyncDovecote` is for asyncio; else they are the same."""
 
 from dovecote.sdk._async.client import AsyncDovecote
-from dovecote.sdk._async.sessions import AsyncCommand, AsyncFiles, AsyncSession
+from dovecote.sdk._async.commands import AsyncCommand
+from dovecote.sdk._async.sessions import AsyncFiles, AsyncSession
+from dovecote.sdk._async.terminals import AsyncTerminal
 from dovecote.sdk._errors import (
     BadRequest,
     CommandFailed,
@@ -40,6 +42,8 @@ from dovecote.sdk._shapes import (
     Output,
     Port,
     Printed,
+    RawEvent,
+    RawOutput,
     Reinstall,
     SessionView,
     Snapshot,
@@ -53,7 +57,9 @@ from dovecote.sdk._shapes import (
     Volume,
 )
 from dovecote.sdk._sync.client import Dovecote
-from dovecote.sdk._sync.sessions import Command, Files, Session
+from dovecote.sdk._sync.commands import Command
+from dovecote.sdk._sync.sessions import Files, Session
+from dovecote.sdk._sync.terminals import Terminal
 
 __all__ = [
     "App",
@@ -62,6 +68,7 @@ __all__ = [
     "AsyncDovecote",
     "AsyncFiles",
     "AsyncSession",
+    "AsyncTerminal",
     "BadRequest",
     "Change",
     "Chat",
@@ -90,6 +97,8 @@ __all__ = [
     "Output",
     "Port",
     "Printed",
+    "RawEvent",
+    "RawOutput",
     "Reinstall",
     "ServerFailed",
     "Session",
@@ -101,6 +110,7 @@ __all__ = [
     "StorageFull",
     "Template",
     "TemplateEvent",
+    "Terminal",
     "TimedOut",
     "TooMany",
     "Turn",

@@ -340,6 +340,15 @@ class Output:
 
 
 @dataclass(frozen=True)
+class RawOutput:
+    """Output as bytes, for what may be no text."""
+
+    stream: str
+    data: bytes
+    offset: int
+
+
+@dataclass(frozen=True)
 class Dropped:
     """So many bytes of output were written over before anybody read them."""
 
@@ -354,6 +363,7 @@ class Exited:
 
 
 Event = Started | Output | Dropped | Exited
+RawEvent = Started | RawOutput | Dropped | Exited
 
 EVENTS: dict[str, type[Event]] = {"started": Started, "output": Output, "dropped": Dropped, "exited": Exited}
 

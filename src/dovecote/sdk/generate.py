@@ -37,7 +37,7 @@ NOTICE = "# Generated from {name} by `python -m dovecote.sdk.generate`; change t
 def sync_source(text: str) -> str:
     """The blocking twin of a module: a change of words, so both read alike."""
     text = re.sub(r"\b(async def|async with|async for)\b", lambda match: match[0].removeprefix("async "), text)
-    text = re.sub(r"\bawait ", "", text)
+    text = re.sub(r"\bawait ", "", text).replace("websockets.asyncio.client", "websockets.sync.client")
     text = re.sub(r"\bAsyncGenerator\[(\w+), None\]", r"Generator[\1, None, None]", text)
 
     def word(match: re.Match[str]) -> str:
@@ -61,7 +61,7 @@ def generated() -> dict[Path, str]:
 def _formatted(text: str, path: Path) -> str:
     ruff = [sys.executable, "-m", "ruff"]
     source = ["--quiet", "--stdin-filename", str(path), "-"]
-    fixes = ["--fix", "--unsafe-fixes", "--select", "I,F401,UP028"]
+    fixes = ["--fix", "--unsafe-fixes", "--select", "I,F401,UP028,SIM117"]
     for command in ([*ruff, "check", *fixes, *source], [*ruff, "format", *source]):
         text = subprocess.run(command, input=text, capture_output=True, text=True, check=True, timeout=60).stdout
     return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import codecs
 import signal as signals
@@ -13,6 +14,7 @@ import orjson
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field, ValidationError, model_validator
+from starlette.requests import ClientDisconnect
 
 from dovecote.api import errors
 from dovecote.api.rest.here import Here, Number, SessionId, call
@@ -172,8 +174,26 @@ async def resize_command(here: Here, session_id: SessionId, number: Number, size
     summary="Write the body to its input, up to 1 MiB a call",
     openapi_extra={"requestBody": {"content": {"application/octet-stream": {}}}},
 )
-async def write_stdin(here: Here, session_id: SessionId, number: Number, request: Request) -> None:
-    await here.rooms.sandboxes.write_stdin(here.tenant_id, session_id, number, await request.body())
+async def write_stdin(
+    here: Here,
+    session_id: SessionId,
+    number: Number,
+    request: Request,
+    timeout_seconds: Annotated[float, Query(gt=0, description="Until it must have read it.")] = 30,
+) -> None:
+    data = await request.body()
+    writing = asyncio.ensure_future(
+        here.rooms.sandboxes.write_stdin(here.tenant_id, session_id, number, data, timeout=timeout_seconds)
+    )
+    leaving = asyncio.ensure_future(request.receive())  # after the body there is nothing but the end of the connection
+    try:
+        await asyncio.wait((writing, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not writing.done():
+            raise ClientDisconnect
+        await writing
+    finally:
+        writing.cancel()
+        leaving.cancel()
 
 
 @routes.delete("/commands/{number}/stdin", status_code=204, summary="End its input")

@@ -127,9 +127,14 @@ class Sandboxes:
         async with self._sessions.use(tenant_id, session_id) as live:
             await live.guest.signal(number, signo)
 
-    async def write_stdin(self, tenant_id: str, session_id: str, number: int, data: bytes) -> None:
+    async def write_stdin(
+        self, tenant_id: str, session_id: str, number: int, data: bytes, *, timeout: float = 30
+    ) -> None:
+        """Returns when it has taken all of it. Raises DeadlineExceeded (stdin_blocked): it took a part, or nothing."""
+        if not 0 < timeout <= LONGEST_COMMAND:
+            raise Invalid(f"timeout is more than 0 and at most {LONGEST_COMMAND:.0f} seconds")
         async with self._sessions.use(tenant_id, session_id) as live:
-            await live.guest.write_stdin(number, data)
+            await live.guest.write_stdin(number, data, timeout=timeout)
 
     async def close_stdin(self, tenant_id: str, session_id: str, number: int) -> None:
         async with self._sessions.use(tenant_id, session_id) as live:

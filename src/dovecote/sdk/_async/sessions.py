@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import asdict
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from dovecote.sdk._async.commands import AsyncCommand, command_body, events_of
+from dovecote.sdk._async.copying import AsyncCopies, Progress
+from dovecote.sdk._async.terminals import AsyncTerminal
 from dovecote.sdk._async.transport import AsyncWire
 from dovecote.sdk._async.volumes import AsyncMounts
-from dovecote.sdk._errors import CommandFailed, error_from
+from dovecote.sdk._errors import CommandFailed
 from dovecote.sdk._shapes import (
-    EVENTS,
     Change,
     CommandView,
     Event,
-    Exited,
     File,
     FileDiff,
     Finished,
     Instance,
     Lag,
     Network,
-    Output,
     Port,
     SessionView,
     Snapshot,
@@ -32,48 +31,6 @@ from dovecote.sdk._shapes import (
 )
 
 WAKE_SECONDS = 90.0  # added to what a command may take
-
-
-class AsyncCommand:
-    """A command that runs by itself. `number` finds it again with `session.attach`."""
-
-    def __init__(self, wire: AsyncWire, session_id: str, number: int) -> None:
-        self._wire = wire
-        self._path = f"/v1/sessions/{session_id}/commands/{number}"
-        self.number = number
-
-    def output(self, *, offset: int = 0) -> AsyncGenerator[Event, None]:
-        """What it printed from `offset` on, and what it goes on to print, until it ends."""
-        return _events(self._wire, "GET", f"{self._path}/stream", None, {"offset": offset})
-
-    async def wait(self) -> Finished:
-        """Waits for its end; what it printed is collected."""
-        texts = {"stdout": "", "stderr": ""}
-        end = Exited(None, None, False)
-        async with aclosing(self.output()) as events:
-            async for event in events:
-                if isinstance(event, Output):
-                    texts[event.stream] += event.data
-                elif isinstance(event, Exited):
-                    end = event
-        return Finished(texts["stdout"], texts["stderr"], end.exit_code, end.signal, end.timed_out, False)
-
-    async def signal(self, signal: str | int = "SIGTERM") -> None:
-        await self._wire.call("POST", f"{self._path}:signal", json={"signal": signal})
-
-    async def write(self, data: bytes | str) -> None:
-        content = data.encode() if isinstance(data, str) else data
-        await self._wire.call("PUT", f"{self._path}/stdin", content=content)
-
-    async def close_stdin(self) -> None:
-        await self._wire.call("DELETE", f"{self._path}/stdin")
-
-    async def resize(self, rows: int, cols: int) -> None:
-        await self._wire.call("POST", f"{self._path}:resize", json={"rows": rows, "cols": cols})
-
-    async def release(self) -> None:
-        """Forgets the ended command and its output."""
-        await self._wire.call("DELETE", self._path)
 
 
 class AsyncFiles:
@@ -133,6 +90,7 @@ class AsyncSession:
         self.view = view
         self.files = AsyncFiles(wire, view.id)
         self.mounts = AsyncMounts(wire, view.id)
+        self._copies = AsyncCopies(wire, view.id, self.files)
 
     @property
     def id(self) -> str:
@@ -173,7 +131,7 @@ class AsyncSession:
         check: bool = False,
     ) -> Finished:
         """Runs it to its end: a line for the shell, or a list of words. `check` raises CommandFailed."""
-        body = _command(command, env, cwd, user, timeout) | {"stdin": stdin, "max_output_bytes": max_output}
+        body = command_body(command, env, cwd, user, timeout) | {"stdin": stdin, "max_output_bytes": max_output}
         answer = await self._wire.call(
             "POST", f"{self._path}/commands", json=body, answer_within=timeout + WAKE_SECONDS
         )
@@ -195,8 +153,8 @@ class AsyncSession:
         tag: str = "",
     ) -> AsyncGenerator[Event, None]:
         """Runs it and gives what happens as it happens. Leaving early detaches; the command goes on."""
-        body = _command(command, env, cwd, user, timeout) | {"stream": True, "tag": tag}
-        return _events(self._wire, "POST", f"{self._path}/commands", body, {})
+        body = command_body(command, env, cwd, user, timeout) | {"stream": True, "tag": tag}
+        return events_of(self._wire, "POST", f"{self._path}/commands", body, {})
 
     async def start(
         self,
@@ -212,7 +170,7 @@ class AsyncSession:
     ) -> AsyncCommand:
         """Starts it and lets it go on by itself. `pty` is rows and columns of a terminal."""
         terminal = {"rows": pty[0], "cols": pty[1]} if pty else None
-        body = _command(command, env, cwd, user, timeout) | {
+        body = command_body(command, env, cwd, user, timeout) | {
             "detach": True,
             "open_stdin": stdin,
             "pty": terminal,
@@ -229,8 +187,47 @@ class AsyncSession:
         """The command of that number, to attach to, signal or release."""
         return AsyncCommand(self._wire, self.id, number)
 
+    def terminal(
+        self,
+        command: str | None = None,
+        *,
+        cwd: str | None = None,
+        user: str | None = None,
+        rows: int = 24,
+        cols: int = 80,
+        number: int | None = None,
+        offset: int = 0,
+    ) -> AsyncTerminal:
+        """A terminal, to use as a context manager: the user's login shell, or a line for the shell.
+
+        With `number` it is one that runs already, from `offset` on. Leaving detaches; it goes on.
+        """
+        query = {"command": command, "cwd": cwd, "user": user, "rows": rows, "cols": cols}
+        query |= {"number": number, "offset": offset}
+        return AsyncTerminal(self._wire.access, f"{self._path}/terminal", query)
+
     async def commands(self) -> list[CommandView]:
         return [read(CommandView, each) for each in (await self._wire.call("GET", f"{self._path}/commands"))["items"]]
+
+    # -- copies between here and there
+
+    async def upload(
+        self, source: str | Path, path: str, *, user: str | None = None, progress: Progress | None = None
+    ) -> str:
+        """Copies a file or a directory into it and answers where; into `path` if that is a directory already.
+
+        `progress` is called with the bytes so far, and of how many.
+        """
+        return await self._copies.upload(Path(source), path, user, progress)
+
+    async def download(
+        self, path: str, target: str | Path, *, user: str | None = None, progress: Progress | None = None
+    ) -> Path:
+        """Copies a file or a directory out of it and answers where; into `target` if that is a directory already.
+
+        A file is whole or not there. Nothing is written outside of the target, whatever the sandbox sends.
+        """
+        return await self._copies.download(path, Path(target), user, progress)
 
     # -- where it is reached
 
@@ -378,33 +375,3 @@ class AsyncSession:
     async def _see(self, method: str, path: str, body: dict[str, Any] | None = None) -> SessionView:
         self.view = read(SessionView, await self._wire.call(method, self._path + path, json=body))
         return self.view
-
-
-def _command(
-    command: str | Sequence[str],
-    env: Mapping[str, str] | None,
-    cwd: str | None,
-    user: str | None,
-    timeout: float | None,
-) -> dict[str, Any]:
-    return {
-        "command": command if isinstance(command, str) else list(command),
-        "env": dict(env or {}),
-        "cwd": cwd,
-        "user": user,
-        "timeout_seconds": timeout,
-    }
-
-
-async def _events(
-    wire: AsyncWire, method: str, path: str, body: dict[str, Any] | None, params: Mapping[str, Any]
-) -> AsyncGenerator[Event, None]:
-    async with wire.stream(method, path, json=body, params=params) as response:
-        async for line in response.aiter_lines():
-            if not line:
-                continue
-            fields = json.loads(line)
-            if fields["type"] == "error":
-                raise error_from(500, line.encode())
-            if fields["type"] in EVENTS:
-                yield read(EVENTS[fields["type"]], fields)

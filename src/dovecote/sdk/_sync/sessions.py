@@ -4,78 +4,35 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from dovecote.sdk._errors import CommandFailed, error_from
+from dovecote.sdk._errors import CommandFailed
 from dovecote.sdk._shapes import (
-    EVENTS,
     Change,
     CommandView,
     Event,
-    Exited,
     File,
     FileDiff,
     Finished,
     Instance,
     Lag,
     Network,
-    Output,
     Port,
     SessionView,
     Snapshot,
     read,
 )
+from dovecote.sdk._sync.commands import Command, command_body, events_of
+from dovecote.sdk._sync.copying import Copies, Progress
+from dovecote.sdk._sync.terminals import Terminal
 from dovecote.sdk._sync.transport import Wire
 from dovecote.sdk._sync.volumes import Mounts
 
 WAKE_SECONDS = 90.0  # added to what a command may take
-
-
-class Command:
-    """A command that runs by itself. `number` finds it again with `session.attach`."""
-
-    def __init__(self, wire: Wire, session_id: str, number: int) -> None:
-        self._wire = wire
-        self._path = f"/v1/sessions/{session_id}/commands/{number}"
-        self.number = number
-
-    def output(self, *, offset: int = 0) -> Generator[Event, None, None]:
-        """What it printed from `offset` on, and what it goes on to print, until it ends."""
-        return _events(self._wire, "GET", f"{self._path}/stream", None, {"offset": offset})
-
-    def wait(self) -> Finished:
-        """Waits for its end; what it printed is collected."""
-        texts = {"stdout": "", "stderr": ""}
-        end = Exited(None, None, False)
-        with closing(self.output()) as events:
-            for event in events:
-                if isinstance(event, Output):
-                    texts[event.stream] += event.data
-                elif isinstance(event, Exited):
-                    end = event
-        return Finished(texts["stdout"], texts["stderr"], end.exit_code, end.signal, end.timed_out, False)
-
-    def signal(self, signal: str | int = "SIGTERM") -> None:
-        self._wire.call("POST", f"{self._path}:signal", json={"signal": signal})
-
-    def write(self, data: bytes | str) -> None:
-        content = data.encode() if isinstance(data, str) else data
-        self._wire.call("PUT", f"{self._path}/stdin", content=content)
-
-    def close_stdin(self) -> None:
-        self._wire.call("DELETE", f"{self._path}/stdin")
-
-    def resize(self, rows: int, cols: int) -> None:
-        self._wire.call("POST", f"{self._path}:resize", json={"rows": rows, "cols": cols})
-
-    def release(self) -> None:
-        """Forgets the ended command and its output."""
-        self._wire.call("DELETE", self._path)
 
 
 class Files:
@@ -132,6 +89,7 @@ class Session:
         self.view = view
         self.files = Files(wire, view.id)
         self.mounts = Mounts(wire, view.id)
+        self._copies = Copies(wire, view.id, self.files)
 
     @property
     def id(self) -> str:
@@ -172,7 +130,7 @@ class Session:
         check: bool = False,
     ) -> Finished:
         """Runs it to its end: a line for the shell, or a list of words. `check` raises CommandFailed."""
-        body = _command(command, env, cwd, user, timeout) | {"stdin": stdin, "max_output_bytes": max_output}
+        body = command_body(command, env, cwd, user, timeout) | {"stdin": stdin, "max_output_bytes": max_output}
         answer = self._wire.call("POST", f"{self._path}/commands", json=body, answer_within=timeout + WAKE_SECONDS)
         finished = read(Finished, answer)
         if check and not finished.is_ok:
@@ -192,8 +150,8 @@ class Session:
         tag: str = "",
     ) -> Generator[Event, None, None]:
         """Runs it and gives what happens as it happens. Leaving early detaches; the command goes on."""
-        body = _command(command, env, cwd, user, timeout) | {"stream": True, "tag": tag}
-        return _events(self._wire, "POST", f"{self._path}/commands", body, {})
+        body = command_body(command, env, cwd, user, timeout) | {"stream": True, "tag": tag}
+        return events_of(self._wire, "POST", f"{self._path}/commands", body, {})
 
     def start(
         self,
@@ -209,7 +167,7 @@ class Session:
     ) -> Command:
         """Starts it and lets it go on by itself. `pty` is rows and columns of a terminal."""
         terminal = {"rows": pty[0], "cols": pty[1]} if pty else None
-        body = _command(command, env, cwd, user, timeout) | {
+        body = command_body(command, env, cwd, user, timeout) | {
             "detach": True,
             "open_stdin": stdin,
             "pty": terminal,
@@ -226,8 +184,47 @@ class Session:
         """The command of that number, to attach to, signal or release."""
         return Command(self._wire, self.id, number)
 
+    def terminal(
+        self,
+        command: str | None = None,
+        *,
+        cwd: str | None = None,
+        user: str | None = None,
+        rows: int = 24,
+        cols: int = 80,
+        number: int | None = None,
+        offset: int = 0,
+    ) -> Terminal:
+        """A terminal, to use as a context manager: the user's login shell, or a line for the shell.
+
+        With `number` it is one that runs already, from `offset` on. Leaving detaches; it goes on.
+        """
+        query = {"command": command, "cwd": cwd, "user": user, "rows": rows, "cols": cols}
+        query |= {"number": number, "offset": offset}
+        return Terminal(self._wire.access, f"{self._path}/terminal", query)
+
     def commands(self) -> list[CommandView]:
         return [read(CommandView, each) for each in (self._wire.call("GET", f"{self._path}/commands"))["items"]]
+
+    # -- copies between here and there
+
+    def upload(
+        self, source: str | Path, path: str, *, user: str | None = None, progress: Progress | None = None
+    ) -> str:
+        """Copies a file or a directory into it and answers where; into `path` if that is a directory already.
+
+        `progress` is called with the bytes so far, and of how many.
+        """
+        return self._copies.upload(Path(source), path, user, progress)
+
+    def download(
+        self, path: str, target: str | Path, *, user: str | None = None, progress: Progress | None = None
+    ) -> Path:
+        """Copies a file or a directory out of it and answers where; into `target` if that is a directory already.
+
+        A file is whole or not there. Nothing is written outside of the target, whatever the sandbox sends.
+        """
+        return self._copies.download(path, Path(target), user, progress)
 
     # -- where it is reached
 
@@ -372,33 +369,3 @@ class Session:
     def _see(self, method: str, path: str, body: dict[str, Any] | None = None) -> SessionView:
         self.view = read(SessionView, self._wire.call(method, self._path + path, json=body))
         return self.view
-
-
-def _command(
-    command: str | Sequence[str],
-    env: Mapping[str, str] | None,
-    cwd: str | None,
-    user: str | None,
-    timeout: float | None,
-) -> dict[str, Any]:
-    return {
-        "command": command if isinstance(command, str) else list(command),
-        "env": dict(env or {}),
-        "cwd": cwd,
-        "user": user,
-        "timeout_seconds": timeout,
-    }
-
-
-def _events(
-    wire: Wire, method: str, path: str, body: dict[str, Any] | None, params: Mapping[str, Any]
-) -> Generator[Event, None, None]:
-    with wire.stream(method, path, json=body, params=params) as response:
-        for line in response.iter_lines():
-            if not line:
-                continue
-            fields = json.loads(line)
-            if fields["type"] == "error":
-                raise error_from(500, line.encode())
-            if fields["type"] in EVENTS:
-                yield read(EVENTS[fields["type"]], fields)
