@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 from dovecote.api import rooms as api_rooms
 from dovecote.api.app import build
-from dovecote.control.sandboxes import Dropped, Event, Exited, Finished, Output, Started
+from dovecote.control.sandboxes import CommandStatus, Dropped, Event, Exited, Finished, Output, Started, Stat
 from dovecote.control.templates import Done, Printed, Step
 from dovecote.errors import Conflict, DeadlineExceeded, Invalid, NotFound, Unauthenticated
 from dovecote.model.addresses import Addresses
@@ -31,6 +31,7 @@ DEFAULT_SCALE: dict[str, Any] = {
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 TENANT = new_id("ten")
 OTHER = new_id("ten")
+Statuses: TypeAlias = list[CommandStatus]
 Instances: TypeAlias = list[Any]
 Templates: TypeAlias = list[Template]
 OwnTemplates: TypeAlias = list[OwnTemplate]
@@ -91,6 +92,7 @@ class View:
 class FakeSessions:
     def __init__(self) -> None:
         self.all: dict[str, Session] = {}
+        self.created: list[dict[str, Any]] = []
         self.lookups = 0
         self.failure: Exception | None = None
         self.its_lag = Lag(LagState.PENDING, saved_ago=0.81, behind=0.4, pending=3, recovery_point=2.0)
@@ -98,6 +100,7 @@ class FakeSessions:
     async def create(self, tenant_id: str, *, key: str | None, env: Any, wake: bool, **rest: Any) -> Session:
         if any(each.key == key for each in self.all.values()):
             raise Conflict(f"there is a session {key!r}", code="exists")
+        self.created.append({"env": env, **rest})
         session = Session(
             id=new_id("ses"),
             tenant_id=tenant_id,
@@ -113,6 +116,7 @@ class FakeSessions:
             tier=rest["tier"] or "default",
             idle_after=rest["idle_after"],
             mounts=tuple(rest.get("mounts", ())),
+            metadata=rest.get("metadata") or {},
         )
         self.all[session.id] = session
         return session
@@ -179,6 +183,8 @@ class FakeSandboxes:
     is_detached: bool = False
     goes_on: bool = False  # after its events a command goes on, until `over`
     over: asyncio.Event = field(default_factory=asyncio.Event)
+    over_when: dict[str, object] | None = None  # that call ends it
+    statuses: list[CommandStatus] = field(default_factory=list)
     has_no_terminal: bool = False
     is_deaf: bool = False
     largest_piece: int = 0
@@ -232,9 +238,21 @@ class FakeSandboxes:
 
     async def close_stdin(self, tenant_id: str, session_id: str, number: int) -> None:
         self.calls.append({"number": number, "closed": True})
+        if self.over_when in self.calls:
+            self.over.set()
+
+    async def commands(self, tenant_id: str, session_id: str) -> Statuses:
+        return self.statuses
 
     async def release(self, tenant_id: str, session_id: str, number: int) -> None:
         self.calls.append({"number": number, "released": True})
+
+    async def stat(self, tenant_id: str, session_id: str, path: str, **_: Any) -> Stat:
+        if any(name.startswith(path.rstrip("/") + "/") for name in self.files):
+            return Stat("directory", 0o755, 1000, 1000, 0, 0, "")
+        if path not in self.files:
+            raise NotFound(f"no file {path}", code="file_not_found")
+        return Stat("file", 0o640, 1000, 1000, len(self.files[path]), 0, "")
 
     async def read_file(self, tenant_id: str, session_id: str, path: str, **_: Any) -> AsyncIterator[bytes]:
         if path not in self.files:

@@ -18,9 +18,8 @@ from dovecote.cli import app as cli
 from dovecote.cli.demo.story import CheckFailed, Story, check, until
 from dovecote.cli.up import is_ready, running
 from dovecote.config import Settings
-from dovecote.control.sandboxes import Exited, Output, Started
 from dovecote.model.trees import Lag, LagState
-from tests.unit.fake_rooms import KEY, NOW, Rooms
+from tests.unit.fake_rooms import KEY, Rooms
 from tests.unit.serving import served
 
 DOCS = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
@@ -89,37 +88,6 @@ def test_a_session_is_opened_listed_and_ended(rooms: Rooms, capsys: pytest.Captu
     capsys.readouterr()
     assert dovecote("session", "ls") == 0
     assert session not in capsys.readouterr().out
-
-
-def test_exec_shows_output_and_has_the_commands_exit_code(rooms: Rooms, capsys: pytest.CaptureFixture[str]) -> None:
-    dovecote("session", "create")
-    session = capsys.readouterr().out.strip()
-    rooms.sandboxes.events = [
-        Started(1, 2, NOW),
-        Output("stdout", 0, b"out\n"),
-        Output("stderr", 4, b"err\n"),
-        Exited(7, None, False, 0),
-    ]
-    assert dovecote("sandbox", "exec", session, "--", "make", "-j2") == 7
-    shown = capsys.readouterr()
-    assert (shown.out, shown.err) == ("out\n", "err\n")
-    assert rooms.sandboxes.calls[-1]["argv"] == ("make", "-j2")
-    rooms.sandboxes.events = [Started(1, 2, NOW), Exited(None, 9, False, 0)]
-    assert dovecote("sandbox", "exec", session, "exit 7") == 137
-    assert rooms.sandboxes.calls[-1]["argv"] == ("/bin/sh", "-c", "exit 7")
-
-
-def test_files_are_copied_in_and_out(rooms: Rooms, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    dovecote("session", "create")
-    session = capsys.readouterr().out.strip()
-    content = os.urandom(3 << 20)
-    (tmp_path / "a").write_bytes(content[: 1 << 20])
-    assert dovecote("sandbox", "cp", str(tmp_path / "a"), f"{session}:dir/") == 0
-    assert list(rooms.sandboxes.files) == ["dir/a"]
-    assert dovecote("sandbox", "cp", f"{session}:dir/a", str(tmp_path / "b")) == 0
-    assert (tmp_path / "b").read_bytes() == content[: 1 << 20]
-    assert dovecote("sandbox", "cp", f"{session}:missing", str(tmp_path / "c")) == 1
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_a_failure_is_one_line_with_a_code_and_a_hint(rooms: Rooms, capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,6 +119,7 @@ def _explain(error: Exception) -> bool:
         problem(ours.message, ours.code, ours.hint)
         return True
     if isinstance(error, OSError):
-        problem(str(error), "system", "dovecote's server and its `up` and `down` need root")
+        hint = "dovecote's server and its `up` and `down` need root" if isinstance(error, PermissionError) else ""
+        problem(str(error), "system", hint)
         return True
     return False

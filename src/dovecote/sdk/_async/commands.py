@@ -25,15 +25,9 @@ class AsyncCommand:
         """What it printed from `offset` on, and what it goes on to print, until it ends."""
         return events_of(self._wire, "GET", f"{self._path}/stream", None, {"offset": offset})
 
-    async def raw_output(self, *, offset: int = 0) -> AsyncGenerator[RawEvent, None]:
+    def raw_output(self, *, offset: int = 0) -> AsyncGenerator[RawEvent, None]:
         """As `output`, but bytes: what it prints may be no text."""
-        params = {"offset": offset, "encoding": "base64"}
-        async with aclosing(events_of(self._wire, "GET", f"{self._path}/stream", None, params)) as events:
-            async for event in events:
-                if isinstance(event, Output):
-                    yield RawOutput(event.stream, base64.b64decode(event.data), event.offset or 0)
-                else:
-                    yield event
+        return raw_events_of(self._wire, "GET", f"{self._path}/stream", None, {"offset": offset, "encoding": "base64"})
 
     async def wait(self) -> Finished:
         """Waits for its end; what it printed is collected."""
@@ -95,3 +89,15 @@ async def events_of(
                 raise error_from(500, line.encode())
             if fields["type"] in EVENTS:
                 yield read(EVENTS[fields["type"]], fields)
+
+
+async def raw_events_of(
+    wire: AsyncWire, method: str, path: str, body: dict[str, Any] | None, params: Mapping[str, Any]
+) -> AsyncGenerator[RawEvent, None]:
+    """What was asked for in base64."""
+    async with aclosing(events_of(wire, method, path, body, params)) as events:
+        async for event in events:
+            if isinstance(event, Output):
+                yield RawOutput(event.stream, base64.b64decode(event.data), event.offset or 0)
+            else:
+                yield event

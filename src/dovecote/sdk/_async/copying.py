@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from dovecote.sdk._archives import PIECE, Unpacking, batches, content_bytes
-from dovecote.sdk._async.commands import AsyncCommand, command_body, events_of
+from dovecote.sdk._async.commands import AsyncCommand, command_body, raw_events_of
 from dovecote.sdk._async.transport import AsyncWire
 from dovecote.sdk._errors import CommandFailed, Conflict, DovecoteError, NotFound
-from dovecote.sdk._shapes import Dropped, Exited, Output
+from dovecote.sdk._shapes import Dropped, Exited, RawOutput
 
 if TYPE_CHECKING:
     from dovecote.sdk._async.sessions import AsyncFiles
@@ -103,14 +102,14 @@ class AsyncCopies:
         body |= {"stream": True, "encoding": "base64"}
         unpacking, done, said = Unpacking(target), 0, b""
         try:
-            async with aclosing(events_of(self._wire, "POST", self._path, body, {})) as events:
+            async with aclosing(raw_events_of(self._wire, "POST", self._path, body, {})) as events:
                 async for event in events:
-                    if isinstance(event, Output) and event.stream == "stdout":
-                        done += unpacking.feed(base64.b64decode(event.data))
+                    if isinstance(event, RawOutput) and event.stream == "stdout":
+                        done += unpacking.feed(event.data)
                         if progress is not None:
                             progress(done, None)
-                    elif isinstance(event, Output):
-                        said = (said + base64.b64decode(event.data))[-4000:]
+                    elif isinstance(event, RawOutput):
+                        said = (said + event.data)[-4000:]
                     elif isinstance(event, Dropped):
                         raise DovecoteError(f"{event.bytes} bytes of {path} were lost", code="output_dropped")
                     elif isinstance(event, Exited) and event.exit_code != 0:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from dovecote.sdk._async.commands import AsyncCommand, command_body, events_of
+from dovecote.sdk._async.commands import AsyncCommand, command_body, events_of, raw_events_of
 from dovecote.sdk._async.copying import AsyncCopies, Progress
 from dovecote.sdk._async.terminals import AsyncTerminal
 from dovecote.sdk._async.transport import AsyncWire
@@ -25,6 +25,7 @@ from dovecote.sdk._shapes import (
     Lag,
     Network,
     Port,
+    RawEvent,
     SessionView,
     Snapshot,
     read,
@@ -150,11 +151,28 @@ class AsyncSession:
         cwd: str | None = None,
         user: str | None = None,
         timeout: float | None = None,
+        stdin: bool = False,
         tag: str = "",
     ) -> AsyncGenerator[Event, None]:
         """Runs it and gives what happens as it happens. Leaving early detaches; the command goes on."""
-        body = command_body(command, env, cwd, user, timeout) | {"stream": True, "tag": tag}
+        body = command_body(command, env, cwd, user, timeout) | {"stream": True, "open_stdin": stdin, "tag": tag}
         return events_of(self._wire, "POST", f"{self._path}/commands", body, {})
+
+    def stream_raw(
+        self,
+        command: str | Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        timeout: float | None = None,
+        stdin: bool = False,
+        tag: str = "",
+    ) -> AsyncGenerator[RawEvent, None]:
+        """As `stream`, but bytes: what it prints may be no text."""
+        body = command_body(command, env, cwd, user, timeout) | {"stream": True, "open_stdin": stdin, "tag": tag}
+        body["encoding"] = "base64"
+        return raw_events_of(self._wire, "POST", f"{self._path}/commands", body, {})
 
     async def start(
         self,

@@ -29,13 +29,7 @@ class Command:
 
     def raw_output(self, *, offset: int = 0) -> Generator[RawEvent, None, None]:
         """As `output`, but bytes: what it prints may be no text."""
-        params = {"offset": offset, "encoding": "base64"}
-        with closing(events_of(self._wire, "GET", f"{self._path}/stream", None, params)) as events:
-            for event in events:
-                if isinstance(event, Output):
-                    yield RawOutput(event.stream, base64.b64decode(event.data), event.offset or 0)
-                else:
-                    yield event
+        return raw_events_of(self._wire, "GET", f"{self._path}/stream", None, {"offset": offset, "encoding": "base64"})
 
     def wait(self) -> Finished:
         """Waits for its end; what it printed is collected."""
@@ -97,3 +91,15 @@ def events_of(
                 raise error_from(500, line.encode())
             if fields["type"] in EVENTS:
                 yield read(EVENTS[fields["type"]], fields)
+
+
+def raw_events_of(
+    wire: Wire, method: str, path: str, body: dict[str, Any] | None, params: Mapping[str, Any]
+) -> Generator[RawEvent, None, None]:
+    """What was asked for in base64."""
+    with closing(events_of(wire, method, path, body, params)) as events:
+        for event in events:
+            if isinstance(event, Output):
+                yield RawOutput(event.stream, base64.b64decode(event.data), event.offset or 0)
+            else:
+                yield event

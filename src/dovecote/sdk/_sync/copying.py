@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import IO, TYPE_CHECKING
 
 from dovecote.sdk._archives import PIECE, Unpacking, batches, content_bytes
 from dovecote.sdk._errors import CommandFailed, Conflict, DovecoteError, NotFound
-from dovecote.sdk._shapes import Dropped, Exited, Output
-from dovecote.sdk._sync.commands import Command, command_body, events_of
+from dovecote.sdk._shapes import Dropped, Exited, RawOutput
+from dovecote.sdk._sync.commands import Command, command_body, raw_events_of
 from dovecote.sdk._sync.transport import Wire
 
 if TYPE_CHECKING:
@@ -104,14 +103,14 @@ class Copies:
         body |= {"stream": True, "encoding": "base64"}
         unpacking, done, said = Unpacking(target), 0, b""
         try:
-            with closing(events_of(self._wire, "POST", self._path, body, {})) as events:
+            with closing(raw_events_of(self._wire, "POST", self._path, body, {})) as events:
                 for event in events:
-                    if isinstance(event, Output) and event.stream == "stdout":
-                        done += unpacking.feed(base64.b64decode(event.data))
+                    if isinstance(event, RawOutput) and event.stream == "stdout":
+                        done += unpacking.feed(event.data)
                         if progress is not None:
                             progress(done, None)
-                    elif isinstance(event, Output):
-                        said = (said + base64.b64decode(event.data))[-4000:]
+                    elif isinstance(event, RawOutput):
+                        said = (said + event.data)[-4000:]
                     elif isinstance(event, Dropped):
                         raise DovecoteError(f"{event.bytes} bytes of {path} were lost", code="output_dropped")
                     elif isinstance(event, Exited) and event.exit_code != 0:

@@ -22,11 +22,12 @@ from dovecote.sdk._shapes import (
     Lag,
     Network,
     Port,
+    RawEvent,
     SessionView,
     Snapshot,
     read,
 )
-from dovecote.sdk._sync.commands import Command, command_body, events_of
+from dovecote.sdk._sync.commands import Command, command_body, events_of, raw_events_of
 from dovecote.sdk._sync.copying import Copies, Progress
 from dovecote.sdk._sync.terminals import Terminal
 from dovecote.sdk._sync.transport import Wire
@@ -147,11 +148,28 @@ class Session:
         cwd: str | None = None,
         user: str | None = None,
         timeout: float | None = None,
+        stdin: bool = False,
         tag: str = "",
     ) -> Generator[Event, None, None]:
         """Runs it and gives what happens as it happens. Leaving early detaches; the command goes on."""
-        body = command_body(command, env, cwd, user, timeout) | {"stream": True, "tag": tag}
+        body = command_body(command, env, cwd, user, timeout) | {"stream": True, "open_stdin": stdin, "tag": tag}
         return events_of(self._wire, "POST", f"{self._path}/commands", body, {})
+
+    def stream_raw(
+        self,
+        command: str | Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        timeout: float | None = None,
+        stdin: bool = False,
+        tag: str = "",
+    ) -> Generator[RawEvent, None, None]:
+        """As `stream`, but bytes: what it prints may be no text."""
+        body = command_body(command, env, cwd, user, timeout) | {"stream": True, "open_stdin": stdin, "tag": tag}
+        body["encoding"] = "base64"
+        return raw_events_of(self._wire, "POST", f"{self._path}/commands", body, {})
 
     def start(
         self,
