@@ -23,6 +23,8 @@ KINDS = {
     "trn": "turn",
     "snp": "snapshot",
     "cmd": "command",
+    "ctx": "code context",
+    "exe": "execution",
     "out": "outbox row",
     "req": "request",
     "hst": "host",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
 from dovecote.control.fleet import Guest
+from dovecote.control.sandboxes.contexts import Context, Contexts
+from dovecote.control.sandboxes.executions import Accepted, Began, Ended, Fault, Happening, Printed, Result, Truncated
 from dovecote.control.sessions import Live, Sessions
 from dovecote.errors import Invalid, NotFound
 from dovecote.host.guest import (
@@ -24,17 +26,27 @@ from dovecote.host.guest import (
 __all__ = [
     "LOGIN_SHELL",
     "LONGEST_COMMAND",
+    "Accepted",
+    "Began",
     "CommandStatus",
+    "Context",
+    "Contexts",
     "Dropped",
+    "Ended",
     "Entry",
     "Event",
     "Exited",
+    "Fault",
     "Finished",
+    "Happening",
     "Output",
     "Port",
+    "Printed",
+    "Result",
     "Sandboxes",
     "Started",
     "Stat",
+    "Truncated",
 ]
 
 LONGEST_COMMAND = 24 * 3600.0  # seconds
@@ -48,6 +60,7 @@ class Sandboxes:
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
+        self.contexts = Contexts(sessions)
 
     # -- commands
 
