@@ -230,7 +230,8 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
     )
     host = await assemble(settings, on_death=died)
     fleet = Fleet({HOST_ID: host.instances})
-    functions = Functions(store, templates=host.templates, level=settings.level, levels=host.levels)
+    own = host.templates
+    functions = Functions(store, templates=own.made, level=settings.level, levels=host.levels, own=own)
     sessions = Sessions(
         store,
         fleet,

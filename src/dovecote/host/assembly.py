@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from dovecote.config import Settings
-from dovecote.errors import DovecoteError, NotFound, Unsupported
+from dovecote.errors import DovecoteError, Unsupported
 from dovecote.host.guest import ensure_guest
 from dovecote.host.instances import Death, Instances, Parts, Preparing, Saving, WarmPool
 from dovecote.host.network import Network
@@ -25,19 +23,20 @@ from dovecote.host.storage.entrance import Entrance
 from dovecote.host.storage.images import Images, fence_command
 from dovecote.host.storage.log import SlotLog
 from dovecote.host.storage.lowers import PLAIN, pick
+from dovecote.host.storage.own_templates import OwnTemplates, read_record
 from dovecote.host.storage.pins import host_name, write_pins
 from dovecote.host.storage.plain import PlainTrees
 from dovecote.host.storage.pool import BtrfsDisks
 from dovecote.host.storage.registries import Registries, parse_registries
 from dovecote.host.storage.roots import Roots
 from dovecote.host.storage.template_base import FILES
-from dovecote.host.storage.templates import BASE, ensure_base
+from dovecote.host.storage.templates import BASE
 from dovecote.host.storage.trees import Trees
 from dovecote.host.storage.volumes import JuiceFSVolumes, LoopVolumes, PoolVolumes, Volumes
 from dovecote.host.storage.volumes.juicefs_commands import find_place
 from dovecote.host.storage.volumes.picking import BTRFS, IMAGES, JUICEFS, LOOP, POOL, driver_there, pick_driver
 from dovecote.model.sizes import NetworkPolicy
-from dovecote.model.trees import Inside, Template, Workspace
+from dovecote.model.trees import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ ADDRESS_REST = 3  # times the life of a cached route
 @dataclass
 class LocalHost:
     instances: Instances
-    templates: Mapping[str, Template]
+    templates: OwnTemplates
     levels: frozenset[str]
     parts: Parts
     bucket: Bucket
@@ -62,6 +61,7 @@ class LocalHost:
 
     async def close(self) -> None:
         """Lets go; what runs goes on."""
+        await self.templates.stop()
         await self.parts.pauses.stop()
         await self.parts.entrance.stop()
         await self.parts.network.close()
@@ -78,7 +78,8 @@ async def assemble(settings: Settings, *, on_death: Callable[[Death], None]) -> 
         raise Unsupported(
             f"isolation level {settings.level} does not work here", code="no_level", hint="`dovecote doctor`"
         )
-    template = await _base_template(settings, parts.trees)
+    own = OwnTemplates(settings.cache_dir, settings.data_dir / "templates", parts.trees)
+    template = await own.ensure(BASE.name, patience=None)
     await parts.network.ensure()
     await parts.disks.ensure()
     await parts.volumes.ensure()
@@ -88,7 +89,7 @@ async def assemble(settings: Settings, *, on_death: Callable[[Death], None]) -> 
     # Built, checked and mounted now, so that the first session need not wait for it.
     await parts.roots.hold(Workspace(template.digest))
     await parts.roots.settle()
-    return LocalHost(instances, {template.name: template}, frozenset(parts.runtimes), parts, bucket, settings)
+    return LocalHost(instances, own, frozenset(parts.runtimes), parts, bucket, settings)
 
 
 async def disassemble(settings: Settings) -> list[str]:
@@ -229,46 +230,10 @@ def _instances(
     )
 
 
-async def _base_template(settings: Settings, trees: Trees) -> Template:
-    """The base template as a tree of this store; saved again only when its recipe has changed."""
-    root = await ensure_base(settings.cache_dir, log.info)
-    # The directory that holds the root is named by its recipe's digest.
-    recipe = root.parent.name if root.name == "rootfs" else root.name
-    record = settings.data_dir / "templates" / f"{BASE.name}.json"
-    known = _read_template(record)
-    if known is None or known["recipe"] != recipe or not await _is_whole(trees, known["digest"]):
-        log.info("saving template %s as a tree", BASE.name)
-        saved = await asyncio.to_thread(trees.save_directory, root)
-        known = {"recipe": recipe, "digest": saved.digest}
-        record.parent.mkdir(parents=True, exist_ok=True)
-        temporary = record.with_suffix(".new")
-        temporary.write_text(json.dumps(known))
-        os.replace(temporary, record)
-    inside = Inside(user=BASE.default_user, home=BASE.home, has_sudo=BASE.has_sudo, env=dict(BASE.env))
-    return Template(name=BASE.name, digest=known["digest"], inside=inside)
-
-
-def _read_template(record: Path) -> dict[str, str] | None:
-    try:
-        body = json.loads(record.read_text())
-        return {"recipe": str(body["recipe"]), "digest": str(body["digest"])}
-    except (OSError, ValueError, KeyError):
-        return None
-
-
 def recorded_templates(settings: Settings) -> dict[str, str]:
     """Name -> digest of its tree, of what this installation has saved."""
-    records = {path.stem: _read_template(path) for path in (settings.data_dir / "templates").glob("*.json")}
+    records = {path.stem: read_record(path) for path in (settings.data_dir / "templates").glob("*.json")}
     return {name: record["digest"] for name, record in records.items() if record is not None}
-
-
-async def _is_whole(trees: Trees, digest: str) -> bool:
-    try:
-        await asyncio.to_thread(trees.ensure_image, digest)
-    except (DovecoteError, NotFound) as error:
-        log.warning("the template's tree is not whole, saving it again: %s", error)
-        return False
-    return True
 
 
 def remove_run_dir(settings: Settings) -> None:

