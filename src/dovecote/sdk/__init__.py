@@ -2,8 +2,21 @@
 
 from dovecote.sdk._async.client import AsyncDovecote
 from dovecote.sdk._async.commands import AsyncCommand
+from dovecote.sdk._async.contexts import AsyncContext, AsyncContexts
 from dovecote.sdk._async.sessions import AsyncFiles, AsyncSession
 from dovecote.sdk._async.terminals import AsyncTerminal
+from dovecote.sdk._code import (
+    Accepted,
+    Began,
+    CodeEvent,
+    ContextView,
+    Ended,
+    Execution,
+    Fault,
+    Result,
+    Said,
+    Truncated,
+)
 from dovecote.sdk._errors import (
     BadRequest,
     CommandFailed,
@@ -58,29 +71,41 @@ from dovecote.sdk._shapes import (
 )
 from dovecote.sdk._sync.client import Dovecote
 from dovecote.sdk._sync.commands import Command
+from dovecote.sdk._sync.contexts import Context, Contexts
 from dovecote.sdk._sync.sessions import Files, Session
 from dovecote.sdk._sync.terminals import Terminal
 
 __all__ = [
+    "Accepted",
     "App",
     "AppInstance",
     "AsyncCommand",
+    "AsyncContext",
+    "AsyncContexts",
     "AsyncDovecote",
     "AsyncFiles",
     "AsyncSession",
     "AsyncTerminal",
     "BadRequest",
+    "Began",
     "Change",
     "Chat",
+    "CodeEvent",
     "Command",
     "CommandFailed",
     "CommandView",
     "Conflict",
+    "Context",
+    "ContextView",
+    "Contexts",
     "Dovecote",
     "DovecoteError",
     "Dropped",
+    "Ended",
     "Event",
+    "Execution",
     "Exited",
+    "Fault",
     "File",
     "FileDiff",
     "Files",
@@ -100,6 +125,8 @@ __all__ = [
     "RawEvent",
     "RawOutput",
     "Reinstall",
+    "Result",
+    "Said",
     "ServerFailed",
     "Session",
     "SessionView",
@@ -113,6 +140,7 @@ __all__ = [
     "Terminal",
     "TimedOut",
     "TooMany",
+    "Truncated",
     "Turn",
     "Unauthenticated",
     "Unavailable",

@@ -9,10 +9,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from dovecote.sdk._async.commands import AsyncCommand, command_body, events_of, raw_events_of
+from dovecote.sdk._async.contexts import AsyncContexts, code_events, collect, execution_body
 from dovecote.sdk._async.copying import AsyncCopies, Progress
 from dovecote.sdk._async.terminals import AsyncTerminal
 from dovecote.sdk._async.transport import AsyncWire
 from dovecote.sdk._async.volumes import AsyncMounts
+from dovecote.sdk._code import CodeEvent, Execution
 from dovecote.sdk._errors import CommandFailed
 from dovecote.sdk._shapes import (
     Change,
@@ -92,6 +94,7 @@ class AsyncSession:
         self.files = AsyncFiles(wire, view.id)
         self.mounts = AsyncMounts(wire, view.id)
         self._copies = AsyncCopies(wire, view.id, self.files)
+        self.contexts = AsyncContexts(wire, view.id)
 
     @property
     def id(self) -> str:
@@ -246,6 +249,35 @@ class AsyncSession:
         A file is whole or not there. Nothing is written outside of the target, whatever the sandbox sends.
         """
         return await self._copies.download(path, Path(target), user, progress)
+
+    # -- code
+
+    async def execute(
+        self,
+        code: str,
+        *,
+        language: str = "python",
+        env: Mapping[str, str] | None = None,
+        timeout: float = 300,
+        max_output: int = 8 << 20,
+        check: bool = False,
+    ) -> Execution:
+        """Runs code in the default context of a language to its end; what was run there before is still known."""
+        events = self.stream_code(code, language=language, env=env, timeout=timeout, max_output=max_output)
+        return await collect(events, check=check)
+
+    def stream_code(
+        self,
+        code: str,
+        *,
+        language: str = "python",
+        env: Mapping[str, str] | None = None,
+        timeout: float = 300,
+        max_output: int = 8 << 20,
+    ) -> AsyncGenerator[CodeEvent, None]:
+        """The same, and gives what it says as it says it."""
+        body = execution_body(code, env, timeout, max_output) | {"language": language}
+        return code_events(self._wire, "POST", f"{self._path}/execute", body)
 
     # -- where it is reached
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from dovecote.sdk._code import CodeEvent, Execution
 from dovecote.sdk._errors import CommandFailed
 from dovecote.sdk._shapes import (
     Change,
@@ -28,6 +29,7 @@ from dovecote.sdk._shapes import (
     read,
 )
 from dovecote.sdk._sync.commands import Command, command_body, events_of, raw_events_of
+from dovecote.sdk._sync.contexts import Contexts, code_events, collect, execution_body
 from dovecote.sdk._sync.copying import Copies, Progress
 from dovecote.sdk._sync.terminals import Terminal
 from dovecote.sdk._sync.transport import Wire
@@ -91,6 +93,7 @@ class Session:
         self.files = Files(wire, view.id)
         self.mounts = Mounts(wire, view.id)
         self._copies = Copies(wire, view.id, self.files)
+        self.contexts = Contexts(wire, view.id)
 
     @property
     def id(self) -> str:
@@ -243,6 +246,35 @@ class Session:
         A file is whole or not there. Nothing is written outside of the target, whatever the sandbox sends.
         """
         return self._copies.download(path, Path(target), user, progress)
+
+    # -- code
+
+    def execute(
+        self,
+        code: str,
+        *,
+        language: str = "python",
+        env: Mapping[str, str] | None = None,
+        timeout: float = 300,
+        max_output: int = 8 << 20,
+        check: bool = False,
+    ) -> Execution:
+        """Runs code in the default context of a language to its end; what was run there before is still known."""
+        events = self.stream_code(code, language=language, env=env, timeout=timeout, max_output=max_output)
+        return collect(events, check=check)
+
+    def stream_code(
+        self,
+        code: str,
+        *,
+        language: str = "python",
+        env: Mapping[str, str] | None = None,
+        timeout: float = 300,
+        max_output: int = 8 << 20,
+    ) -> Generator[CodeEvent, None, None]:
+        """The same, and gives what it says as it says it."""
+        body = execution_body(code, env, timeout, max_output) | {"language": language}
+        return code_events(self._wire, "POST", f"{self._path}/execute", body)
 
     # -- where it is reached
 
