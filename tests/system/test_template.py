@@ -17,7 +17,7 @@ from dovecote.errors import StorageFailed
 from dovecote.host.storage import mounts, templates
 from dovecote.host.storage.entrance import Entrance
 from dovecote.host.storage.pool import BtrfsDisks
-from dovecote.host.storage.templates import BASE, ensure_base
+from dovecote.host.storage.templates import BASE, build_base
 from tests.system.storage_rig import ID_BASE, Container, container
 
 pytestmark = [pytest.mark.system, pytest.mark.anyio, pytest.mark.timeout(900)]
@@ -27,7 +27,7 @@ USER = 1000
 
 @pytest.fixture
 async def base() -> Path:
-    return await ensure_base(read_settings().cache_dir, print)
+    return await asyncio.to_thread(build_base, read_settings().cache_dir, print)
 
 
 @pytest.fixture

@@ -243,7 +243,7 @@ class Contexts:
 
     async def _read(self, live: Live, context: Context) -> Context:
         """With what was recorded of it. The record is the sandbox's own, hence may say anything."""
-        with suppress(NotFound, ValueError):
+        with suppress(DovecoteError, ValueError, KeyError, TypeError):
             text = b""
             async for piece in live.guest.read_file(_record(context.id), user=OWNER, length=MOST_RECORD):
                 text += piece

@@ -242,7 +242,7 @@ def _parse(line: dict[str, Any]) -> Happening:
 
 def _ended(line: dict[str, Any]) -> Ended:
     status, count, dropped = line.get("status"), line.get("count"), line.get("dropped")
-    if status not in STATUSES:
+    if not isinstance(status, str) or status not in STATUSES:
         raise _garbage(f"an end of kind {str(status)[:40]!r}")
     return Ended(status, count if isinstance(count, int) else None, dropped if isinstance(dropped, int) else 0)
 
