@@ -126,7 +126,7 @@ async def test_the_hosts_own_authorities_are_trusted(base: Path) -> None:
 
 async def test_a_second_call_builds_nothing(base: Path) -> None:
     lines: list[str] = []
-    assert await ensure_base(read_settings().cache_dir, lines.append) == base
+    assert await asyncio.to_thread(build_base, read_settings().cache_dir, lines.append) == base
     assert lines == []
 
 
@@ -143,7 +143,7 @@ async def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
     """Nor does one that was killed before it."""
     (tmp_path / "templates/.building-1/rootfs").mkdir(parents=True)
     with pytest.raises(StorageFailed, match="no mirror") as caught:
-        await ensure_base(tmp_path, lambda line: None)
+        await asyncio.to_thread(build_base, tmp_path, lambda line: None)
     assert caught.value.code == "template_failed"
     assert [path.name for path in (tmp_path / "templates").iterdir()] == [".lock"]
 
@@ -164,7 +164,7 @@ async def test_a_build_waits_for_another_and_goes_on_when_that_dies(tmp_path: Pa
         async with asyncio.timeout(30):
             assert holder.stdout is not None
             assert await holder.stdout.readline() == b"held\n"
-            building = asyncio.create_task(ensure_base(tmp_path, tell))
+            building = asyncio.create_task(asyncio.to_thread(build_base, tmp_path, tell))
             await told.wait()
             assert not list((tmp_path / "templates").glob(".building-*"))
             holder.kill()

@@ -12,7 +12,17 @@ from starlette.types import ASGIApp
 
 from dovecote.api import rooms as api_rooms
 from dovecote.api.app import build
-from dovecote.control.sandboxes import CommandStatus, Dropped, Event, Exited, Finished, Output, Started, Stat
+from dovecote.control.sandboxes import (
+    CommandStatus,
+    Contexts,
+    Dropped,
+    Event,
+    Exited,
+    Finished,
+    Output,
+    Started,
+    Stat,
+)
 from dovecote.control.templates import Done, Printed, Step
 from dovecote.errors import Conflict, DeadlineExceeded, Invalid, NotFound, Unauthenticated
 from dovecote.model.addresses import Addresses
@@ -21,6 +31,7 @@ from dovecote.model.records import ApiKey, App, Chat, Function, Session, Start, 
 from dovecote.model.states import Desired, SessionState, TemplateState
 from dovecote.model.trees import Inside, Lag, LagState
 from dovecote.model.trees import Template as OwnTemplate
+from tests.unit.context_guest import ContextGuest, contexts_of
 
 DEFAULT_SCALE: dict[str, Any] = {
     "minimum": 0,
@@ -35,6 +46,7 @@ Statuses: TypeAlias = list[CommandStatus]
 Instances: TypeAlias = list[Any]
 Templates: TypeAlias = list[Template]
 OwnTemplates: TypeAlias = list[OwnTemplate]
+Names: TypeAlias = list[str]
 
 KEY = "dvc_good"
 OTHER_KEY = "dvc_other"
@@ -188,7 +200,12 @@ class FakeSandboxes:
     has_no_terminal: bool = False
     is_deaf: bool = False
     largest_piece: int = 0
+    guest: ContextGuest = field(default_factory=ContextGuest)
     received: int = 0
+
+    @property
+    def contexts(self) -> Contexts:
+        return contexts_of(self.guest)
 
     async def run(self, tenant_id: str, session_id: str, **arguments: Any) -> Finished:
         self.calls.append(arguments)
@@ -328,6 +345,9 @@ class FakeFunctions:
 
     def templates(self) -> OwnTemplates:
         return [OwnTemplate("base", "digest-of-base", Inside("user", "/home/user", True, {}))]
+
+    def templates_on_demand(self) -> Names:
+        return ["code"]
 
 
 class FakeChats:

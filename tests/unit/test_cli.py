@@ -19,6 +19,7 @@ from dovecote.cli.demo.story import CheckFailed, Story, check, until
 from dovecote.cli.up import is_ready, running
 from dovecote.config import Settings
 from dovecote.model.trees import Lag, LagState
+from tests.unit.context_guest import Line, Program
 from tests.unit.fake_rooms import KEY, Rooms
 from tests.unit.serving import served
 
@@ -192,3 +193,42 @@ def test_the_variables_for_e2bs_sdks_lead_to_this_server(rooms: Rooms, capsys: p
     lines = dict(line.removeprefix("export ").split("=", 1) for line in capsys.readouterr().out.splitlines())
     assert lines["E2B_API_URL"] == lines["E2B_SANDBOX_URL"] == os.environ["DOVECOTE_URL"]
     assert decode_key(lines["E2B_API_KEY"]) == KEY
+
+
+def opened(capsys: pytest.CaptureFixture[str]) -> str:
+    assert dovecote("session", "create") == 0
+    return capsys.readouterr().out.strip()
+
+
+def test_code_shows_what_it_says_and_keeps_pictures(
+    rooms: Rooms, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def show(program: Program, request: Line) -> None:
+        name = request["id"]
+        program.say(type="queued", id=name)
+        program.say(type="began", id=name)
+        program.say(type="stdout", id=name, text="printed\n")
+        program.say(type="result", id=name, data={"image/png": "aGk=", "text/plain": "<Figure>"}, is_main=False)
+        program.say(type="result", id=name, data={"text/plain": "42"}, is_main=True)
+        program.say(type="done", id=name, status="ok", count=1, dropped=0)
+
+    rooms.sandboxes.guest.script = show
+    session = opened(capsys)
+    assert dovecote("sandbox", "code", session, "x", "--save", str(tmp_path)) == 0
+    assert capsys.readouterr().out == f"printed\n{tmp_path}/001.png\n42\n"
+    assert (tmp_path / "001.png").read_bytes() == b"hi"
+    assert dovecote("sandbox", "contexts", session) == 0
+    assert "python" in capsys.readouterr().out
+
+
+def test_code_that_fails_has_exit_code_1(rooms: Rooms, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(program: Program, request: Line) -> None:
+        name = request["id"]
+        program.say(type="queued", id=name)
+        program.say(type="error", id=name, name="ValueError", value="no", traceback=[])
+        program.say(type="done", id=name, status="error", count=1, dropped=0)
+
+    rooms.sandboxes.guest.script = fail
+    session = opened(capsys)
+    assert dovecote("sandbox", "code", session, "x", "-l", "js") == 1
+    assert "ValueError: no" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from dovecote.sdk import AsyncDovecote, Dovecote, Printed, Start, Step, Template
 from dovecote.sdk._errors import error_from
 from dovecote.sdk._settings import find_access
 from dovecote.sdk.generate import stale, sync_source
+from tests.unit.context_guest import Line, Program
 from tests.unit.fake_rooms import KEY, NOW, Rooms
 from tests.unit.serving import served
 
@@ -107,6 +108,54 @@ def test_files_go_both_ways(client: Dovecote) -> None:
     assert raised.value.request_id.startswith("req_")
 
 
+def test_code_is_collected_or_streamed(client: Dovecote, rooms: Rooms) -> None:
+    session = client.sessions.create()
+    done = session.execute("1 + 1", check=True)
+    assert (done.text, done.status, done.count, done.is_ok) == ("1 + 1", "ok", 1, True)
+    with session.contexts.create("js", cwd="/srv", env={"A": "1"}) as context:
+        assert (context.view.language, context.view.cwd, context.view.is_default) == ("javascript", "/srv", False)
+        *_, result, ended = context.stream("2")
+        assert (result, ended) == (sdk.Result({"text/plain": "2"}, True, []), sdk.Ended("ok", 1, 0))
+        assert [each.id for each in session.contexts.list()] == [done.context_id, context.id]
+        context.interrupt()
+        context.restart()
+        with pytest.raises(sdk.NotFound) as raised:
+            list(context.follow(done.id))
+        assert raised.value.code == "no_such_execution"
+    assert [each.id for each in session.contexts.list()] == [done.context_id]
+
+
+def test_code_that_must_succeed_says_why_it_did_not(client: Dovecote, rooms: Rooms) -> None:
+    def fail(program: Program, request: Line) -> None:
+        name = request["id"]
+        program.say(type="queued", id=name)
+        program.say(type="began", id=name)
+        program.say(type="stdout", id=name, text="out")
+        program.say(type="error", id=name, name="ValueError", value="no", traceback=["line 1", "line 2"])
+        program.say(type="done", id=name, status="error", count=1, dropped=0)
+
+    rooms.sandboxes.guest.script = fail
+    session = client.sessions.create()
+    with pytest.raises(sdk.CommandFailed) as raised:
+        session.execute("int('x')", check=True)
+    assert (raised.value.code, raised.value.hint) == ("code_failed", "line 1\nline 2")
+    done = session.execute("int('x')")
+    assert (done.stdout, done.fault) == ("out", sdk.Fault("ValueError", "no", ["line 1", "line 2"]))
+
+
+def test_what_is_shown_is_read_by_its_kind() -> None:
+    shown = sdk.Result({"image/png": "aGk=", "text/html": "<b>", "application/json": [1], "text/latex": "$x$"})
+    assert (shown.png, shown.html, shown.json, shown.latex) == (b"hi", "<b>", [1], "$x$")
+    assert (shown.text, shown.jpeg, shown.pdf, shown.svg, shown.markdown, shown.table, shown.chart) == (None,) * 7
+
+
+def test_an_execution_in_a_template_without_a_kernel_is_an_error_and_no_stream(client: Dovecote, rooms: Rooms) -> None:
+    rooms.sandboxes.guest.begin = lambda program: program.end(97)
+    with pytest.raises(sdk.NotFound) as raised:
+        client.sessions.create().execute("1")
+    assert (raised.value.code, raised.value.status) == ("no_kernel", 404)
+
+
 def test_apps_chats_functions_and_keys(client: Dovecote) -> None:
     session = client.sessions.create()
     app = client.apps.publish(session, name="post", idle_after=5)
@@ -124,12 +173,12 @@ def test_apps_chats_functions_and_keys(client: Dovecote) -> None:
     assert client.chats.turns(chat.id, rewound=True)[1].rewound_at is not None
     assert client.chats.fork(chat.id, 1, key="mine", wake=False).title == "1 mine False"
     assert client.functions.get("sandbox").affinity_header == "x-dovecote-session"
-    assert client.functions.templates() == ["base", "alpine"]
+    assert client.functions.templates() == ["base", "code", "alpine"]
     *steps, made = client.templates.pull("host/image:1", name="new")
     assert steps == [Step("fetching", 1, 2), Printed("hello\n")]
     assert isinstance(made, Template)
     assert (made.name, made.source, made.start) == ("new", "host/image:1", Start("run", 80))
-    assert [each.name for each in client.templates.list()] == ["base", "alpine", "new"]
+    assert [each.name for each in client.templates.list()] == ["base", "code", "alpine", "new"]
     assert client.templates.get("new").user == "root"
     client.templates.delete("new")
     key = client.keys.create("ci")

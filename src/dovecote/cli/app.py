@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dovecote.cli import apps, env, records, sandbox, session, storage, template, tenant, up, volume
+from dovecote.cli import apps, code, env, records, sandbox, session, storage, template, tenant, up, volume
 from dovecote.cli.show import problem, table
 
 app = typer.Typer(
@@ -28,6 +28,8 @@ app.add_typer(records.chats, name="chat")
 app.add_typer(records.keys, name="key")
 app.add_typer(tenant.commands, name="tenant")
 app.add_typer(volume.commands, name="volume")
+sandbox.commands.command()(code.code)
+sandbox.commands.command()(code.contexts)
 for act in (volume.mount, volume.unmount, volume.mounts):
     session.commands.command()(act)
 app.add_typer(storage.commands, name="storage")

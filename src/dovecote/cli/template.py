@@ -51,6 +51,15 @@ def build_template(
         follow(client.templates.build(directory, name=name))
 
 
+@commands.command()
+def prepare(name: Annotated[str, typer.Argument(metavar="TEMPLATE", help="One of the installation's own.")]) -> None:
+    """Make `code` now, and not when it is first used."""
+    from dovecote.sdk import Dovecote
+
+    with Dovecote() as client:
+        follow(client.templates.prepare(name))
+
+
 @commands.command("ls")
 def list_templates() -> None:
     """List templates."""
@@ -83,7 +92,8 @@ def follow(events: Iterable[TemplateEvent]) -> None:
         bar = bars.add_task("asking", total=None)
         for event in events:
             if isinstance(event, Template):
-                say(f"{event.name} is {event.state}: {event.files} files, {size(event.total_bytes)}, as {event.user}")
+                amount = f"{event.files} files, {size(event.total_bytes)}, " if event.files else ""
+                say(f"{event.name} is {event.state}: {amount}as {event.user}")
             elif isinstance(event, Printed):
                 bars.console.out(event.text, end="", highlight=False)
             else:

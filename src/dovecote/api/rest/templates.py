@@ -15,7 +15,7 @@ from dovecote.api import errors
 from dovecote.api.rest.here import After, Call, Here, Limit
 from dovecote.api.rest.shapes import Body, Page, StartShape, start_shape
 from dovecote.api.uploads import Upload
-from dovecote.control.templates import Done, Event, Printed
+from dovecote.control.templates import Done, Event, Prepared, Printed
 from dovecote.errors import DovecoteError
 from dovecote.model.ids import parse_name
 from dovecote.model.records import Template
@@ -25,6 +25,7 @@ from dovecote.model.trees import Template as Own
 routes = APIRouter(prefix="/v1", tags=["templates"])
 
 NDJSON = "application/x-ndjson"
+ON_DEMAND = "on_demand"
 TAR = "application/x-tar"
 UPLOADS = (Upload("POST", "/v1/templates:upload"), Upload("POST", "/v1/templates:build"))
 STREAMED: dict[int | str, dict[str, Any]] = {
@@ -49,9 +50,9 @@ class NewTemplate(Body):
 class TemplateShape(BaseModel):
     id: str | None = Field(description="Null for the installation's own.")
     name: str
-    state: str = Field(description="building, ready or failed.")
+    state: str = Field(description="building, ready, failed; on_demand: one that is made when it is first used.")
     usable: bool = Field(description="Functions can start from it; from what it was before, while it is made anew.")
-    source: str = Field(description="The reference that it was made from, or archive, build or base.")
+    source: str = Field(description="The reference that it was made from, or archive, build, or an own one's name.")
     source_digest: str = Field(description="sha256 of the image's manifest; empty where there was no image.")
     digest: str | None = Field(description="Of its tree; revisions of functions pin it.")
     user: str | None = Field(description="Whom commands run as.")
@@ -98,19 +99,29 @@ async def build_template(here: Here, name: Name, request: Request) -> Response:
     return await _streamed_once_received(here, events)
 
 
+@routes.post(
+    "/templates/{name}:prepare",
+    summary="Make one of the installation's own now, and not when it is first used",
+    response_class=Response,
+    responses=STREAMED,
+)
+async def prepare_template(here: Here, name: TemplateName) -> Response:
+    return await _streamed_once_received(here, here.rooms.templates.prepare(name))
+
+
 @routes.get("/templates", summary="List templates, in pages; the installation's own come first")
 async def list_templates(here: Here, after: After = None, limit: Limit = 100) -> Page[TemplateShape]:
     found = await here.rooms.templates.list(here.tenant_id, after=after, limit=limit)
-    own = [_own_shape(template) for template in here.rooms.functions.templates()] if after is None else []
+    own = _own(here) if after is None else []
     items = [*own, *(template_shape(template) for template in found)]
     return Page[TemplateShape](items=items, next=found[-1].id if len(found) == limit else None)
 
 
 @routes.get("/templates/{name}", summary="One template")
 async def get_template(here: Here, name: TemplateName) -> TemplateShape:
-    for template in here.rooms.functions.templates():
-        if template.name == name:
-            return _own_shape(template)
+    for own in _own(here):
+        if own.name == name:
+            return own
     return template_shape(await here.rooms.templates.get(here.tenant_id, name))
 
 
@@ -152,6 +163,8 @@ async def _lines(
 def _line(event: Event) -> bytes:
     if isinstance(event, Done):
         body: dict[str, object] = {"type": "ready", "template": template_shape(event.template).model_dump()}
+    elif isinstance(event, Prepared):
+        body = {"type": "ready", "template": own_shape(event.template).model_dump()}
     elif isinstance(event, Printed):
         body = {"type": "output", "text": event.text}
     else:
@@ -182,18 +195,32 @@ def template_shape(template: Template) -> TemplateShape:
     )
 
 
-def _own_shape(template: Own) -> TemplateShape:
+def _own(here: Call) -> list[TemplateShape]:
+    """The installation's own, those among them that are made when they are first used too."""
+    functions = here.rooms.functions
+    made = [own_shape(template) for template in functions.templates()]
+    return [*made, *(_on_demand(name) for name in functions.templates_on_demand())]
+
+
+def own_shape(template: Own) -> TemplateShape:
+    inside = template.inside
+    shape = _on_demand(template.name)
+    known = {"state": TemplateState.READY.value, "digest": template.digest}
+    return shape.model_copy(update={**known, "user": inside.user, "directory": inside.cwd, "env": inside.env})
+
+
+def _on_demand(name: str) -> TemplateShape:
     return TemplateShape(
         id=None,
-        name=template.name,
-        state=TemplateState.READY.value,
+        name=name,
+        state=ON_DEMAND,
         usable=True,
-        source="base",
+        source=name,
         source_digest="",
-        digest=template.digest,
-        user=template.inside.user,
-        directory=template.inside.cwd,
-        env=template.inside.env,
+        digest=None,
+        user=None,
+        directory=None,
+        env={},
         start=None,
         files=0,
         total_bytes=0,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from dovecote.errors import Failed
 from dovecote.model.records import Template
+from dovecote.model.trees import Template as Own
 
 MOST = 1000  # events that wait for a slow listener; older ones go
 MOST_TEXT = 1 << 20  # characters of output that wait
@@ -38,7 +39,14 @@ class Done:
     template: Template
 
 
-Event = Step | Printed | Done
+@dataclass(frozen=True)
+class Prepared:
+    """One of the installation's own is there."""
+
+    template: Own
+
+
+Event = Step | Printed | Done | Prepared
 
 
 class Telling:

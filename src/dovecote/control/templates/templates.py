@@ -21,7 +21,7 @@ from dovecote.control.templates import dovecotefile
 from dovecote.control.templates.building import Building, Ground
 from dovecote.control.templates.context import Context, receive
 from dovecote.control.templates.dovecotefile import NAME, parse_dovecotefile
-from dovecote.control.templates.progress import Event, Telling
+from dovecote.control.templates.progress import SILENCE, Event, Prepared, Step, Telling
 from dovecote.errors import Conflict, DovecoteError, Failed, NoCapacity, NotFound
 from dovecote.model.ids import new_id, parse_name
 from dovecote.model.records import Start, Template
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 MOST_TEMPLATES = 200  # of a tenant
 MOST_AT_ONCE = 2  # that a tenant makes
+LOOK_EVERY = 0.5  # seconds, at making one of the installation's own
 MOST_WARM = 32  # trees that are made ready when the server starts
 
 
@@ -123,6 +124,28 @@ class Templates:
         """Of a Dovecotefile and the files beside it, a plain tar. Raises what `pull` raises, Failed (build_failed)."""
         return await self._make(tenant_id, name, "build", lambda record, telling: self._build(record, context, telling))
 
+    async def prepare(self, name: str) -> AsyncGenerator[Event, None]:
+        """Makes one of the installation's own, unless it is there. Leaving early does not end it.
+
+        Raises NotFound (no_such_template) before its first event, and what it fails for.
+        """
+        own = self._functions.own
+        if own is None or name not in own.names:
+            names = ", ".join(sorted(own.names)) if own is not None else BASE
+            raise NotFound(f"no template {name!r} to prepare", code="no_such_template", hint=f"there are {names}")
+        task = asyncio.ensure_future(own.ensure(name, patience=None))
+        told_at, told = 0.0, ""
+        try:
+            yield Step(f"template {name}")
+            while not (await asyncio.wait({task}, timeout=LOOK_EVERY))[0]:
+                now, step = asyncio.get_running_loop().time(), own.step(name)
+                if step and (step != told or now - told_at > SILENCE):
+                    told_at, told = now, step
+                    yield Step(step)
+            yield Prepared(task.result())
+        finally:
+            task.cancel()
+
     async def _build(self, record: Template, sent: AsyncIterator[bytes], telling: Telling) -> Template:
         self._work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="build-", dir=self._work_dir) as directory:
@@ -188,8 +211,8 @@ class Templates:
 
     async def _begin(self, tenant_id: str, name: str, source: str) -> Template:
         parse_name(name, "a template")
-        if name == BASE:
-            raise Conflict(f"{BASE} is the installation's own", code="exists", hint="choose another name")
+        if name == BASE or name in self._functions.templates_on_demand():
+            raise Conflict(f"{name} is the installation's own", code="exists", hint="choose another name")
         templates = self._store.tenant(tenant_id).templates
         if await templates.count(state=TemplateState.BUILDING) >= MOST_AT_ONCE:
             raise NoCapacity(f"{MOST_AT_ONCE} templates are being made already", code="too_many", retry_after=10)

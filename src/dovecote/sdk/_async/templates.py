@@ -45,11 +45,16 @@ class AsyncTemplates:
             async for event in self._making("/v1/templates:build", params={"name": name}, content=_pieces(file)):
                 yield event
 
+    async def prepare(self, name: str) -> AsyncGenerator[TemplateEvent, None]:
+        """Makes one of the installation's own, `code`, now and not when it is first used. The last event is it."""
+        async for event in self._making(f"/v1/templates/{name}:prepare"):
+            yield event
+
     async def get(self, name: str) -> Template:
         return read(Template, await self._wire.call("GET", f"/v1/templates/{name}"))
 
     async def list(self) -> list[Template]:
-        """The installation's own, `base`, comes first."""
+        """The installation's own come first; those in the state `on_demand` are made when they are first used."""
         found: list[Template] = []
         after: str | None = None
         while True:

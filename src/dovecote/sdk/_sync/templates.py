@@ -42,11 +42,15 @@ class Templates:
             _pack(Path(directory), file)
             yield from self._making("/v1/templates:build", params={"name": name}, content=_pieces(file))
 
+    def prepare(self, name: str) -> Generator[TemplateEvent, None, None]:
+        """Makes one of the installation's own, `code`, now and not when it is first used. The last event is it."""
+        yield from self._making(f"/v1/templates/{name}:prepare")
+
     def get(self, name: str) -> Template:
         return read(Template, self._wire.call("GET", f"/v1/templates/{name}"))
 
     def list(self) -> list[Template]:
-        """The installation's own, `base`, comes first."""
+        """The installation's own come first; those in the state `on_demand` are made when they are first used."""
         found: list[Template] = []
         after: str | None = None
         while True:
