@@ -12,7 +12,9 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
+import httpx
 import uvicorn
 import uvloop
 
@@ -43,12 +45,15 @@ from dovecote.host.doctor_store import examine_store
 from dovecote.host.storage.check import Checked, Progress, check_store
 from dovecote.host.storage.figures import Amount, Figures, cache_amount, store_figures
 from dovecote.host.storage.garbage import Collected
+from dovecote.mcp.http import Endpoint
 from dovecote.model.addresses import Addresses
+from dovecote.model.ids import random_text
 from dovecote.store import Store, open_store
 
 log = logging.getLogger("dovecote")
 
 HOST_ID = "local"
+TOOL_CONNECTIONS = 600  # a call of a tool has one or two
 HOLD_LONGER = 10.0  # seconds: whoever waits for a start answers before the gateway gives up
 LONGEST_MESSAGE = 1 << 20  # bytes of one WebSocket message
 BLOCKING_CALLS = 64  # at once, in threads: some that wait for a slow store must not hold up all others
@@ -59,7 +64,7 @@ def serve(settings: Settings) -> int:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
-    for chatty in ("alembic", "httpx", "uvicorn"):
+    for chatty in ("alembic", "httpx", "mcp", "uvicorn"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         with _only_server(settings):
@@ -173,6 +178,7 @@ class Server:
     gateway: Gateway
     api: uvicorn.Server
     snapshots: Snapshots
+    tools: Endpoint
     collect: Callable[[], Awaitable[None]]
     is_open: bool = False
 
@@ -256,6 +262,7 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
     keeping = Keeping(store, fleet, functions, sessions, quiet_after=settings.quiet_after)
     builds = settings.cache_dir / "builds" / settings.installation
     templates = Templates(store, fleet, functions, level=settings.level, work_dir=builds)
+    tools = Endpoint(domain=settings.domain, transport=lambda: _own_api(settings), new_id=random_text)
     rooms_of_api = Rooms(
         tenancy=tenancy,
         sessions=sessions,
@@ -268,11 +275,11 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
         templates=templates,
         addresses=Addresses(settings.domain, settings.port),
     )
-    app = build_api(rooms_of_api, is_ready=lambda: server.is_open, version=__version__)
+    app = build_api(rooms_of_api, tools=tools, is_ready=lambda: server.is_open, version=__version__)
     api = _ApiServer(
         uvicorn.Config(
             app,
-            uds=str(settings.run_dir / "api.sock"),
+            uds=str(_api_socket(settings)),
             log_config=None,
             lifespan="off",
             access_log=False,
@@ -285,11 +292,21 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
     async def collect() -> None:
         await pin_and_collect(store, host, settings)
 
-    server = Server(settings, host, sessions, keeping, apps, templates, gateway, api, snapshots, collect)
+    server = Server(settings, host, sessions, keeping, apps, templates, gateway, api, snapshots, tools, collect)
     rooms += [sessions, apps]
     for death in early:
         died(death)
     return server
+
+
+def _api_socket(settings: Settings) -> Path:
+    return settings.run_dir / "api.sock"
+
+
+def _own_api(settings: Settings) -> httpx.AsyncBaseTransport:
+    """How tools reach our own API. A connection is let go of before the server closes it."""
+    limits = httpx.Limits(max_connections=TOOL_CONNECTIONS, max_keepalive_connections=16, keepalive_expiry=2.0)
+    return httpx.AsyncHTTPTransport(uds=str(_api_socket(settings)), limits=limits)
 
 
 async def _run(server: Server) -> None:
@@ -322,6 +339,7 @@ async def _run(server: Server) -> None:
         await server.keeping.stop()
         await server.apps.stop()
         await server.templates.stop()
+        await server.tools.stop()
         server.api.should_exit = True
         server.api.force_exit = True
         await asyncio.gather(serving, return_exceptions=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias, cast
 
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dovecote.api import rooms as api_rooms
 from dovecote.api.app import build
@@ -424,6 +424,10 @@ class FakeTemplates:
         self.kept = [each for each in self.kept if each.name != name]
 
 
+async def nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
+    raise NotFound("no tools here")
+
+
 @dataclass
 class Rooms:
     tenancy: FakeTenancy = field(default_factory=FakeTenancy)
@@ -437,7 +441,7 @@ class Rooms:
     templates: FakeTemplates = field(default_factory=FakeTemplates)
     is_ready: bool = True
 
-    def api(self) -> ASGIApp:
+    def api(self, tools: ASGIApp = nothing_here) -> ASGIApp:
         rooms = api_rooms.Rooms(
             tenancy=cast(Any, self.tenancy),
             sessions=cast(Any, self.sessions),
@@ -450,7 +454,7 @@ class Rooms:
             templates=cast(Any, self.templates),
             addresses=Addresses("localhost", 8080),
         )
-        return build(rooms, is_ready=lambda: self.is_ready, version="0.0.0")
+        return build(rooms, tools=tools, is_ready=lambda: self.is_ready, version="0.0.0")
 
 
 __all__ = ["KEY", "OTHER_KEY", "Dropped", "Exited", "Output", "Rooms", "Started"]

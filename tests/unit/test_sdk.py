@@ -77,7 +77,7 @@ def test_events_come_as_values_and_a_break_as_an_error(client: Dovecote, rooms: 
     rooms.sandboxes.events = [Started(3, 9, NOW), Output("stdout", 0, b"x"), Exited(0, None, False, 0)]
     assert list(session.stream("x")) == [
         sdk.Started(3, 9),
-        sdk.Output("stdout", "x", 0),
+        sdk.Output("stdout", "x", 0, 1),
         sdk.Exited(0, None, False),
     ]
     finished = session.start("x").wait()

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from dovecote.api.e2b.app import build as build_control
 from dovecote.api.e2b.entrance import Entrance
 from dovecote.api.e2b.envd import Envd
 from dovecote.api.e2b.ports import Ports
-from dovecote.api.edge import Edge
+from dovecote.api.edge import TOOLS, Edge
 from dovecote.api.rest import files, templates
 from dovecote.api.rest.app import build as build_rest
 from dovecote.api.rooms import Rooms
+from dovecote.api.uploads import Upload
 from dovecote.model.addresses import ENVD
 
+MOST_MESSAGE = 4 << 20  # bytes of a message to tools: files are written by them
 
-def build(rooms: Rooms, *, is_ready: Callable[[], bool], version: str) -> ASGIApp:
-    """The API, the console, and E2B's API. `is_ready` is asked by each /readyz; it must not block."""
-    entrance = Entrance(build_rest(rooms, is_ready, version), build_control(rooms))
-    edge = Edge(entrance, rooms.tenancy.authenticate, rooms.tickets, (*files.UPLOADS, *templates.UPLOADS))
+
+def build(rooms: Rooms, *, tools: ASGIApp, is_ready: Callable[[], bool], version: str) -> ASGIApp:
+    """The API, the console, `tools` at /mcp, and E2B's API. `is_ready` is asked by each /readyz; it must not block."""
+    rest = build_rest(rooms, is_ready, version)
+    rest.router.routes.append(Route(TOOLS, tools, include_in_schema=False))
+    entrance = Entrance(rest, build_control(rooms))
+    uploads = (*files.UPLOADS, *templates.UPLOADS, Upload("POST", TOOLS, MOST_MESSAGE))
+    edge = Edge(entrance, rooms.tenancy.authenticate, rooms.tickets, uploads)
     return Ports(edge, rooms.sessions, rooms.addresses.domain, {ENVD: Envd(rooms.sandboxes)})

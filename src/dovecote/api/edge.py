@@ -22,6 +22,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 
 MAX_JSON_BYTES = 1 << 20
 PUBLIC = frozenset({"/v1/openapi.json"})
+TOOLS = "/mcp"  # it acts with its caller's key
 
 log = logging.getLogger("dovecote.api")
 
@@ -43,7 +44,7 @@ def secret_of(headers: Headers) -> str:
 
 
 class Edge:
-    """ASGI layer around the routes. All under /v1 needs a key unless it is in PUBLIC: a route cannot forget it."""
+    """ASGI layer around the routes. All of /v1 needs a key unless it is in PUBLIC, and /mcp: no route can forget it."""
 
     def __init__(
         self, app: ASGIApp, authenticate: Authenticate, tickets: Tickets, uploads: Sequence[Upload] = ()
@@ -101,8 +102,10 @@ class Edge:
 
     async def _serve(self, scope: Scope, exchange: _Exchange) -> None:
         headers = Headers(scope=scope)
-        if scope["path"].startswith("/v1/") and scope["path"] not in PUBLIC:
-            scope["dovecote.principal"] = await self._authenticate(secret_of(headers))
+        path = scope["path"]
+        if path == TOOLS or (path.startswith("/v1/") and path not in PUBLIC):
+            scope["dovecote.key"] = secret_of(headers)
+            scope["dovecote.principal"] = await self._authenticate(scope["dovecote.key"])
         upload = next((each for each in self._uploads if each.is_for(scope["method"], scope["path"])), None)
         most = MAX_JSON_BYTES if upload is None else upload.most_bytes
         if most is not None:

@@ -83,6 +83,14 @@ def demo(
 
 
 @app.command()
+def mcp() -> None:
+    """Serve sandboxes as MCP tools on stdin and stdout, for a program that starts this."""
+    from dovecote.mcp.stdio import serve as serve_tools
+
+    serve_tools()
+
+
+@app.command()
 def openapi() -> None:
     """Print the description of the API that this server has."""
     from dovecote.sdk import Dovecote

@@ -332,11 +332,12 @@ class Started:
 
 @dataclass(frozen=True)
 class Output:
-    """`offset` counts bytes of this command's output, to attach again from there."""
+    """`offset` counts bytes of this command's output up to this; attach again from `next_offset`."""
 
     stream: str
     data: str
     offset: int | None
+    next_offset: int | None = None
 
 
 @dataclass(frozen=True)

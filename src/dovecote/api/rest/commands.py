@@ -296,9 +296,13 @@ class EventText:
 
     def _output(self, stream: str, data: bytes, offset: int | None, *, final: bool) -> bytes:
         if self._encoding == "base64":
-            return _line(type="output", stream=stream, data=base64.b64encode(data).decode(), offset=offset)
-        text = self._decoders[stream].decode(data, final)
-        return _line(type="output", stream=stream, data=text, offset=offset)
+            shown, pending = base64.b64encode(data).decode(), 0
+        else:
+            decoder = self._decoders[stream]
+            shown = decoder.decode(data, final)
+            pending = len(decoder.getstate()[0])
+        after = None if offset is None else offset + len(data) - pending
+        return _line(type="output", stream=stream, data=shown, offset=offset, next_offset=after)
 
 
 def _line(**fields: object) -> bytes:

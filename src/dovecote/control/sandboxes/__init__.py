@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
 from dovecote.control.fleet import Guest
@@ -272,7 +273,7 @@ class Sandboxes:
         return Command(
             argv=tuple(argv),
             env={**self._sessions.environment(live), **(env or {})},
-            cwd=cwd or (home if user in (None, name) else ""),
+            cwd=posixpath.join(home, cwd) if cwd else (home if user in (None, name) else ""),
             user=user or name,
             stdin=stdin,
             pty=pty,

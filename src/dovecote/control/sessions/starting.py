@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import posixpath
 from collections.abc import Mapping
 
 from dovecote.control.fleet import SERVER_TAG, Command, Guest, Output
@@ -22,7 +23,7 @@ async def ensure_started(guest: Guest, start: Start, *, user: str, env: Mapping[
         Command(
             argv=start.argv or ("/bin/sh", "-c", start.command),
             env={**env, "PORT": str(start.port), **start.env},
-            cwd=start.cwd or cwd,
+            cwd=posixpath.join(cwd, start.cwd) if start.cwd else cwd,
             user=user,
             tag=SERVER_TAG,
         )
