@@ -1,4 +1,5 @@
-"""Builds the guest's program into the wheel, so that a machine without a compiler can run it."""
+"""Puts into the wheel what is made: the guest's program and the web shell's terminal, so that its user needs neither
+compiler nor npm."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ class GuestHook(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if version == "editable":
             return  # a checkout builds it at its first start, into the cache directory
-        sys.path.insert(0, str(Path(self.root) / "src"))
+        sys.path[:0] = [str(Path(self.root) / "src"), str(Path(self.root) / "deploy")]
         importlib.import_module("dovecote.host.guest.build").package_guest()
+        importlib.import_module("web").bring()
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-manylinux_2_17_{platform.machine()}"

@@ -286,3 +286,24 @@ def test_origins_are_compared_whole() -> None:
         with pytest.raises(DovecoteError) as caught:
             check_origin(origin, "localhost:8080")
         assert isinstance(caught.value, Forbidden), origin
+
+
+# -- what is sent and not yet shown
+
+
+def test_a_window_holds_output_back_until_it_was_seen(rooms: Rooms, url: str, session_id: str) -> None:
+    piece = b"x" * (1 << 14)
+    rooms.sandboxes.events = [
+        Started(7, 40, NOW),
+        *(Output("stdout", at * len(piece), piece) for at in range(4)),
+        Exited(0, None, False, 4 * len(piece)),
+    ]
+    with terminal(url, session_id, f"?window={2 * len(piece)}") as socket:
+        assert [len(socket.recv(timeout=5)) for _ in range(3)][1:] == [len(piece)] * 2
+        with pytest.raises(TimeoutError):
+            socket.recv(timeout=0.3)
+        socket.send(json.dumps({"type": "seen", "bytes": len(piece)}))
+        assert len(socket.recv(timeout=5)) == len(piece)
+        socket.send(json.dumps({"type": "seen", "bytes": 3 * len(piece)}))
+        frames, code = until_closed(socket)
+    assert (len(frames[0]), json.loads(frames[1])["type"], code) == (len(piece), "exited", 1000)

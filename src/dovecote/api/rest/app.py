@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import resources
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from dovecote.api import errors
 from dovecote.api.rest import apps as app_routes
 from dovecote.api.rest import chats as chat_routes
-from dovecote.api.rest import commands, contexts, files, tenancy, terminals
+from dovecote.api.rest import commands, contexts, files, pages, tenancy, terminals
 from dovecote.api.rest import functions as function_routes
 from dovecote.api.rest import sessions as session_routes
 from dovecote.api.rest import snapshots as snapshot_routes
@@ -25,10 +24,6 @@ from dovecote.api.rest import volumes as volume_routes
 from dovecote.api.rest.shapes import ErrorShape
 from dovecote.api.rooms import Rooms
 from dovecote.errors import DovecoteError, Failed
-
-CONSOLE_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
-)
 
 plain = APIRouter(tags=["server"])
 
@@ -53,7 +48,7 @@ def build(rooms: Rooms, is_ready: Callable[[], bool], version: str) -> FastAPI:
     app.state.rooms = rooms
     app.state.is_ready = is_ready
     parts = (session_routes, snapshot_routes, commands, files, app_routes, function_routes, chat_routes, tenancy)
-    for part in (*parts, contexts, terminals, volume_routes, template_routes):
+    for part in (*parts, contexts, terminals, volume_routes, template_routes, pages):
         app.include_router(part.routes)
     app.include_router(snapshot_routes.everywhere)
     app.include_router(plain)
@@ -101,19 +96,6 @@ async def metrics() -> Response:
 @plain.get("/v1/openapi.json", summary="This API, described", response_class=JSONResponse)
 async def openapi(request: Request) -> JSONResponse:
     return JSONResponse(describe(request.app))
-
-
-@plain.get("/", summary="The console", response_class=HTMLResponse)
-async def console() -> HTMLResponse:
-    page = resources.files("dovecote.api").joinpath("console.html").read_text("utf-8")
-    headers = {
-        "content-security-policy": CONSOLE_POLICY,
-        "x-frame-options": "DENY",
-        "x-content-type-options": "nosniff",
-        "referrer-policy": "no-referrer",
-        "cache-control": "no-cache",
-    }
-    return HTMLResponse(page, headers=headers)
 
 
 def describe(app: FastAPI) -> dict[str, Any]:

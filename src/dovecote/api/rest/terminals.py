@@ -50,6 +50,7 @@ class _Wanted(BaseModel):
     user: str | None = Field(None, max_length=64)
     rows: int = Field(24, ge=1, le=1000)
     cols: int = Field(80, ge=1, le=1000)
+    window: int | None = Field(None, ge=1 << 14, le=1 << 26)
 
 
 class _Resize(Terminal):
@@ -60,7 +61,13 @@ class _Signal(Signal):
     type: Literal["signal"]
 
 
-_CONTROL: TypeAdapter[_Resize | _Signal] = TypeAdapter(Annotated[_Resize | _Signal, Field(discriminator="type")])
+class _Seen(Body):
+    type: Literal["seen"]
+    bytes: int = Field(ge=0, lt=1 << 63)
+
+
+_Control = _Resize | _Signal | _Seen
+_CONTROL: TypeAdapter[_Control] = TypeAdapter(Annotated[_Control, Field(discriminator="type")])
 
 
 @routes.post("/terminal:ticket", status_code=201, summary="A ticket for one WebSocket to a terminal")
@@ -93,7 +100,8 @@ class _Line:
         self._where = (tenant_id, session_id)
         self._number = 0
         self._typed = bytearray()
-        self._moved = asyncio.Condition()  # `_typed` or `_number` is another
+        self._sent = self._seen = 0  # bytes of output, the latter as the client says
+        self._moved = asyncio.Condition()  # one of these is another
 
     async def serve(self, wanted: _Wanted) -> None:
         """Ends with the program, with the client, or with an error that the client is told."""
@@ -126,7 +134,14 @@ class _Line:
         assert isinstance(events, AsyncGenerator)
         async with aclosing(events):
             async for event in events:
+                if wanted.window is not None and isinstance(event, Output):
+                    await self._has_room(wanted.window)
                 await self._tell_event(event)
+
+    async def _has_room(self, window: int) -> None:
+        """Browsers take all that comes, so one that is slow says how much it has shown."""
+        async with self._moved:
+            await self._moved.wait_for(lambda: self._sent - self._seen < window)
 
     def _started(self, wanted: _Wanted) -> AsyncIterator[Event]:
         argv = ("/bin/sh", "-c", wanted.command) if wanted.command else LOGIN_SHELL
@@ -144,6 +159,7 @@ class _Line:
 
     async def _tell_event(self, event: Event) -> None:
         if isinstance(event, Output):
+            self._sent += len(event.data)
             await self._socket.send_bytes(event.data)
         elif isinstance(event, Started):
             await self._is_number(event.number)
@@ -185,6 +201,11 @@ class _Line:
             frame = _CONTROL.validate_json(text)
         except ValidationError as error:
             raise errors.invalid_fields(error.errors(include_url=False, include_context=False)) from None
+        if isinstance(frame, _Seen):
+            async with self._moved:
+                self._seen = frame.bytes
+                self._moved.notify_all()
+            return
         async with self._moved:
             await self._moved.wait_for(lambda: self._number > 0)
         try:
