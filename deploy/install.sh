@@ -4,7 +4,7 @@
 set -eu
 
 run="python3 python3-venv ca-certificates crun runc nftables btrfs-progs mmdebstrap iproute2 gcc musl-tools xz-utils skopeo"
-test="postgresql libc6-dev erofs-utils git gdb docker-registry busybox-static"
+test="postgresql libc6-dev erofs-utils git gdb docker-registry busybox-static chromium"
 bench="wrk libc6-dev restic zstd"
 
 mirror_of() {
