@@ -28,6 +28,7 @@ from dovecote.control.apps import Apps
 from dovecote.control.chats import Chats
 from dovecote.control.fleet import Death, Fleet
 from dovecote.control.functions import Functions
+from dovecote.control.metering import SAMPLE_EVERY, Metering
 from dovecote.control.references import tree_references
 from dovecote.control.sandboxes import Sandboxes
 from dovecote.control.sessions import Keeping, Routing, Sessions
@@ -179,6 +180,7 @@ class Server:
     api: uvicorn.Server
     snapshots: Snapshots
     tools: Endpoint
+    metering: Metering
     collect: Callable[[], Awaitable[None]]
     is_open: bool = False
 
@@ -261,6 +263,7 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
     directory = Directory(tenancy, Routing(store, sessions, functions, tenancy), functions, apps)
     keeping = Keeping(store, fleet, functions, sessions, quiet_after=settings.quiet_after)
     builds = settings.cache_dir / "builds" / settings.installation
+    metering = Metering(sessions)
     templates = Templates(store, fleet, functions, level=settings.level, work_dir=builds)
     tools = Endpoint(domain=settings.domain, transport=lambda: _own_api(settings), new_id=random_text)
     rooms_of_api = Rooms(
@@ -273,6 +276,7 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
         snapshots=snapshots,
         volumes=Volumes(store, fleet, tenancy, sessions),
         templates=templates,
+        metering=metering,
         addresses=Addresses(settings.domain, settings.port),
     )
     app = build_api(rooms_of_api, tools=tools, is_ready=lambda: server.is_open, version=__version__)
@@ -292,7 +296,7 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
     async def collect() -> None:
         await pin_and_collect(store, host, settings)
 
-    server = Server(settings, host, sessions, keeping, apps, templates, gateway, api, snapshots, tools, collect)
+    server = Server(settings, host, sessions, keeping, apps, templates, gateway, api, snapshots, tools, metering, collect)
     rooms += [sessions, apps]
     for death in early:
         died(death)
@@ -324,6 +328,7 @@ async def _run(server: Server) -> None:
         asyncio.ensure_future(_every(server.settings.tick, server.apps.tick)),
         asyncio.ensure_future(_every(RETAIN_EVERY, server.snapshots.retain)),
         asyncio.ensure_future(_every(LOOK_EVERY, server.collect)),
+        asyncio.ensure_future(_every(SAMPLE_EVERY, server.metering.tick)),
     ]
     server.is_open = True
     log.info("ready on %s", Addresses(server.settings.domain, server.settings.port).console())

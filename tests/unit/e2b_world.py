@@ -14,6 +14,7 @@ from dovecote.api.e2b.app import build
 from dovecote.api.e2b.auth import encode_key
 from dovecote.api.rooms import Rooms
 from dovecote.control.fleet import Fleet
+from dovecote.control.metering import Metering
 from dovecote.control.snapshots import Snapshots
 from dovecote.control.volumes import Volumes
 from dovecote.model.addresses import Addresses
@@ -52,6 +53,7 @@ async def e2b_on(directory: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[E2
             addresses=Addresses("localhost", 8080),
             volumes=Volumes(world.store, Fleet({HOST_ID: world.host}), world.tenancy, world.sessions),
             templates=world.templates,
+            metering=Metering(world.sessions),
         )
         transport = httpx.ASGITransport(build(rooms))
         keys = [(await world.tenancy.create_key(tenant, "a key")).secret for tenant in (world.tenant, world.other)]

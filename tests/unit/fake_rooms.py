@@ -452,6 +452,7 @@ class Rooms:
             snapshots=cast(Any, self.snapshots),
             volumes=cast(Any, self.volumes),
             templates=cast(Any, self.templates),
+            metering=cast(Any, None),
             addresses=Addresses("localhost", 8080),
         )
         return build(rooms, tools=tools, is_ready=lambda: self.is_ready, version="0.0.0")

@@ -119,6 +119,7 @@ class MemoryHost:
         self.logs: dict[str, list[Saved]] = {}
         self.left_out: tuple[str, ...] = ()  # of every tree
         self.installs: tuple[int | None, bytes] = (0, b"installed\n")  # how reinstalling ends; None: not by itself
+        self.cpu_seconds = 0.0  # of every instance
         self.flows: Counter[str] = Counter()  # requests on their way, by instance
         self._epochs: dict[str, int] = {}
         self._refusals: dict[str, tuple[BaseException, int | None]] = {}
@@ -345,7 +346,8 @@ class MemoryHost:
         ]
 
     async def usage(self, instance_id: str) -> dict[str, int | float]:
-        return {"disk_bytes": sum(map(len, self._get(instance_id).files.values()))}
+        used = sum(map(len, self._get(instance_id).files.values()))
+        return {"disk_bytes": used, "cpu_seconds": self.cpu_seconds, "memory_bytes": 4096, "cache_bytes": 1024}
 
     def guest(self, instance_id: str) -> Guest:
         return MemoryGuest(self, self._get(instance_id))

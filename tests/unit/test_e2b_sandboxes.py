@@ -358,3 +358,66 @@ async def test_forks_begin_with_the_files_of_their_original(e2b: E2B) -> None:
         assert fork.metadata == {"a": "1"}
         assert fork.token != source.token
     assert await e2b.world.store.tenant(e2b.world.tenant).snapshots.count() == 0
+
+
+# -- snapshots
+
+
+async def test_a_sandbox_begins_with_a_snapshot_by_id_or_by_name(e2b: E2B) -> None:
+    made = (await e2b.create())["sandboxID"]
+    await e2b.world.write(await e2b.world.sessions.by_slug(made), b"hello")
+    answer = await e2b.http.post(f"/sandboxes/{made}/snapshots", json={"name": "mine"})
+    assert answer.status_code == 201
+    snapshot = answer.json()
+    assert snapshot["names"] == ["mine:default"]
+    await e2b.http.delete(f"/sandboxes/{made}")
+    for name in (snapshot["snapshotID"], "mine", "mine:default"):
+        again = await e2b.world.sessions.by_slug((await e2b.create(templateID=name, timeout=60))["sandboxID"])
+        assert await e2b.world.read(again) == b"hello"
+    answer = await e2b.stranger.post("/v2/sandboxes", json={"templateID": snapshot["snapshotID"]})
+    assert problem(answer) == 404
+    assert problem(await e2b.http.post(f"/sandboxes/{made}/snapshots", json={})) == 404
+
+
+async def test_a_snapshot_of_memory_is_refused(e2b: E2B) -> None:
+    made = (await e2b.create())["sandboxID"]
+    assert problem(await e2b.http.post(f"/sandboxes/{made}/snapshots", json={"memory": True})) == 501
+
+
+async def test_snapshots_are_listed_in_pages(e2b: E2B) -> None:
+    made = [(await e2b.create())["sandboxID"] for _ in range(2)]
+    taken = [
+        (await e2b.http.post(f"/sandboxes/{one}/snapshots", json={"name": name})).json()["snapshotID"]
+        for one in made
+        for name in ("a", "b")
+    ]
+    await e2b.http.delete(f"/sandboxes/{made[0]}")
+
+    async def listed(**params: str | int) -> tuple[list[str], str | None]:
+        answer = await e2b.http.get("/snapshots", params=params)
+        assert answer.status_code == 200, answer.text
+        return [each["snapshotID"] for each in answer.json()], answer.headers.get("x-next-token")
+
+    assert await listed() == (taken[::-1], None)
+    assert await listed(sandboxID=made[0]) == (taken[1::-1], None)
+    assert await listed(name="b") == ([taken[3], taken[1]], None)
+    page, token = await listed(limit=3)
+    assert page == taken[:0:-1]
+    assert token is not None
+    assert await listed(limit=3, nextToken=token) == ([taken[0]], None)
+    assert await listed(sandboxID="nobody") == ([], None)
+    assert (await e2b.stranger.get("/snapshots")).json() == []
+    assert (await e2b.stranger.get("/snapshots", params={"sandboxID": made[1]})).json() == []
+
+
+# -- metrics
+
+
+async def test_metrics_of_one_and_of_many(e2b: E2B) -> None:
+    one, two = [(await e2b.create())["sandboxID"] for _ in range(2)]
+    theirs = (await e2b.stranger.post("/v2/sandboxes", json={"templateID": "base"})).json()["sandboxID"]
+    (sample,) = (await e2b.http.get(f"/sandboxes/{one}/metrics")).json()
+    assert (sample["cpuCount"], sample["memUsed"], sample["memTotal"]) == (1, 4096, 1 << 30)
+    assert (await e2b.http.get(f"/sandboxes/{one}/metrics", params={"end": 0})).json() == []
+    many = await e2b.http.get("/sandboxes/metrics", params={"sandbox_ids": f"{one},{two},{theirs},nobody"})
+    assert set(many.json()["sandboxes"]) == {one, two}

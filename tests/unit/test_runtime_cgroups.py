@@ -21,6 +21,7 @@ V2_FILES = {
     "memory.max": "max",
     "memory.swap.max": "max",
     "memory.current": "4096",
+    "memory.stat": "anon 2048\nfile 1024\n",
     "memory.reclaim": "",
     "memory.events": "low 0\noom 3\noom_kill 2\n",
     "cpu.max": "max 100000",
@@ -93,7 +94,7 @@ async def test_v2_refuses_to_shrink_below_what_is_used(tree: Path) -> None:
 
 async def test_v2_reads_usage(tree: Path) -> None:
     used = CgroupsV2(tree, "parent").usage("box")
-    assert used == cgroups.Usage(memory_bytes=4096, cpu_seconds=2.5, pids=5, oom_kills=2)
+    assert used == cgroups.Usage(memory_bytes=4096, cache_bytes=1024, cpu_seconds=2.5, pids=5, oom_kills=2)
 
 
 async def test_v2_freezes_only_when_the_kernel_says_so(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dovecote.control.apps import Apps
     from dovecote.control.chats import Chats
     from dovecote.control.functions import Functions
+    from dovecote.control.metering import Metering
     from dovecote.control.sandboxes import Sandboxes
     from dovecote.control.sessions import Sessions
     from dovecote.control.snapshots import Snapshots
@@ -32,4 +33,5 @@ class Rooms:
     addresses: Addresses
     volumes: Volumes
     templates: Templates
+    metering: Metering
     tickets: Tickets = field(default_factory=Tickets)

@@ -203,6 +203,20 @@ class Instance:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """What a session used at one moment. `cpu_percent` is of all its CPUs, since the sample before."""
+
+    at: datetime
+    cpu_percent: float
+    cpus: float
+    memory_bytes: int
+    cache_bytes: int
+    max_memory_bytes: int
+    disk_bytes: int
+    max_disk_bytes: int
+
+
+@dataclass(frozen=True)
 class App:
     id: str
     name: str

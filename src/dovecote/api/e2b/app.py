@@ -7,12 +7,12 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from dovecote.api import errors as api_errors
-from dovecote.api.e2b import errors, sandboxes
+from dovecote.api.e2b import errors, metrics, sandboxes, snapshots
 from dovecote.api.e2b.repeating import Repeating
 from dovecote.api.rooms import Rooms
 from dovecote.errors import DovecoteError
 
-PARTS: tuple[APIRouter, ...] = (sandboxes.routes,)
+PARTS: tuple[APIRouter, ...] = (metrics.routes, snapshots.routes, sandboxes.routes)
 
 
 def build(rooms: Rooms) -> FastAPI:

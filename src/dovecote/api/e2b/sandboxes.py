@@ -28,6 +28,7 @@ from dovecote.api.e2b.shapes import (
     sandbox_shape,
     span,
 )
+from dovecote.api.e2b.snapshots import named
 from dovecote.control.sessions import Wishes
 from dovecote.errors import Conflict, DovecoteError, Invalid, NotFound
 from dovecote.model.records import Session
@@ -86,7 +87,7 @@ async def _open(here: Call, new: NewSandbox) -> Session:
         wishes["template"] = _template(here, new.template_id)
         return await rooms.sessions.create(here.tenant_id, **wishes)
     except NotFound as error:
-        snapshot = await rooms.snapshots.named(here.tenant_id, new.template_id)
+        snapshot = await named(here, new.template_id)
         if error.code != "no_such_template" or snapshot is None:
             raise
     wishes["template"] = None

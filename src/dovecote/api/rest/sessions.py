@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -15,11 +16,14 @@ from dovecote.api.rest.shapes import (
     MountShape,
     NetworkShape,
     Page,
+    SampleShape,
     SessionShape,
     StartShape,
     duration,
+    in_a_zone,
     session_shape,
 )
+from dovecote.control.metering import Sample
 from dovecote.control.sessions import Wishes
 from dovecote.errors import Invalid
 from dovecote.model.states import AtTimeout
@@ -210,6 +214,16 @@ async def get_instance(here: Here, session_id: SessionId) -> InstanceShape:
     return InstanceShape(instance_id=view.instance_id, pid=view.pid, address=view.address, usage={**view.usage})
 
 
+@routes.get("/{session_id}/metrics", summary="What it used in the last hour, oldest first; none while it rests")
+async def get_metrics(
+    here: Here, session_id: SessionId, since: datetime | None = None, until: datetime | None = None
+) -> Page[SampleShape]:
+    samples = await here.rooms.metering.history(
+        here.tenant_id, session_id, since=in_a_zone(since), until=in_a_zone(until)
+    )
+    return Page[SampleShape](items=[_sample_shape(each) for each in samples], next=None)
+
+
 @routes.get("/{session_id}/lag", summary="How far the store is behind its files")
 async def get_lag(here: Here, session_id: SessionId) -> LagShape:
     lag = await here.rooms.sessions.lag(here.tenant_id, session_id)
@@ -220,6 +234,19 @@ async def get_lag(here: Here, session_id: SessionId) -> LagShape:
         pending=lag.pending,
         recovery_point_seconds=lag.recovery_point,
         error_code=lag.error_code,
+    )
+
+
+def _sample_shape(sample: Sample) -> SampleShape:
+    return SampleShape(
+        at=sample.at,
+        cpu_percent=sample.cpu_percent,
+        cpus=sample.limits.cpus,
+        memory_bytes=sample.memory_bytes,
+        cache_bytes=sample.cache_bytes,
+        max_memory_bytes=sample.limits.memory_bytes,
+        disk_bytes=sample.disk_bytes,
+        max_disk_bytes=sample.limits.disk_bytes,
     )
 
 

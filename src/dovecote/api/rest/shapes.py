@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -126,6 +126,19 @@ class InstanceShape(BaseModel):
     pid: int = Field(description="Its PID 1 as the host sees it; 0 where that is not this machine.")
     address: str = Field(description="Inside the host; nobody but the gateway can reach it.")
     usage: dict[str, int | float] = Field(description="What it uses now; units are in the names.")
+
+
+class SampleShape(BaseModel):
+    """What a session used at one moment."""
+
+    at: datetime
+    cpu_percent: float = Field(description="Of all its CPUs, since the sample before.")
+    cpus: float
+    memory_bytes: int = Field(description="What its limit is held against, page cache included.")
+    cache_bytes: int
+    max_memory_bytes: int
+    disk_bytes: int
+    max_disk_bytes: int
 
 
 class LagShape(BaseModel):
@@ -261,6 +274,11 @@ async def streamed(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncGenerator
 
 def seconds(duration: timedelta | None) -> float | None:
     return duration.total_seconds() if duration is not None else None
+
+
+def in_a_zone(moment: datetime | None) -> datetime | None:
+    """A time without its zone is UTC."""
+    return moment if moment is None or moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def duration(value: float | None) -> timedelta | None:

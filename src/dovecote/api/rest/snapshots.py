@@ -175,8 +175,22 @@ async def fork_session(here: Here, session_id: SessionId, fork: Fork) -> Session
 
 
 @everywhere.get("", summary="Snapshots of all sessions, ended ones too, in pages")
-async def list_all_snapshots(here: Here, after: After = None, limit: Limit = 100) -> Page[SnapshotShape]:
-    found = await here.rooms.snapshots.all(here.tenant_id, after=after, limit=limit)
+async def list_all_snapshots(
+    here: Here,
+    label: Annotated[str | None, Query(max_length=200)] = None,
+    outlives_session: bool | None = None,
+    newest_first: bool = False,
+    after: After = None,
+    limit: Limit = 100,
+) -> Page[SnapshotShape]:
+    found = await here.rooms.snapshots.all(
+        here.tenant_id,
+        label=label,
+        outlives_session=outlives_session,
+        newest_first=newest_first,
+        after=after,
+        limit=limit,
+    )
     return Page[SnapshotShape](
         items=[_shape(each) for each in found], next=found[-1].id if len(found) == limit else None
     )

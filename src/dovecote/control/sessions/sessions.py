@@ -124,11 +124,11 @@ class Sessions:
             await self.delete(tenant_id, session.id)
             raise
 
-    async def by_slug(self, slug: str) -> Session:
-        """Whoever's it is: the slug is the right to ask. Raises NotFound, also for one that has ended."""
+    async def by_slug(self, slug: str, *, is_ended: bool = False) -> Session:
+        """Whoever's it is: the slug is the right to ask. Raises NotFound, also for one that has ended, unless asked."""
         live = self.live.by_slug(slug)
         session = live.session if live else await self._store.everyone().sessions.find(slug=slug)
-        if session is None or session.state is SessionState.ENDED:
+        if session is None or (session.state is SessionState.ENDED and not is_ended):
             raise NotFound("no sandbox has this address", code="no_such_session", hint="it may have been deleted")
         return session
 

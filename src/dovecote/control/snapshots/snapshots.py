@@ -96,9 +96,22 @@ class Snapshots:
         by_id = await snapshots.find(id=name)
         return by_id or await snapshots.newest(label=name, outlives_session=True)
 
-    async def all(self, tenant_id: str, *, after: str | None = None, limit: int = 100) -> Sequence[Snapshot]:
-        """Of all sessions of the tenant, those that have outlived theirs among them."""
-        return await self._store.tenant(tenant_id).snapshots.list(after=after, limit=limit)
+    async def all(
+        self,
+        tenant_id: str,
+        *,
+        session_id: str | None = None,
+        label: str | None = None,
+        outlives_session: bool | None = None,
+        after: str | None = None,
+        limit: int = 100,
+        newest_first: bool = False,
+    ) -> Sequence[Snapshot]:
+        """Of all sessions of the tenant, ended ones too, that match all that is given."""
+        wanted = {"session_id": session_id, "label": label, "outlives_session": outlives_session}
+        equals = {name: value for name, value in wanted.items() if value is not None}
+        snapshots = self._store.tenant(tenant_id).snapshots
+        return await snapshots.list(after=after, limit=limit, newest_first=newest_first, **equals)
 
     async def get(self, tenant_id: str, session_id: str, snapshot_id: str) -> Snapshot:
         """Raises NotFound, also for a snapshot of another session."""

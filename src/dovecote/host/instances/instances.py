@@ -504,6 +504,7 @@ class Instances:
         disk = await self._parts.disks.usage(instance.disk)
         return {
             "memory_bytes": used.memory_bytes,
+            "cache_bytes": used.cache_bytes,
             "cpu_seconds": used.cpu_seconds,
             "pids": used.pids,
             "oom_kills": used.oom_kills,

@@ -23,9 +23,10 @@ CPU_PERIOD_US = 100_000
 
 @dataclass(frozen=True)
 class Usage:
-    """What a group uses. `memory_bytes` is what its limit is held against, page cache included."""
+    """What a group uses. `memory_bytes` is what its limit is held against, page cache (`cache_bytes`) included."""
 
     memory_bytes: int
+    cache_bytes: int
     cpu_seconds: float
     pids: int
     oom_kills: int

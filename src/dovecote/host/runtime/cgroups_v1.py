@@ -100,6 +100,7 @@ class CgroupsV1:
         memory = self._group("memory", name)
         return Usage(
             memory_bytes=int((memory / "memory.usage_in_bytes").read_text()),
+            cache_bytes=common.read_flat(memory / "memory.stat").get("total_cache", 0),
             cpu_seconds=int((self._group("cpuacct", name) / "cpuacct.usage").read_text()) / 1e9,
             pids=int((self._group("pids", name) / "pids.current").read_text()),
             oom_kills=common.read_flat(memory / "memory.oom_control").get("oom_kill", 0),

@@ -114,6 +114,7 @@ class CgroupsV2:
         group = self._group(name)
         return Usage(
             memory_bytes=int((group / "memory.current").read_text()),
+            cache_bytes=common.read_flat(group / "memory.stat").get("file", 0),
             cpu_seconds=common.read_flat(group / "cpu.stat")["usage_usec"] / 1e6,
             pids=int((group / "pids.current").read_text()),
             oom_kills=common.read_flat(group / "memory.events").get("oom_kill", 0),

@@ -28,6 +28,7 @@ from dovecote.sdk._shapes import (
     Network,
     Port,
     RawEvent,
+    Sample,
     SessionView,
     Snapshot,
     read,
@@ -301,6 +302,10 @@ class AsyncSession:
     async def lag(self) -> Lag:
         """How far the store is behind its files. Does not wake it."""
         return read(Lag, await self._wire.call("GET", f"{self._path}/lag"))
+
+    async def metrics(self) -> list[Sample]:
+        """What it used in the last hour, oldest first; there are none of the time that it rested. Does not wake it."""
+        return [read(Sample, each) for each in (await self._wire.call("GET", f"{self._path}/metrics"))["items"]]
 
     # -- its life
 

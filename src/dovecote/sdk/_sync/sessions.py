@@ -24,6 +24,7 @@ from dovecote.sdk._shapes import (
     Network,
     Port,
     RawEvent,
+    Sample,
     SessionView,
     Snapshot,
     read,
@@ -296,6 +297,10 @@ class Session:
     def lag(self) -> Lag:
         """How far the store is behind its files. Does not wake it."""
         return read(Lag, self._wire.call("GET", f"{self._path}/lag"))
+
+    def metrics(self) -> list[Sample]:
+        """What it used in the last hour, oldest first; there are none of the time that it rested. Does not wake it."""
+        return [read(Sample, each) for each in (self._wire.call("GET", f"{self._path}/metrics"))["items"]]
 
     # -- its life
 
