@@ -40,6 +40,20 @@ def test_a_file_is_read_whole() -> None:
     assert (user.text, directory.text) == ("user:0", "/home/user/shop")
 
 
+def test_flags_stand_ahead_of_what_they_are_about() -> None:
+    text = b"FROM a\nRUN --user=root --no-cache apt-get --yes install x\nCOPY --chown=1:2 --chmod=755 a b\nSTART serve"
+    recipe = parse_dovecotefile(text)
+    run, copy = recipe.steps
+    assert (run.text, run.flag("user"), run.is_made_anew) == ("apt-get --yes install x", "root", True)
+    assert (words_of(copy), copy.flag("chown"), copy.flag("chmod"), copy.is_made_anew) == (
+        ["a", "b"],
+        "1:2",
+        "755",
+        False,
+    )
+    assert (recipe.start, recipe.port) == ("serve", 0)
+
+
 def test_from_alone_is_enough() -> None:
     assert parse_dovecotefile(b"FROM host/image:1") == Recipe("host/image:1", ())
 
@@ -57,8 +71,10 @@ def test_from_alone_is_enough() -> None:
         (b"FROM a\nENV A=1 2B=1", 2),
         (b"FROM a\nENV A='", 2),
         (b"FROM a\nCOPY x", 2),
-        (b"FROM a\nCOPY --chown=a x y", 2),
-        (b"FROM a\nSTART run", 2),
+        (b"FROM a\nCOPY --user=a x y", 2),
+        (b"FROM a\nCOPY --chmod=rwx x y", 2),
+        (b"FROM a\nCOPY --chown x y", 2),
+        (b"FROM a\nRUN --no-cache=1 x", 2),
         (b"FROM a\nSTART run PORT 0", 2),
         (b"FROM a\nSTART run PORT 70000", 2),
         (b"FROM a\nSTART x PORT 1\nSTART y PORT 2", 3),

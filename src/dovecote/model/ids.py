@@ -35,6 +35,7 @@ KINDS = {
 _ID = re.compile(rf"({'|'.join(KINDS)})_[{ALPHABET}]{{{LENGTH}}}")
 _SESSION_KEY = re.compile(r"[A-Za-z0-9_.:@-]{1,200}")
 _HEADER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{4,39}")
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 
 
@@ -86,3 +87,23 @@ def parse_name(text: str, what: str) -> str:
             hint="1 to 40 of a-z, 0-9 and -, starting with a letter and not ending with a dash",
         )
     return text
+
+
+def parse_label(text: str, what: str) -> str:
+    """A name that stands in no host name: 1-100 of letters, digits, `_`, `.` and dashes, a letter or digit first."""
+    if not _LABEL.fullmatch(text):
+        raise Invalid(
+            f"not a name for {what}: {text[:60]!r}",
+            code="malformed_name",
+            hint="1 to 100 of A-Z a-z 0-9 _ . -, starting with a letter or a digit",
+        )
+    return text
+
+
+def parse_template_name(text: str) -> str:
+    """`name` or `name:tag`; the tag `default` is the same as none. Raises Invalid (malformed_name)."""
+    name, colon, tag = text.partition(":")
+    parse_label(name, "a template")
+    if colon:
+        parse_label(tag, "a tag of a template")
+    return name if tag in ("", "default") else text

@@ -15,9 +15,10 @@ from dovecote.model.volumes import Mount
 
 @dataclass(frozen=True)
 class Start:
-    """How the server of a session or an app is started: a shell command, and the port that it opens.
+    """How the server of a session or an app is started: a shell command, and the port that it opens, or 0 for none.
 
     With `argv` those words are run as they are, without a shell. `cwd` empty is where the template's commands start.
+    `ready` is a shell command that ends with 0 once a server without a port is ready.
     """
 
     command: str
@@ -25,6 +26,7 @@ class Start:
     cwd: str = ""
     env: dict[str, str] = field(default_factory=dict)
     argv: tuple[str, ...] = ()
+    ready: str = ""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ class Template:
     total_bytes: int = 0
     error_code: str = ""
     reason: str = ""  # why making it failed
+    build_id: str = ""  # of the making that it is the result of, or that is under way; a UUID
+    spec: str = ""  # of sandboxes that name none; "" leaves it to their function
     generation: int = 0
 
 

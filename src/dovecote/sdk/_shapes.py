@@ -12,9 +12,10 @@ Shape = TypeVar("Shape")
 
 @dataclass(frozen=True)
 class Start:
-    """How the server of a session or an app is started: a shell command, and the port that it opens.
+    """How the server of a session or an app is started: a shell command, and the port that it opens, 0 for none.
 
-    With `argv` those words are run without a shell. `cwd` empty is where the template's commands start.
+    With `argv` those words are run without a shell. `cwd` empty is where the template's commands start. `ready` is a
+    command that ends with 0 once a server without a port is ready.
     """
 
     command: str
@@ -22,6 +23,7 @@ class Start:
     cwd: str = ""
     env: dict[str, str] = field(default_factory=dict)
     argv: list[str] = field(default_factory=list)
+    ready: str = ""
 
 
 @dataclass(frozen=True)

@@ -56,15 +56,18 @@ class StartShape(Body):
     """How the server of a session or an app is started."""
 
     command: str = Field(min_length=1, max_length=32768, description="A shell command that stays in the foreground.")
-    port: int = Field(ge=1, le=65535, description="The port that it opens.")
+    port: int = Field(ge=0, le=65535, description="The port that it opens; 0 for none.")
     cwd: str = Field("", max_length=4096, description="Empty is where the template's commands start.")
     env: dict[str, str] = Field(default_factory=dict)
     argv: list[str] = Field(
         default_factory=list, max_length=1000, description="Words to run without a shell, in place of the command."
     )
+    ready: str = Field(
+        "", max_length=32768, description="A shell command that ends with 0 once a server without a port is ready."
+    )
 
     def record(self) -> records.Start:
-        return records.Start(self.command, self.port, self.cwd, self.env, tuple(self.argv))
+        return records.Start(self.command, self.port, self.cwd, self.env, tuple(self.argv), self.ready)
 
 
 class MountShape(Body):
@@ -288,7 +291,9 @@ def duration(value: float | None) -> timedelta | None:
 def start_shape(start: records.Start | None) -> StartShape | None:
     if start is None:
         return None
-    return StartShape(command=start.command, port=start.port, cwd=start.cwd, env=start.env, argv=[*start.argv])
+    return StartShape(
+        command=start.command, port=start.port, cwd=start.cwd, env=start.env, argv=[*start.argv], ready=start.ready
+    )
 
 
 def _reinstall_shape(reinstall: Reinstall | None) -> ReinstallShape | None:

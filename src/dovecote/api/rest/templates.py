@@ -17,7 +17,7 @@ from dovecote.api.rest.shapes import Body, Page, StartShape, start_shape
 from dovecote.api.uploads import Upload
 from dovecote.control.templates import Done, Event, Prepared, Printed
 from dovecote.errors import DovecoteError
-from dovecote.model.ids import parse_name
+from dovecote.model.ids import parse_template_name
 from dovecote.model.records import Template
 from dovecote.model.states import TemplateState
 from dovecote.model.trees import Template as Own
@@ -32,15 +32,22 @@ STREAMED: dict[int | str, dict[str, Any]] = {
     200: {"description": "NDJSON: `step`, `output`, at last `ready` or `error`.", "content": {NDJSON: {}}}
 }
 
-TemplateName = Annotated[str, Path(), AfterValidator(lambda text: parse_name(text, "a template"))]
-Name = Annotated[str, Query(max_length=40, description="The template's name.")]
+TemplateName = Annotated[str, Path(), AfterValidator(parse_template_name)]
+Name = Annotated[str, Query(max_length=201, description="The template's name, or `name:tag`.")]
 Port = Annotated[
     int | None, Query(ge=1, le=65535, description="What the image's command opens, where the image does not say.")
 ]
 
 
+Spec = Annotated[str, Query(max_length=40, description="Of sandboxes that name none; their function's if empty.")]
+
+
+class Tags(Body):
+    tags: list[Annotated[str, Field(min_length=1, max_length=100)]] = Field(min_length=1, max_length=20)
+
+
 class NewTemplate(Body):
-    name: str = Field(description="1-40 of a-z, 0-9 and -. One that is there is made anew.")
+    name: str = Field(description="1-100 of A-Z a-z 0-9 _ . -, or `name:tag`. One that is there is made anew.")
     reference: str = Field(min_length=1, max_length=600, description="An image in a registry: host/name:tag.")
     port: int | None = Field(
         None, ge=1, le=65535, description="What the image's command opens, where the image does not say."
@@ -63,6 +70,8 @@ class TemplateShape(BaseModel):
     total_bytes: int
     error_code: str = Field(description="Why making it failed; empty when it did not.")
     reason: str
+    build_id: str = Field(description="Of the making that it is the result of, or that is under way.")
+    spec: str = Field(description="Of sandboxes that name none; empty leaves it to their function.")
     created_at: datetime | None
     updated_at: datetime | None
 
@@ -94,8 +103,8 @@ async def upload_template(here: Here, name: Name, request: Request, port: Port =
     responses=STREAMED,
     openapi_extra={"requestBody": {"content": {TAR: {}}}},
 )
-async def build_template(here: Here, name: Name, request: Request) -> Response:
-    events = await here.rooms.templates.build(here.tenant_id, name, request.stream())
+async def build_template(here: Here, name: Name, request: Request, spec: Spec = "") -> Response:
+    events = await here.rooms.templates.build(here.tenant_id, name, request.stream(), spec=spec)
     return await _streamed_once_received(here, events)
 
 
@@ -123,6 +132,11 @@ async def get_template(here: Here, name: TemplateName) -> TemplateShape:
         if own.name == name:
             return own
     return template_shape(await here.rooms.templates.get(here.tenant_id, name))
+
+
+@routes.post("/templates/{name}/tags", summary="Give what it is now other names too: `name:tag`")
+async def tag_template(here: Here, name: TemplateName, new: Tags) -> TemplateShape:
+    return template_shape(await here.rooms.templates.tag(here.tenant_id, name, new.tags))
 
 
 @routes.delete("/templates/{name}", status_code=204, summary="Remove it; functions that start from it keep its files")
@@ -190,6 +204,8 @@ def template_shape(template: Template) -> TemplateShape:
         total_bytes=template.total_bytes,
         error_code=template.error_code,
         reason=template.reason,
+        build_id=template.build_id,
+        spec=template.spec,
         created_at=template.created_at,
         updated_at=template.updated_at,
     )
@@ -226,6 +242,8 @@ def _on_demand(name: str) -> TemplateShape:
         total_bytes=0,
         error_code="",
         reason="",
+        build_id="",
+        spec="",
         created_at=None,
         updated_at=None,
     )

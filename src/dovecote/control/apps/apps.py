@@ -95,7 +95,7 @@ class Apps:
         name = parse_name(name or f"app-{random_text(10)}", "an app")
         session = await self._sessions.get(tenant_id, session_id)
         start = start or session.start
-        if start is None:
+        if start is None or not start.port:
             raise Invalid(
                 "nothing says how the app is started",
                 code="no_start",

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from dovecote.errors import Conflict, NotFound
-from dovecote.model.ids import new_id, parse_header_name, parse_name
+from dovecote.model.ids import new_id, parse_header_name, parse_name, parse_template_name
 from dovecote.model.records import Function, Revision, Start
 from dovecote.model.rules import SaveRules, parse_rules
 from dovecote.model.sizes import SPECS, NetworkPolicy
@@ -121,7 +121,7 @@ class Functions:
             tenant_id,
             function.id,
             template=template or current.template_name,
-            spec=spec or current.spec,
+            spec=spec or await self._spec_of(tenant_id, template) or current.spec,
             level=level or current.level,
             network=current.network,
             env=current.env,
@@ -140,6 +140,13 @@ class Functions:
             except Conflict:
                 continue  # another request made one meanwhile
         raise Conflict("revisions of the function `sandbox` come all the time", code="busy", hint="try again")
+
+    async def _spec_of(self, tenant_id: str, template: str | None) -> str:
+        """What sandboxes of a template have that name none; "" leaves it to others."""
+        if template is None or template in self._templates:
+            return ""
+        found = await self._store.tenant(tenant_id).templates.find(name=parse_template_name(template))
+        return found.spec if found else ""
 
     async def _like(self, wanted: Revision) -> Revision | None:
         revisions = self._store.tenant(wanted.tenant_id).revisions
@@ -165,8 +172,7 @@ class Functions:
         env: Mapping[str, str] | None,
         start: Start | None,
     ) -> Revision:
-        if spec not in SPECS:
-            raise NotFound(f"no spec {spec!r}", code="no_such_spec", hint="there are " + ", ".join(SPECS))
+        parse_spec(spec)
         level = level or self._level
         if level not in self._levels:
             raise NotFound(
@@ -232,7 +238,7 @@ class Functions:
         own = self._templates.get(name)
         found = None
         if own is None:
-            found = await self._store.tenant(tenant_id).templates.find(name=name)
+            found = await self._store.tenant(tenant_id).templates.find(name=parse_template_name(name))
             if found is None and self.own is not None and name in self.own.names:
                 own = await self.own.ensure(name)
         if own is not None:
@@ -254,6 +260,13 @@ class Functions:
     def templates_on_demand(self) -> Sequence[str]:
         """Names of the installation's own that are made when they are first used."""
         return sorted(self.own.names - self._templates.keys()) if self.own is not None else []
+
+
+def parse_spec(name: str) -> str:
+    """Itself. Raises NotFound (no_such_spec)."""
+    if name not in SPECS:
+        raise NotFound(f"no spec {name!r}", code="no_such_spec", hint="there are " + ", ".join(SPECS))
+    return name
 
 
 def _numbered(like: Revision, function_id: str, number: int) -> Revision:

@@ -5,6 +5,16 @@ from dovecote.control.sessions.live import Live
 from dovecote.control.sessions.opening import Wishes
 from dovecote.control.sessions.routing import Routing
 from dovecote.control.sessions.sessions import InstanceView, Sessions
-from dovecote.control.sessions.starting import ensure_started, wait_for_port
+from dovecote.control.sessions.starting import ensure_started, wait_for_port, wait_until_ready
 
-__all__ = ["InstanceView", "Keeping", "Live", "Routing", "Sessions", "Wishes", "ensure_started", "wait_for_port"]
+__all__ = [
+    "InstanceView",
+    "Keeping",
+    "Live",
+    "Routing",
+    "Sessions",
+    "Wishes",
+    "ensure_started",
+    "wait_for_port",
+    "wait_until_ready",
+]

@@ -12,7 +12,7 @@ from dovecote.control.sessions.starting import wait_for_port
 from dovecote.control.tenancy import Tenancy
 from dovecote.errors import Conflict, DovecoteError, Failed, NotFound
 from dovecote.model.ids import parse_session_key
-from dovecote.model.records import Session
+from dovecote.model.records import Session, Start
 from dovecote.store import Store
 
 DEATHS_IN_A_ROUTE = 3
@@ -39,14 +39,15 @@ class Routing:
         if key is not None:
             parse_session_key(key)
         made_for = await self._functions.get(tenant_id, function)
-        if key is None and (await self._functions.revision(tenant_id, made_for.revision_id)).start is None:
+        if key is None and not _port((await self._functions.revision(tenant_id, made_for.revision_id)).start):
             raise _no_server()  # before a session is made that nobody could use
         session = await self._by_key(tenant_id, function, made_for.id, user, key)
         revision = await self._functions.revision(tenant_id, session.revision_id)
         start = session.start or revision.start
-        if start is None:
+        port = _port(start)
+        if not port:
             raise _no_server()
-        return await self._route(session, start.port), session
+        return await self._route(session, port), session
 
     async def _by_key(self, tenant_id: str, function: str, function_id: str, user: str, key: str | None) -> Session:
         owner = await self._tenancy.user(tenant_id, user)
@@ -102,6 +103,10 @@ class Routing:
                 self._sessions.died(Death(live.instance_id, live.session.id, "its host does not know of it"))
                 return
             await asyncio.sleep(0.05)
+
+
+def _port(start: Start | None) -> int:
+    return start.port if start else 0
 
 
 def _no_server() -> Failed:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Unpack
 
 from dovecote.background import Background
-from dovecote.control.fleet import SERVER_TAG, Claim, Death, Fleet, Host, Placed
+from dovecote.control.fleet import SERVER_TAG, Claim, Command, Death, Fleet, Host, Placed
 from dovecote.control.functions import SANDBOX, Functions
 from dovecote.control.sessions.live import Live, LiveSessions
 from dovecote.control.sessions.mounting import added, without
@@ -32,7 +32,7 @@ from dovecote.control.sessions.rules import (
     wakeable,
 )
 from dovecote.control.sessions.saved import SavedFiles, last_good
-from dovecote.control.sessions.starting import ensure_started, wait_for_port
+from dovecote.control.sessions.starting import ensure_started, wait_for_port, wait_until_ready
 from dovecote.control.sessions.tokens import Tokens
 from dovecote.control.tenancy import Tenancy
 from dovecote.errors import Conflict, DovecoteError, Invalid, NotFound, StorageFailed
@@ -226,8 +226,8 @@ class Sessions:
 
     async def set_start(self, tenant_id: str, session_id: str, start: Start | None) -> Session:
         """Records how its server is started, for every later waking; does not start it."""
-        if start is not None and not 0 < start.port < 65536:
-            raise Invalid(f"not a port: {start.port}", hint="1 to 65535")
+        if start is not None and not 0 <= start.port < 65536:
+            raise Invalid(f"not a port: {start.port}", hint="1 to 65535, or 0 for a command that opens none")
         async with self.live.lock(session_id):
             session = await self._living(tenant_id, session_id)
             return await self._change(session, start=start)
@@ -360,7 +360,15 @@ class Sessions:
             live.touch()
 
     async def serve(self, live: Live, start: Start) -> None:
-        """Returns when the port of the start takes connections; starts it unless it runs."""
+        """Returns when the port of the start takes connections, or its check is met; starts it unless it runs."""
+        if not start.port:
+            await self._ensure_started(live, start)
+            if start.ready:
+                inside = live.revision.inside
+                check = ("/bin/sh", "-c", start.ready)
+                command = Command(argv=check, env=self.environment(live), cwd=inside.cwd, user=inside.user)
+                await wait_until_ready(live.guest, command, timeout=self._start_timeout)
+            return
         answer = await live.guest.wait_port(start.port, 0)
         if not answer.is_open:
             number = await self._ensure_started(live, start)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import posixpath
 from collections.abc import Mapping
+from dataclasses import replace
 
 from dovecote.control.fleet import SERVER_TAG, Command, Guest, Output
 from dovecote.errors import DeadlineExceeded, Failed
@@ -54,6 +55,23 @@ async def wait_for_port(guest: Guest, port: int, *, server: int | None, timeout:
                 code="start_timeout",
                 hint="the start command runs, but does not listen: look at its output with `dovecote sandbox logs`",
             )
+
+
+async def wait_until_ready(guest: Guest, check: Command, *, timeout: float) -> None:
+    """Returns when the check ends with 0; it is repeated until then. Raises DeadlineExceeded (not_ready)."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    while True:
+        left = deadline - loop.time()
+        done = await guest.run(replace(check, timeout=max(1.0, left)), max_output=LAST_WORDS)
+        if done.exit_code == 0:
+            return
+        if loop.time() + LOOK_EVERY > deadline:
+            words = (done.stdout + done.stderr).decode(errors="replace").strip()
+            raise DeadlineExceeded(
+                f"the check was not met within {timeout:.0f} s", code="not_ready", hint=f"its last words: {words}"
+            )
+        await asyncio.sleep(LOOK_EVERY)
 
 
 def _closed(port: int, *, loopback: bool) -> Failed:

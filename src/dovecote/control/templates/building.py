@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dovecote.control.fleet import Claim, Command, Exited, Host, Output
+from dovecote.control.sessions import ensure_started, wait_until_ready
 from dovecote.control.templates.context import Context
 from dovecote.control.templates.dovecotefile import Instruction, Recipe, argv_of, variables_of, words_of
 from dovecote.control.templates.progress import Telling
@@ -66,15 +67,29 @@ class Building:
             self._telling.step(f"{number}/{len(recipe.steps)} {str(step)[:200]}")
             tree, inside = await self._step(step, tree, inside)
         inside = await self._host.images.inside(tree, user=inside.user, directory=inside.directory, env=inside.env)
+        start = ground.start
+        if recipe.start:
+            argv = argv_of(recipe.start) if recipe.start.startswith("[") else ()
+            ready = recipe.ready if not recipe.port else ""
+            start = Start(shlex.join(argv) if argv else recipe.start, recipe.port, argv=argv, ready=ready)
         if recipe.ready:
             self._telling.step(f"READY {recipe.ready[:200]}")
-            await self._in_instance(tree, inside, recipe.ready, READY_TIMEOUT, code="not_ready")
+            await self._check(tree, inside, recipe.ready, start if recipe.start else None)
         await self._host.images.ready(tree)
-        start = ground.start
-        if recipe.start and recipe.port is not None:
-            argv = argv_of(recipe.start) if recipe.start.startswith("[") else ()
-            start = Start(shlex.join(argv) if argv else recipe.start, recipe.port, argv=argv)
         return Built(tree, inside, start)
+
+    async def _check(self, tree: str, inside: Inside, line: str, start: Start | None) -> None:
+        """Once; beside a start that runs until it succeeds."""
+        async with AsyncExitStack() as undo:
+            instance_id = await self._claim(tree, inside, undo)
+            if start is None:
+                await self._command(instance_id, line, inside, READY_TIMEOUT, "not_ready")
+                return
+            guest = self._host.guest(instance_id)
+            env = inside.env
+            await ensure_started(guest, start, user=inside.user, env=env, cwd=inside.cwd)
+            check = Command(argv=argv_of(line), env=env, cwd=inside.cwd, user=inside.user, timeout=READY_TIMEOUT)
+            await wait_until_ready(guest, check, timeout=READY_TIMEOUT)
 
     async def _step(self, step: Instruction, tree: str, inside: Inside) -> tuple[str, Inside]:
         if step.word == "ENV":
@@ -92,19 +107,25 @@ class Building:
             return await self._copy(step, tree, inside), inside
         return await self._run(step, tree, inside), inside
 
+    async def _recall(self, step: Instruction, key: str) -> str | None:
+        known = None if step.is_made_anew else await self._host.images.recall(self._scope, key)
+        if known is not None:
+            self._telling.say("from the cache\n")
+        return known
+
     async def _copy(self, step: Instruction, tree: str, inside: Inside) -> str:
         *sources, target = words_of(step)
         place = posixpath.join(inside.cwd, target)
         if target in (".", "..") or target.endswith(("/.", "/..")):
             place += "/"
-        uid, gid = await self._host.images.ids(tree, inside.user)
+        uid, gid = await self._host.images.ids(tree, step.flag("chown") or inside.user)
+        mode = int(step.flag("chmod"), 8) if step.flag("chmod") else None
         path = self._work_dir / f"layer-{random_text(10)}.tar"
         try:
-            layer = await asyncio.to_thread(self._context.layer, sources, place, uid=uid, gid=gid, to=path)
+            layer = await asyncio.to_thread(self._context.layer, sources, place, uid=uid, gid=gid, mode=mode, to=path)
             key = _key(tree, "COPY", layer.diff_id)
-            known = await self._host.images.recall(self._scope, key)
+            known = await self._recall(step, key)
             if known is not None:
-                self._telling.say("from the cache\n")
                 return known
             made = await self._host.images.add(tree, path, diff_id=layer.diff_id, names=layer.names)
             await self._host.images.remember(self._scope, key, made)
@@ -113,35 +134,35 @@ class Building:
             path.unlink(missing_ok=True)
 
     async def _run(self, step: Instruction, tree: str, inside: Inside) -> str:
+        if step.flag("user"):
+            inside = await self._host.images.inside(tree, user=step.flag("user"), directory=inside.cwd, env=inside.env)
         key = _key(tree, "RUN", step.text, inside.user, inside.cwd, dict(sorted(inside.env.items())))
-        known = await self._host.images.recall(self._scope, key)
+        known = await self._recall(step, key)
         if known is not None:
-            self._telling.say("from the cache\n")
             return known
-        made = await self._in_instance(tree, inside, step.text, STEP_TIMEOUT, code="build_failed", keeps=True)
+        async with AsyncExitStack() as undo:
+            instance_id = await self._claim(tree, inside, undo)
+            await self._command(instance_id, step.text, inside, STEP_TIMEOUT, "build_failed")
+            made = await self._host.capture(instance_id)
         await self._host.images.remember(self._scope, key, made)
         return made
 
-    async def _in_instance(
-        self, tree: str, inside: Inside, line: str, timeout: float, *, code: str, keeps: bool = False
-    ) -> str:
-        """Runs a command in an instance of its own; answers the tree that it leaves, or the one before."""
-        async with AsyncExitStack() as undo:
-            placed = await self._host.claim(
-                Claim(
-                    owner=f"{self._owner}-{random_text(8)}",
-                    workspace=Workspace(tree),
-                    limits=SPECS[SPEC].limits,
-                    network=NetworkPolicy(),
-                    level=self._level,
-                    epoch=1,
-                    keeps_files=False,
-                    allow_setuid=inside.has_sudo,
-                )
+    async def _claim(self, tree: str, inside: Inside, undo: AsyncExitStack) -> str:
+        """An instance of its own for a command; `undo` ends it."""
+        placed = await self._host.claim(
+            Claim(
+                owner=f"{self._owner}-{random_text(8)}",
+                workspace=Workspace(tree),
+                limits=SPECS[SPEC].limits,
+                network=NetworkPolicy(),
+                level=self._level,
+                epoch=1,
+                keeps_files=False,
+                allow_setuid=inside.has_sudo,
             )
-            undo.push_async_callback(self._end, placed.instance_id)
-            await self._command(placed.instance_id, line, inside, timeout, code)
-            return await self._host.capture(placed.instance_id) if keeps else tree
+        )
+        undo.push_async_callback(self._end, placed.instance_id)
+        return placed.instance_id
 
     async def _command(self, instance_id: str, line: str, inside: Inside, timeout: float, code: str) -> None:
         command = Command(

@@ -76,16 +76,19 @@ class Context:
             assert file is not None
             return file.read()
 
-    def layer(self, sources: Sequence[str], target: str, *, uid: int, gid: int, to: Path) -> Layer:
+    def layer(
+        self, sources: Sequence[str], target: str, *, uid: int, gid: int, to: Path, mode: int | None = None
+    ) -> Layer:
         """`target` is absolute; with a slash at its end, or with several sources, it is a directory.
 
-        A directory's content is copied, not itself, as in a Dockerfile. Raises Invalid (no_such_source).
+        A directory's content is copied, not itself, as in a Dockerfile. `mode` is for all; directories that may be read
+        may be entered too. Raises Invalid (no_such_source).
         """
         chosen = self._chosen(sources, target)
         with tarfile.open(self._path, "r:") as archive, tarfile.open(to, "w", format=tarfile.PAX_FORMAT) as out:
             for name, member in sorted(chosen.items()):
                 info = tarfile.TarInfo(name.lstrip("/"))
-                info.type, info.mode, info.uid, info.gid = member.type, member.mode & 0o777, uid, gid
+                info.type, info.mode, info.uid, info.gid = member.type, _mode(member, mode), uid, gid
                 info.linkname = member.linkname if member.issym() else ""
                 if member.isreg():
                     info.type, info.size = tarfile.REGTYPE, member.size
@@ -113,6 +116,12 @@ class Context:
             else:
                 raise Invalid(f"the context has no {source[:200]!r}", code="no_such_source")
         return chosen
+
+
+def _mode(member: tarfile.TarInfo, wanted: int | None) -> int:
+    if wanted is None or member.issym():
+        return member.mode & 0o777
+    return wanted | (wanted & 0o444) >> 2 if member.isdir() else wanted
 
 
 def _bad(why: str) -> Invalid:

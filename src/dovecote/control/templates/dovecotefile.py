@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dovecote.errors import Invalid
 
@@ -14,6 +14,8 @@ MAX_BYTES = 64 << 10
 MAX_INSTRUCTIONS = 100
 WORDS = ("FROM", "RUN", "COPY", "ENV", "USER", "WORKDIR", "START", "READY")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_FLAG = re.compile(r"--([a-z-]+)(?:=(\S+))?\s+")
+FLAGS = {"RUN": ("user", "no-cache"), "COPY": ("chown", "chmod", "no-cache")}
 _PORT = re.compile(r"(.*\S)\s+PORT\s+(\d{1,5})", re.DOTALL)
 
 
@@ -21,7 +23,16 @@ _PORT = re.compile(r"(.*\S)\s+PORT\s+(\d{1,5})", re.DOTALL)
 class Instruction:
     line: int
     word: str
-    text: str  # what follows the word, lines joined
+    text: str  # what follows the word and its flags, lines joined
+    flags: tuple[tuple[str, str], ...] = ()
+
+    def flag(self, name: str) -> str:
+        """What follows `--name=`, or nothing."""
+        return dict(self.flags).get(name, "")
+
+    @property
+    def is_made_anew(self) -> bool:
+        return "no-cache" in dict(self.flags)
 
     def __str__(self) -> str:
         return f"{self.word} {self.text}"
@@ -32,7 +43,7 @@ class Recipe:
     source: str  # of FROM
     steps: tuple[Instruction, ...]  # RUN, COPY, ENV, USER, WORKDIR
     start: str = ""  # a shell line, or a JSON list
-    port: int | None = None
+    port: int = 0
     ready: str = ""
 
 
@@ -107,8 +118,18 @@ def _instructions(text: str) -> list[Instruction]:
         parts = []
         if whole:
             word, _, rest = whole.partition(" ")
-            found.append(Instruction(first, word.upper(), rest.strip()))
+            found.append(_flagged(Instruction(first, word.upper(), rest.strip())))
     return found
+
+
+def _flagged(each: Instruction) -> Instruction:
+    text, flags = each.text, []
+    while each.word in FLAGS and (match := _FLAG.match(text)):
+        if match[1] not in FLAGS[each.word] or (match[1] == "no-cache") is not (match[2] is None):
+            raise _bad(each.line, f"{each.word} has no {match[0].strip()[:40]!r}")
+        flags.append((match[1], match[2] or ""))
+        text = text[match.end() :]
+    return replace(each, text=text, flags=tuple(flags))
 
 
 def _check(each: Instruction) -> None:
@@ -120,16 +141,19 @@ def _check(each: Instruction) -> None:
         variables_of(each)
     elif each.word == "COPY" and (len(words_of(each)) < 2 or each.text.startswith(("-", "["))):
         raise _bad(each.line, "COPY takes paths of the context and at last where they go")
+    elif each.flag("chmod") and not re.fullmatch("[0-7]{3,4}", each.flag("chmod")):
+        raise _bad(each.line, "--chmod takes an octal mode: --chmod=755")
     elif each.word in ("FROM", "USER", "WORKDIR") and len(words_of(each)) != 1:
         raise _bad(each.line, f"{each.word} takes one word")
 
 
-def _start(each: Instruction | None) -> tuple[str, int | None]:
+def _start(each: Instruction | None) -> tuple[str, int]:
+    """With 0 for a command that opens no port."""
     if each is None:
-        return "", None
+        return "", 0
     match = _PORT.fullmatch(each.text)
     if match is None:
-        raise _bad(each.line, "START takes a command and at last its port: START python3 app.py PORT 8000")
+        return each.text, 0
     port = int(match[2])
     if not 0 < port < 65536:
         raise _bad(each.line, f"no port {port}")

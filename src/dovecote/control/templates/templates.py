@@ -13,17 +13,18 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 from dovecote.background import Background
 from dovecote.control.fleet import Fleet, Images, Made
-from dovecote.control.functions import BASE, Functions
+from dovecote.control.functions import BASE, Functions, parse_spec
 from dovecote.control.templates import dovecotefile
 from dovecote.control.templates.building import Building, Ground
 from dovecote.control.templates.context import Context, receive
 from dovecote.control.templates.dovecotefile import NAME, parse_dovecotefile
 from dovecote.control.templates.progress import SILENCE, Event, Prepared, Step, Telling
 from dovecote.errors import Conflict, DovecoteError, Failed, NoCapacity, NotFound
-from dovecote.model.ids import new_id, parse_name
+from dovecote.model.ids import new_id, parse_template_name
 from dovecote.model.records import Start, Template
 from dovecote.model.states import TemplateState
 from dovecote.store import Store
@@ -120,9 +121,28 @@ class Templates:
             ),
         )
 
-    async def build(self, tenant_id: str, name: str, context: AsyncIterator[bytes]) -> AsyncGenerator[Event, None]:
-        """Of a Dovecotefile and the files beside it, a plain tar. Raises what `pull` raises, Failed (build_failed)."""
-        return await self._make(tenant_id, name, "build", lambda record, telling: self._build(record, context, telling))
+    async def build(
+        self,
+        tenant_id: str,
+        name: str,
+        context: AsyncIterator[bytes],
+        *,
+        spec: str = "",
+        build_id: str | None = None,
+    ) -> AsyncGenerator[Event, None]:
+        """Of a Dovecotefile and the files beside it, a plain tar. `spec` is what sandboxes have that name none.
+
+        Raises what `pull` raises, NotFound (no_such_spec), Failed (build_failed).
+        """
+        if spec:
+            parse_spec(spec)
+        return await self._make(
+            tenant_id,
+            name,
+            "build",
+            lambda record, telling: self._build(replace(record, spec=spec), context, telling),
+            build_id=build_id,
+        )
 
     async def prepare(self, name: str) -> AsyncGenerator[Event, None]:
         """Makes one of the installation's own, unless it is there. Leaving early does not end it.
@@ -178,7 +198,9 @@ class Templates:
         )
 
     async def _ground(self, tenant_id: str, source: str, telling: Telling) -> tuple[Ground, str]:
-        if "/" in source or ":" in source:
+        templates = self._store.tenant(tenant_id).templates
+        is_image = "/" in source or (":" in source and await templates.find(name=source) is None)
+        if is_image:
             made = await self._images().pull(source, scope=tenant_id, progress=telling.step)
             return Ground(made.digest, made.inside, _start(made, None)), made.source
         return Ground(*await self._functions.pinned(tenant_id, source)), ""
@@ -199,9 +221,15 @@ class Templates:
         )
 
     async def _make(
-        self, tenant_id: str, name: str, source: str, work: Callable[[Template, Telling], Awaitable[Template]]
+        self,
+        tenant_id: str,
+        name: str,
+        source: str,
+        work: Callable[[Template, Telling], Awaitable[Template]],
+        *,
+        build_id: str | None = None,
     ) -> AsyncGenerator[Event, None]:
-        record = await self._begin(tenant_id, name, source)
+        record = await self._begin(tenant_id, name, source, build_id or str(uuid4()))
         telling = Telling()
         task = asyncio.ensure_future(self._finish(record, partial(work, record, telling)))
         self._making[record.id] = task
@@ -209,10 +237,9 @@ class Templates:
         task.add_done_callback(_look)
         return telling.events(task)
 
-    async def _begin(self, tenant_id: str, name: str, source: str) -> Template:
-        parse_name(name, "a template")
-        if name == BASE or name in self._functions.templates_on_demand():
-            raise Conflict(f"{name} is the installation's own", code="exists", hint="choose another name")
+    async def _begin(self, tenant_id: str, name: str, source: str, build_id: str) -> Template:
+        name = parse_template_name(name)
+        self._check_free(name)
         templates = self._store.tenant(tenant_id).templates
         if await templates.count(state=TemplateState.BUILDING) >= MOST_AT_ONCE:
             raise NoCapacity(f"{MOST_AT_ONCE} templates are being made already", code="too_many", retry_after=10)
@@ -222,12 +249,18 @@ class Templates:
             raise Conflict(f"template {name} is being made", code="building", hint="wait for it, or remove it")
         if there is not None:
             changed = replace(there, state=TemplateState.BUILDING, source=source[:600], error_code="", reason="")
+            changed = replace(changed, build_id=build_id)
             return await templates.swap(replace(changed, updated_at=now))
         if await templates.count() >= MOST_TEMPLATES:
             raise NoCapacity(f"{MOST_TEMPLATES} templates are the most", code="too_many", hint="remove some")
         return await templates.insert(
-            Template(new_id("tpl"), tenant_id, name, TemplateState.BUILDING, source[:600], now, now)
+            Template(new_id("tpl"), tenant_id, name, TemplateState.BUILDING, source[:600], now, now, build_id=build_id)
         )
+
+    def _check_free(self, name: str) -> None:
+        made = {template.name for template in self._functions.templates()}
+        if name.partition(":")[0] in made.union(self._functions.templates_on_demand()):
+            raise Conflict(f"{name} is the installation's own", code="exists", hint="choose another name")
 
     async def _finish(self, record: Template, work: Callable[[], Awaitable[Template]]) -> Template:
         templates = self._store.tenant(record.tenant_id).templates
@@ -253,10 +286,38 @@ class Templates:
 
     async def get(self, tenant_id: str, name: str) -> Template:
         """Raises NotFound (no_such_template)."""
-        found = await self._store.tenant(tenant_id).templates.find(name=name)
+        found = await self._store.tenant(tenant_id).templates.find(name=parse_template_name(name))
         if found is None:
             raise NotFound(f"no template {name!r}", code="no_such_template", hint="`dovecote template ls` lists them")
         return found
+
+    async def tag(self, tenant_id: str, name: str, tags: Sequence[str]) -> Template:
+        """Gives what a name means now other names too: `tag("shop:v2", ["stable"])` makes `shop:stable`.
+
+        Answers what it was. Raises NotFound (no_such_template), Conflict (template_not_ready), Invalid, NoCapacity.
+        """
+        template = await self.get(tenant_id, name)
+        if template.digest is None:
+            raise Conflict(f"template {name} is not ready: it is {template.state}", code="template_not_ready")
+        base = template.name.partition(":")[0]
+        self._check_free(base)
+        templates = self._store.tenant(tenant_id).templates
+        for tagged in [parse_template_name(f"{base}:{tag}") for tag in tags]:
+            there = await templates.find(name=tagged)
+            if there is not None and there.id == template.id:
+                continue
+            now = datetime.now(UTC)
+            if there is None:
+                if await templates.count() >= MOST_TEMPLATES:
+                    raise NoCapacity(f"{MOST_TEMPLATES} templates are the most", code="too_many", hint="remove some")
+                copied = replace(template, id=new_id("tpl"), name=tagged, created_at=now, updated_at=now, generation=0)
+                await templates.insert(copied)
+            elif there.state is TemplateState.BUILDING:
+                raise Conflict(f"template {tagged} is being made", code="building", hint="wait for it, or remove it")
+            else:
+                moved = replace(template, id=there.id, name=tagged, created_at=there.created_at, updated_at=now)
+                await templates.swap(replace(moved, generation=there.generation))
+        return template
 
     async def list(self, tenant_id: str, *, after: str | None = None, limit: int = 100) -> Sequence[Template]:
         return await self._store.tenant(tenant_id).templates.list(after=after, limit=limit)
