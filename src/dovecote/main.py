@@ -296,7 +296,9 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
     async def collect() -> None:
         await pin_and_collect(store, host, settings)
 
-    server = Server(settings, host, sessions, keeping, apps, templates, gateway, api, snapshots, tools, metering, collect)
+    server = Server(
+        settings, host, sessions, keeping, apps, templates, gateway, api, snapshots, tools, metering, collect
+    )
     rooms += [sessions, apps]
     for death in early:
         died(death)

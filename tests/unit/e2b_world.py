@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from dovecote.api.e2b.app import build
 from dovecote.api.e2b.auth import encode_key
@@ -25,8 +26,8 @@ from tests.unit.memory_host import Clock, MemoryHost
 class E2B:
     """`http` is a client of the first tenant, `stranger` one of the second."""
 
-    def __init__(self, world: World, http: httpx.AsyncClient, stranger: httpx.AsyncClient) -> None:
-        self.world, self.http, self.stranger = world, http, stranger
+    def __init__(self, world: World, app: FastAPI, http: httpx.AsyncClient, stranger: httpx.AsyncClient) -> None:
+        self.world, self.app, self.http, self.stranger = world, app, http, stranger
 
     async def create(self, **fields: Any) -> dict[str, Any]:
         answer = await self.http.post("/v2/sandboxes", json={"templateID": "base", **fields})
@@ -55,12 +56,13 @@ async def e2b_on(directory: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[E2
             templates=world.templates,
             metering=Metering(world.sessions),
         )
-        transport = httpx.ASGITransport(build(rooms))
+        app = build(rooms)
+        transport = httpx.ASGITransport(app)
         keys = [(await world.tenancy.create_key(tenant, "a key")).secret for tenant in (world.tenant, world.other)]
         clients = [
             httpx.AsyncClient(transport=transport, base_url="http://localhost", headers={"x-api-key": encode_key(key)})
             for key in keys
         ]
-        yield E2B(world, *clients)
+        yield E2B(world, app, *clients)
         for client in clients:
             await client.aclose()

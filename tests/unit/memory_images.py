@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 from dovecote.host.storage.images import Images, Made
 from dovecote.host.storage.oci import Progress
@@ -51,3 +51,9 @@ class MemoryImages(Images):
         if self.refuse is not None:
             raise self.refuse
         self.made_ready.append(digest)
+
+    async def inside(self, digest: str, *, user: str, directory: str, env: Mapping[str, str]) -> Inside:
+        return Inside(user, f"/home/{user}", True, {**env}, directory)
+
+    async def usage(self, digest: str) -> tuple[int, int]:
+        return 3, 300

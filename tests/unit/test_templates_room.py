@@ -203,7 +203,7 @@ async def test_a_restart_ends_what_a_build_left_running_and_its_files(world: Wor
     assert not world.builds.exists()
 
 
-@pytest.mark.parametrize("name", ["base", "Up", "a/b", "", "-x"])
+@pytest.mark.parametrize("name", ["base", "base:x", "a:", "a/b", "", "-x"])
 async def test_a_name_that_is_none_or_the_installations_own_is_refused(world: World, name: str) -> None:
     with pytest.raises(DovecoteError):
         await world.templates.pull(world.tenant, name, "x")

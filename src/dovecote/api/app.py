@@ -7,6 +7,7 @@ from collections.abc import Callable
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from dovecote.api.e2b import templates as e2b_templates
 from dovecote.api.e2b.app import build as build_control
 from dovecote.api.e2b.entrance import Entrance
 from dovecote.api.e2b.envd import Envd
@@ -26,6 +27,6 @@ def build(rooms: Rooms, *, tools: ASGIApp, is_ready: Callable[[], bool], version
     rest = build_rest(rooms, is_ready, version)
     rest.router.routes.append(Route(TOOLS, tools, include_in_schema=False))
     entrance = Entrance(rest, build_control(rooms))
-    uploads = (*files.UPLOADS, *templates.UPLOADS, Upload("POST", TOOLS, MOST_MESSAGE))
-    edge = Edge(entrance, rooms.tenancy.authenticate, rooms.tickets, uploads)
+    own = (*files.UPLOADS, *templates.UPLOADS, Upload("POST", TOOLS, MOST_MESSAGE))
+    edge = Edge(entrance, rooms.tenancy.authenticate, rooms.tickets, (*own, *e2b_templates.UPLOADS))
     return Ports(edge, rooms.sessions, rooms.addresses.domain, {ENVD: Envd(rooms.sandboxes)})

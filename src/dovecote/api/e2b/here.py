@@ -8,6 +8,8 @@ from typing import Annotated
 from fastapi import Depends, Path, Request
 
 from dovecote.api.e2b.auth import secret_of
+from dovecote.api.e2b.builds import Builds
+from dovecote.api.e2b.permits import Permits
 from dovecote.api.e2b.repeating import Repeating
 from dovecote.api.e2b.shapes import is_there
 from dovecote.api.rooms import Rooms
@@ -22,6 +24,8 @@ class Call:
     tenant_id: str
     rooms: Rooms
     repeating: Repeating
+    builds: Builds
+    permits: Permits
     domain: str  # below which the ports of sandboxes are, as this client reaches them
 
     async def revision(self, session: Session) -> Revision:
@@ -29,9 +33,10 @@ class Call:
 
 
 async def call(request: Request) -> Call:
-    rooms: Rooms = request.app.state.rooms
+    state = request.app.state
+    rooms: Rooms = state.rooms
     principal = await rooms.tenancy.authenticate(secret_of(request.headers))
-    return Call(principal.tenant_id, rooms, request.app.state.repeating, _domain(request, rooms))
+    return Call(principal.tenant_id, rooms, state.repeating, state.builds, state.permits, _domain(request, rooms))
 
 
 def _domain(request: Request, rooms: Rooms) -> str:

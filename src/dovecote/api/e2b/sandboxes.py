@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 
 from dovecote.api.e2b import errors
 from dovecote.api.e2b.here import Call, Here, SandboxId, found
+from dovecote.api.e2b.recipes import bare
 from dovecote.api.e2b.shapes import (
     Connect,
     Egress,
@@ -84,21 +85,28 @@ async def _open(here: Call, new: NewSandbox) -> Session:
         mounts=await rooms.volumes.resolve(here.tenant_id, new.mounts(), user="default"),
     )
     try:
-        wishes["template"] = _template(here, new.template_id)
-        return await rooms.sessions.create(here.tenant_id, **wishes)
+        wishes["template"] = _template(here, bare(new.template_id))
+        session = await rooms.sessions.create(here.tenant_id, **wishes)
     except NotFound as error:
         snapshot = await named(here, new.template_id)
         if error.code != "no_such_template" or snapshot is None:
             raise
-    wishes["template"] = None
-    return await rooms.snapshots.begin(here.tenant_id, snapshot.id, **wishes)
+        wishes["template"] = None
+        session = await rooms.snapshots.begin(here.tenant_id, snapshot.id, **wishes)
+    try:
+        # Clients take it that what their template starts is there.
+        return await rooms.sessions.wake(here.tenant_id, session.id)
+    except DovecoteError:
+        await rooms.sessions.delete(here.tenant_id, session.id)  # nobody has its id yet
+        raise
 
 
 def _template(here: Call, name: str) -> str | None:
     """Ours of that name; None is what sandboxes have that name none."""
     if name not in KNOWN:
         return name
-    own = {each.name for each in here.rooms.functions.templates()}
+    functions = here.rooms.functions
+    own = {*functions.templates_on_demand(), *(each.name for each in functions.templates())}
     return KNOWN[name] if KNOWN[name] in own else None
 
 

@@ -342,8 +342,9 @@ class Sessions:
     async def wake(self, tenant_id: str, session_id: str) -> Session:
         """Ready whatever it takes; with a recorded start, its port is open. Raises what claims and starts raise."""
         live = await self.awake(await self.get(tenant_id, session_id))
-        if live.session.start is not None:
-            await self.serve(live, live.session.start)
+        start = live.session.start or live.revision.start
+        if start is not None:
+            await self.serve(live, start)
         return live.session
 
     @asynccontextmanager

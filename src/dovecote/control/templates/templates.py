@@ -23,6 +23,7 @@ from dovecote.control.templates.building import Building, Ground
 from dovecote.control.templates.context import Context, receive
 from dovecote.control.templates.dovecotefile import NAME, parse_dovecotefile
 from dovecote.control.templates.progress import SILENCE, Event, Prepared, Step, Telling
+from dovecote.control.templates.sent import Sent
 from dovecote.errors import Conflict, DovecoteError, Failed, NoCapacity, NotFound
 from dovecote.model.ids import new_id, parse_template_name
 from dovecote.model.records import Start, Template
@@ -48,6 +49,7 @@ class Templates:
         self._work_dir = work_dir
         self._making: dict[str, asyncio.Task[Template]] = {}  # by id of the template
         self._background = Background()
+        self.sent = Sent(work_dir / "sent")
 
     # -- coming and going of the server
 
