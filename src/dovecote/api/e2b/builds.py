@@ -15,7 +15,7 @@ from uuid import uuid4
 from dovecote.api.e2b.recipes import Build, pack, source_of
 from dovecote.api.rooms import Rooms
 from dovecote.background import Background
-from dovecote.control.templates import Done, Event, Printed
+from dovecote.control.templates import Done, Event, Prepared, Printed
 from dovecote.errors import DovecoteError, Failed, Invalid, NoCapacity, NotFound
 
 MOST = 1000
@@ -147,6 +147,8 @@ def _hear(asked: Asked, build: Build, event: Event, rest: str) -> str:
         return rest[-LONGEST_LINE:]
     if rest:
         asked.say(rest)
+    if isinstance(event, Prepared):
+        return ""
     if isinstance(event, Done):
         asked.step = LAST_STEP
         asked.say(f"{event.template.name} is {event.template.state}")
