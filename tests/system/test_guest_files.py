@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from dovecote.errors import Conflict, DovecoteError, Forbidden, Invalid, NotFound, StorageFailed
-from dovecote.host.guest import Guest
+from dovecote.host.guest import Entry, Guest
 from tests.system.guest_rig import BOUND, Rig, running, until
 
 pytestmark = [pytest.mark.system, pytest.mark.anyio]
@@ -18,6 +18,12 @@ pytestmark = [pytest.mark.system, pytest.mark.anyio]
 async def content(rig: Rig, path: str, *, user: str = "root", offset: int = 0, length: int | None = None) -> bytes:
     parts = rig.guest.read_file(path, user=user, offset=offset, length=length)
     return b"".join([part async for part in parts])
+
+
+async def entries(rig: Rig, path: str, *, depth: int = 1) -> list[Entry]:
+    listing = await rig.guest.list_dir(path, user="root", depth=depth)
+    assert not listing.is_cut
+    return listing.entries
 
 
 async def refused(call: Awaitable[object], kind: type[DovecoteError], code: str) -> None:
@@ -63,7 +69,7 @@ async def test_a_write_that_breaks_off_leaves_the_old_file_and_nothing_else() ->
             await rig.guest.write_file("/tmp/d/x", broken(), user="root")
 
         async def only_the_old() -> bool:
-            return [e.path for e in await rig.guest.list_dir("/tmp/d", user="root")] == ["x"]
+            return [e.path for e in await entries(rig, "/tmp/d")] == ["x"]
 
         await until(only_the_old)
         assert await content(rig, "/tmp/d/x") == b"old"
@@ -134,14 +140,14 @@ async def test_removing_a_link_or_a_tree_with_links_spares_what_they_name() -> N
         await rig.guest.remove("/tmp/link", user="root", recursive=True)
         await refused(rig.guest.remove("/tmp/go", user="root"), Conflict, "directory_not_empty")
         await rig.guest.remove("/tmp/go", user="root", recursive=True)
-        assert [e.path for e in await rig.guest.list_dir("/tmp", user="root", depth=3)] == ["keep", "keep/x"]
+        assert [e.path for e in await entries(rig, "/tmp", depth=3)] == ["keep", "keep/x"]
 
 
 async def test_a_tree_that_is_too_deep_is_an_error_and_not_a_crash() -> None:
     async with running() as rig:
         await rig.sh("cd /tmp; i=0; while [ $i -lt 700 ]; do mkdir d; cd -P d; i=$((i+1)); done")
         await refused(rig.guest.remove("/tmp/d", user="root", recursive=True), Invalid, "malformed_path")
-        assert (await rig.guest.list_dir("/tmp", user="root", depth=64))[-1].path == "/".join("d" * 64)
+        assert (await entries(rig, "/tmp", depth=64))[-1].path == "/".join("d" * 64)
 
 
 async def test_directories_are_made_renamed_and_listed_by_depth() -> None:
@@ -153,8 +159,8 @@ async def test_directories_are_made_renamed_and_listed_by_depth() -> None:
         await refused(guest.make_dir("/tmp/a/file", user="bird"), Invalid, "not_a_directory")
         await refused(guest.rename("/tmp/a/b", "/tmp/a/file", user="bird"), Invalid, "not_a_directory")
         await guest.rename("/tmp/a/b", "/tmp/a/z", user="bird")
-        assert [e.path for e in await guest.list_dir("/tmp", user="root")] == ["a"]
-        found = await guest.list_dir("/tmp", user="root", depth=9)
+        assert [e.path for e in await entries(rig, "/tmp")] == ["a"]
+        found = await entries(rig, "/tmp", depth=9)
         assert [(e.path, e.stat.kind) for e in found] == [
             ("a", "directory"),
             ("a/file", "file"),
@@ -169,15 +175,16 @@ async def test_directories_are_made_renamed_and_listed_by_depth() -> None:
 async def test_names_that_are_not_utf8_survive_the_way_out_and_back() -> None:
     async with running() as rig:
         await rig.sh(r"printf x > $(printf '/tmp/bad\377name')")
-        entry = (await rig.guest.list_dir("/tmp", user="root"))[0]
+        entry = (await entries(rig, "/tmp"))[0]
         assert await content(rig, f"/tmp/{entry.path}") == b"x"
 
 
 async def test_a_listing_is_bounded_and_says_so() -> None:
     async with running() as rig:
         await rig.sh("mkdir /tmp/many; cd /tmp/many; seq 1 3000 | xargs touch")
-        assert len(await rig.guest.list_dir("/tmp/many", user="root")) == 3000
-        await refused(rig.guest.list_dir("/tmp/many", user="root", most=2999), Invalid, "too_many_entries")
+        assert len(await entries(rig, "/tmp/many")) == 3000
+        cut = await rig.guest.list_dir("/tmp/many", user="root", most=2999)
+        assert (cut.is_cut, len(cut.entries)) == (True, 2999)
 
 
 async def test_a_full_disk_is_said_and_costs_only_the_write() -> None:
@@ -191,7 +198,7 @@ async def test_a_full_disk_is_said_and_costs_only_the_write() -> None:
         await refused(rig.guest.write_file("/tmp/small/x", bytes(3 << 20), user="root"), StorageFailed, "disk_full")
         await refused(rig.guest.write_file("/tmp/small/x", endless(), user="root"), StorageFailed, "disk_full")
         assert await content(rig, "/tmp/small/x") == b"old"
-        assert [e.path for e in await rig.guest.list_dir("/tmp/small", user="root")] == ["x"]
+        assert [e.path for e in await entries(rig, "/tmp/small")] == ["x"]
 
 
 async def test_a_read_only_place_is_said() -> None:
@@ -220,3 +227,158 @@ async def test_many_reads_at_once_and_readers_that_leave_early() -> None:
 async def test_sync_answers() -> None:
     async with running() as rig:
         await rig.guest.sync()
+
+
+async def test_a_link_is_made_and_told_of_with_its_target_only_when_it_is_not_followed() -> None:
+    async with running() as rig:
+        guest = rig.guest
+        await guest.make_dir("/tmp/real", user="root")
+        await guest.make_link("/tmp/link", "real", user="bird")
+        await guest.make_link("/tmp/dangling", "../nowhere", user="bird")
+        await refused(guest.make_link("/tmp/link", "x", user="root"), Conflict, "exists")
+        link = await guest.stat("/tmp/link", user="root", follow=False)
+        assert (link.kind, link.target, link.owner) == ("link", "real", "bird")
+        real = await guest.stat("/tmp/link", user="root")
+        assert (real.kind, real.target, real.owner) == ("directory", "", "root")
+        await refused(guest.stat("/tmp/dangling", user="root"), NotFound, "file_not_found")
+        assert (await guest.list_dir("/tmp/link", user="root")).entries == []
+        await refused(guest.list_dir("/tmp/link", user="root", follow=False), Invalid, "not_a_directory")
+        found = {e.path: (e.stat.kind, e.stat.target) for e in await entries(rig, "/tmp")}
+        assert found == {"real": ("directory", ""), "link": ("link", "real"), "dangling": ("link", "../nowhere")}
+
+
+async def test_owners_and_groups_have_the_names_that_the_sandbox_gives_them() -> None:
+    async with running() as rig:
+        await rig.sh("cd /tmp; touch a b c; chown bird:flock a; chown 1001:0 b; chown 7777:8888 c")
+        named = {e.path: (e.stat.owner, e.stat.group) for e in await entries(rig, "/tmp")}
+        assert named == {"a": ("bird", "flock"), "b": ("wren", "root"), "c": ("", "")}
+        await rig.sh("rm /etc/passwd; mkfifo /etc/passwd")
+        assert (await rig.guest.stat("/tmp/a", user="0")).owner == ""
+
+
+async def test_modes_are_changed_by_the_owner_only_and_kept_by_writing() -> None:
+    async with running() as rig:
+        guest = rig.guest
+        await guest.write_file("/tmp/x", b"1", user="bird")
+        assert (await guest.stat("/tmp/x", user="root")).mode == 0o644
+        await guest.alter("/tmp/x", user="bird", mode=0o4750)
+        await refused(guest.alter("/tmp/x", user="wren", mode=0o777), Forbidden, "permission_denied")
+        await guest.write_file("/tmp/x", b"2", user="bird")
+        await guest.write_file("/tmp/x", b"3", user="root")  # root writes to a file of somebody else
+        stat = await guest.stat("/tmp/x", user="root")
+        assert (stat.mode, stat.owner) == (0o4750, "bird")
+        await guest.write_file("/tmp/x", b"4", user="bird", mode=0o600)
+        assert (await guest.stat("/tmp/x", user="root")).mode == 0o600
+
+
+async def test_a_file_that_a_user_may_not_write_to_is_not_replaced_although_its_directory_is_theirs() -> None:
+    async with running() as rig:
+        await rig.sh("echo mine > /home/bird/x; chmod 644 /home/bird/x")
+        await refused(rig.guest.write_file("/home/bird/x", b"y", user="bird"), Forbidden, "permission_denied")
+        assert await content(rig, "/home/bird/x") == b"mine\n"
+
+
+async def test_who_may_write_to_a_file_of_another_gains_no_rights_by_it() -> None:
+    async with running() as rig:
+        await rig.sh("cp /bin/true /home/bird/x; chown root:flock /home/bird/x; chmod 6775 /home/bird/x")
+        await rig.guest.write_file("/home/bird/x", b"y", user="bird")
+        stat = await rig.guest.stat("/home/bird/x", user="root")
+        assert (stat.owner, stat.mode) == ("bird", 0o775)
+
+
+async def test_metadata_is_set_replaced_kept_and_bounded() -> None:
+    async with running() as rig:
+        guest = rig.guest
+
+        async def noted(path: str) -> dict[str, str]:
+            return dict((await guest.stat(path, user="root")).metadata)
+
+        await guest.write_file("/tmp/x", b"1", user="bird", metadata={"a.b-c_1": "é", "empty": ""})
+        assert await noted("/tmp/x") == {"a.b-c_1": "é", "empty": ""}
+        await rig.sh("""perl -e 'exit(syscall(188, "/tmp/x", "user.mine", "v", 1, 0))'""")
+        await guest.write_file("/tmp/x", b"2", user="bird")
+        assert await noted("/tmp/x") == {"a.b-c_1": "é", "empty": ""}
+        await guest.write_file("/tmp/x", b"3", user="bird", metadata={"only": "this"})
+        assert await noted("/tmp/x") == {"only": "this"}
+        await guest.alter("/tmp/x", user="bird", metadata={"a": "1", "b": "2"})
+        assert await noted("/tmp/x") == {"a": "1", "b": "2"}
+        assert {e.path: dict(e.stat.metadata) for e in await entries(rig, "/tmp")} == {"x": {"a": "1", "b": "2"}}
+        await refused(guest.alter("/tmp/x", user="wren", metadata={}), Forbidden, "permission_denied")
+        await guest.alter("/tmp/x", user="bird", metadata={})
+        assert await noted("/tmp/x") == {}
+        await guest.make_dir("/tmp/d", user="bird")
+        await guest.alter("/tmp/d", user="bird", metadata={"of": "a directory"})
+        assert await noted("/tmp/d") == {"of": "a directory"}
+        await refused(guest.alter("/tmp/x", user="bird", metadata={"A": ""}), Invalid, "malformed_metadata")
+        await refused(guest.alter("/tmp/x", user="bird", metadata={"a": "x" * 4096}), Invalid, "too_large")
+        await guest.alter("/tmp/x", user="bird", metadata={"a": "x" * 4095})
+        assert await noted("/tmp/x") == {"a": "x" * 4095}
+
+
+async def test_making_a_directory_says_whether_it_was_there() -> None:
+    async with running() as rig:
+        assert await rig.guest.make_dir("/tmp/a/b", user="bird")
+        assert not await rig.guest.make_dir("/tmp/a/b", user="bird")
+        assert not await rig.guest.make_dir("/tmp/a/b/", user="bird")
+        assert await rig.guest.make_dir("/tmp/a/b/c/", user="bird")
+
+
+async def test_a_move_to_another_file_system_arrives_whole() -> None:
+    async with running() as rig:
+        assert (await rig.sh("mkdir /tmp/other; mount -t tmpfs tmpfs /tmp/other; chmod 1777 /tmp/other")).exit_code == 0
+        await rig.sh(
+            "mkdir -p /tmp/t/in; cd /tmp/t; echo deep > in/x; chmod 751 in; chown bird:flock in/x; chmod 640 in/x;"
+            "ln -s in/x link; mkfifo pipe; touch -d '2001-02-03 04:05:06' in/x; truncate -s 50M sparse"
+        )
+        guest = rig.guest
+        await guest.alter("/tmp/t/in/x", user="root", metadata={"note": "kept"})
+        before = {e.path: e.stat for e in await entries(rig, "/tmp/t", depth=9)}
+        await guest.rename("/tmp/t", "/tmp/other/moved", user="root")
+        after = {e.path: e.stat for e in await entries(rig, "/tmp/other/moved", depth=9)}
+        assert after == before
+        assert await content(rig, "/tmp/other/moved/in/x") == b"deep\n"
+        assert int((await rig.sh("du -k /tmp/other/moved/sparse | cut -f1")).stdout) < 1000
+        await refused(guest.stat("/tmp/t", user="root"), NotFound, "file_not_found")
+        await rig.sh("echo old > /tmp/file; echo new > /tmp/other/file")
+        await guest.rename("/tmp/other/file", "/tmp/file", user="root")  # over one that is there
+        assert await content(rig, "/tmp/file") == b"new\n"
+
+
+async def test_a_move_that_does_not_fit_leaves_the_source_and_no_half_copy() -> None:
+    async with running() as rig:
+        assert (await rig.sh("mkdir /tmp/small; mount -t tmpfs -o size=1m tmpfs /tmp/small")).exit_code == 0
+        await rig.sh("mkdir /tmp/t; head -c 500000 /dev/zero > /tmp/t/a; head -c 3000000 /dev/zero > /tmp/t/b")
+        await refused(rig.guest.rename("/tmp/t", "/tmp/small/t", user="root"), StorageFailed, "disk_full")
+        assert {e.path: e.stat.size for e in await entries(rig, "/tmp/t")} == {"a": 500_000, "b": 3_000_000}
+        assert await entries(rig, "/tmp/small") == []
+        await rig.sh("mkdir /tmp/t/in; mount -t tmpfs tmpfs /tmp/t/in")
+        await refused(rig.guest.rename("/tmp/t", "/tmp/t/in/t", user="root"), Invalid, "malformed_path")
+        assert await entries(rig, "/tmp/t/in") == []
+
+
+async def test_a_rename_goes_over_what_is_there_unless_that_would_lose_a_directory() -> None:
+    async with running() as rig:
+        guest = rig.guest
+        await rig.sh("cd /tmp; echo 1 > a; echo 2 > b; mkdir d empty full; touch full/x")
+        await guest.rename("/tmp/a", "/tmp/b", user="root")
+        assert await content(rig, "/tmp/b") == b"1\n"
+        await guest.rename("/tmp/d", "/tmp/empty", user="root")
+        await refused(guest.rename("/tmp/empty", "/tmp/full", user="root"), Conflict, "directory_not_empty")
+        await refused(guest.rename("/tmp/b", "/tmp/full", user="root"), Invalid, "is_directory")
+        await refused(guest.rename("/tmp/none", "/tmp/b", user="root"), NotFound, "file_not_found")
+        await refused(guest.remove("/tmp/none", user="root", recursive=True), NotFound, "file_not_found")
+
+
+async def test_writers_of_one_path_at_once_leave_the_whole_file_of_one_of_them() -> None:
+    async with running() as rig:
+        contents = [bytes([i]) * 300_000 for i in range(12)]
+        await rig.guest.write_file("/tmp/x", contents[0], user="bird")
+
+        async def reading() -> None:
+            for _ in range(20):
+                assert await content(rig, "/tmp/x", user="bird") in contents
+
+        writers = (rig.guest.write_file("/tmp/x", each, user="bird") for each in contents)
+        await asyncio.gather(reading(), *writers)
+        assert await content(rig, "/tmp/x") in contents
+        assert [e.path for e in await entries(rig, "/tmp")] == ["x"]

@@ -15,6 +15,7 @@ import pytest
 from dovecote.errors import DovecoteError, NoCapacity
 from dovecote.host.guest import Command, Exited
 from dovecote.host.guest.connection import Connection
+from dovecote.host.guest.files import render_metadata
 from dovecote.host.guest.protocol import Kind, render_frame, render_start, text
 from tests.system.guest_rig import BOUND, Rig, running, sanitized_program, until
 
@@ -51,7 +52,9 @@ async def test_root_inside_cannot_reach_the_descriptors_or_memory_of_the_guest()
 async def test_root_inside_cannot_reach_a_helper_that_holds_a_connection() -> None:
     async with running() as rig:
         connection = await Connection.open(rig.socket_path)
-        await connection.send(render_frame(Kind.WRITE, text("bird") + text("/tmp/held") + struct.pack("<IB", 0o600, 0)))
+        await connection.send(
+            render_frame(Kind.WRITE, text("bird") + text("/tmp/held") + struct.pack("<IBH", 0o600, 0, 0))
+        )
 
         async def there() -> bool:
             return b".dovecote-" in (await rig.sh("ls -A /tmp")).stdout
@@ -123,14 +126,20 @@ def valid_frames() -> list[bytes]:
         render_frame(Kind.RESIZE, struct.pack("<IHH", 1, 2, 3)),
         render_frame(Kind.RELEASE, struct.pack("<I", 1)),
         render_frame(Kind.READ, user + path + struct.pack("<QQ", 0, 100)),
-        render_frame(Kind.WRITE, user + path + struct.pack("<IB", 0o644, 3))
+        render_frame(
+            Kind.WRITE, user + path + struct.pack("<IB", 0o644, 7) + render_metadata({"a": "b", "c.d": "é" * 50})
+        )
         + render_frame(Kind.DATA, b"z" * 500)
         + render_frame(Kind.END),
         render_frame(Kind.STAT, user + path + b"\1"),
-        render_frame(Kind.LIST_DIR, user + text("/usr/lib") + struct.pack("<HI", 2, 50)),
+        render_frame(Kind.LIST_DIR, user + text("/usr/lib") + struct.pack("<HIB", 2, 50, 1)),
         render_frame(Kind.MAKE_DIR, user + text("/tmp/a/b") + struct.pack("<I", 0o755)),
         render_frame(Kind.REMOVE, user + text("/tmp/a") + b"\1"),
         render_frame(Kind.RENAME, user + path + text("/tmp/g")),
+        render_frame(Kind.RENAME, text("root") + path + text("/dev/shm/f")),
+        render_frame(Kind.LINK, user + text("/tmp/l") + text("f")),
+        render_frame(Kind.ALTER, user + path + struct.pack("<BI", 3, 0o700) + render_metadata({"a": "x"})),
+        render_frame(Kind.WATCH, user + text("/tmp") + b"\1"),
         render_frame(Kind.PORTS),
         render_frame(Kind.WAIT_PORT, struct.pack("<HI", 80, 20)),
         render_frame(Kind.SYNC),

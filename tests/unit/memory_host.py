@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal
@@ -515,7 +515,8 @@ class MemoryGuest(Guest):
         chunks: AsyncIterator[bytes] | bytes,
         *,
         user: str,
-        mode: int = 0o644,
+        mode: int | None = None,
+        metadata: Mapping[str, str] | None = None,
         make_parents: bool = True,
         fsync: bool = False,
     ) -> None:

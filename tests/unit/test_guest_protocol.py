@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dovecote.errors import Conflict, DovecoteError, Failed, Forbidden, Invalid, NotFound, StorageFailed
-from dovecote.host.guest import Command, Guest, protocol
+from dovecote.host.guest import Command, Guest, files, protocol
 from dovecote.host.guest.build import SOURCES
 from dovecote.host.guest.connection import Connection
 from dovecote.host.guest.protocol import Kind, render_frame, render_start
@@ -26,7 +26,8 @@ PARSERS: list[Callable[[bytes], object]] = [
     protocol.parse_hello,
     protocol.parse_started,
     protocol.parse_commands,
-    protocol.parse_entries,
+    files.parse_entries,
+    files.parse_change,
     protocol.parse_ports,
     protocol.parse_port_state,
     lambda data: protocol.parse_event(Kind.OUTPUT, data),
@@ -98,11 +99,13 @@ def test_both_sides_have_the_same_kinds_and_bounds() -> None:
         kinds[name] = value
     assert kinds == {kind.name: kind.value for kind in Kind}
     for name, ours in {
-        "PROTOCOL_VERSION = 1,": protocol.VERSION == 1,
+        "PROTOCOL_VERSION = 2,": protocol.VERSION == 2,
         "MAX_FRAME = 1 << 20,": protocol.MAX_FRAME == 1 << 20,
         "MAX_TAG = 128,": protocol.MAX_TAG == 128,
         "RING_DEFAULT = 1 << 20,": protocol.RING_DEFAULT == 1 << 20,
         "RING_MAX = 16 << 20,": protocol.RING_MAX == 16 << 20,
+        "MOST_METADATA = 64,": files.MOST_METADATA == 64,
+        "MOST_METADATA_BYTES = 4096,": files.MOST_METADATA_BYTES == 4096,
     }.items():
         assert ours
         assert name in header
@@ -187,6 +190,11 @@ CALLS: list[Callable[[Guest], Awaitable[object]]] = [
     lambda g: g.write_file("/x", b"x", user="u"),
     lambda g: g.stat("/x", user="u"),
     lambda g: g.list_dir("/x", user="u", most=2),
+    lambda g: g.make_dir("/x", user="u"),
+    lambda g: g.make_link("/x", "y", user="u"),
+    lambda g: g.alter("/x", user="u", mode=0, metadata={"a": "b"}),
+    lambda g: g.rename("/x", "/y", user="u"),
+    lambda g: whole(g.watch("/x", user="u")),
     lambda g: g.ports(),
     lambda g: g.wait_port(1, 0.1),
     lambda g: g.shutdown(0),
@@ -236,7 +244,8 @@ async def test_more_of_a_file_or_a_listing_than_was_asked_for_is_garbage() -> No
     async with answering(render_frame(Kind.CONTENT, b"four") * 100, then_close=False) as guest:
         with pytest.raises(Failed, match="more of a file"):
             await whole(guest.read_file("/x", user="u", length=10))
-    entry = struct.pack("<BIIIQq", ord("-"), 0, 0, 0, 0, 0) + protocol.text("x") + protocol.text("")
+    names = b"".join(map(protocol.text, ("x", "", "root", "root")))
+    entry = struct.pack("<BIIIQq", ord("-"), 0, 0, 0, 0, 0) + names + b"\0\0"
     async with answering(render_frame(Kind.ENTRIES, entry * 5), then_close=False) as guest:
         with pytest.raises(Failed, match="more entries"):
             await guest.list_dir("/x", user="u", most=4)

@@ -2,11 +2,11 @@
 
 from dovecote.host.guest.build import ensure_guest
 from dovecote.host.guest.channel import Guest
+from dovecote.host.guest.files import Change, ChangeKind, Entry, Listing, Stat
 from dovecote.host.guest.protocol import (
     Command,
     CommandStatus,
     Dropped,
-    Entry,
     Event,
     Exited,
     Finished,
@@ -15,10 +15,11 @@ from dovecote.host.guest.protocol import (
     Port,
     PortState,
     Started,
-    Stat,
 )
 
 __all__ = [
+    "Change",
+    "ChangeKind",
     "Command",
     "CommandStatus",
     "Dropped",
@@ -28,6 +29,7 @@ __all__ = [
     "Finished",
     "Guest",
     "Hello",
+    "Listing",
     "Output",
     "Port",
     "PortState",

@@ -11,7 +11,7 @@ from typing import Literal
 
 from dovecote.errors import Failed, Invalid
 
-VERSION = 1
+VERSION = 2
 MAX_FRAME = 1 << 20
 MAX_TAG = 128  # bytes
 RING_DEFAULT = 1 << 20
@@ -22,26 +22,13 @@ HEAD = struct.Struct("<IB")
 class Kind(IntEnum):
     HELLO, START, ATTACH, LIST, SIGNAL, STDIN, RESIZE, RELEASE = range(1, 9)
     READ, WRITE, STAT, LIST_DIR, MAKE_DIR, REMOVE, RENAME = range(9, 16)
-    PORTS, WAIT_PORT, SYNC, SHUTDOWN = range(16, 20)
+    PORTS, WAIT_PORT, SYNC, SHUTDOWN, WATCH, LINK, ALTER = range(16, 23)
     DATA, END, CLOSE = range(32, 35)
     IS_HELLO, STARTED, OUTPUT, DROPPED, EXITED, DONE, FAILED = range(128, 135)
-    COMMANDS, CONTENT, CONTENT_END, ENTRIES, IS_PORTS, IS_PORT = range(135, 141)
+    COMMANDS, CONTENT, CONTENT_END, ENTRIES, IS_PORTS, IS_PORT, CHANGED = range(135, 142)
 
 
 START_DETACHED, START_STDIN, START_PTY, START_FORGET = 1, 2, 4, 8
-WRITE_PARENTS, WRITE_FSYNC = 1, 2
-
-FileKind = Literal["file", "directory", "link", "fifo", "socket", "character", "block", "unknown"]
-FILE_KINDS: dict[int, FileKind] = {
-    ord("-"): "file",
-    ord("d"): "directory",
-    ord("l"): "link",
-    ord("p"): "fifo",
-    ord("s"): "socket",
-    ord("c"): "character",
-    ord("b"): "block",
-    ord("?"): "unknown",
-}
 
 
 @dataclass(frozen=True)
@@ -123,27 +110,6 @@ class CommandStatus:
 
 
 @dataclass(frozen=True)
-class Stat:
-    kind: FileKind
-    mode: int  # permission bits
-    uid: int
-    gid: int
-    size: int
-    modified_ns: int
-    target: str  # of a link
-
-    @property
-    def modified_at(self) -> datetime:
-        return _instant(self.modified_ns / 1e9)
-
-
-@dataclass(frozen=True)
-class Entry:
-    path: str  # below the directory that was listed
-    stat: Stat
-
-
-@dataclass(frozen=True)
 class Port:
     port: int
     loopback_only: bool
@@ -159,7 +125,7 @@ def garbage(what: str) -> Failed:
     return Failed(f"the guest sent garbage: {what}", code="guest_protocol", hint="start the sandbox again")
 
 
-def _instant(seconds: float) -> datetime:
+def instant(seconds: float) -> datetime:
     try:
         return datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError, OSError):
@@ -264,7 +230,7 @@ def parse_hello(data: bytes) -> Hello:
 
 def parse_started(data: bytes) -> Started:
     payload = Payload(data)
-    started = Started(payload.number(4), payload.number(4), _instant(payload.number(8) / 1000))
+    started = Started(payload.number(4), payload.number(4), instant(payload.number(8) / 1000))
     payload.end()
     return started
 
@@ -301,22 +267,11 @@ def parse_commands(data: bytes) -> list[CommandStatus]:
                 exit_code=value if state == 1 else None,
                 signal=value if state == 2 else None,
                 timed_out=bool(timed_out),
-                started_at=_instant(started / 1000),
+                started_at=instant(started / 1000),
                 output_bytes=size,
             )
         )
     payload.end()
-    return found
-
-
-def parse_entries(data: bytes) -> list[Entry]:
-    payload = Payload(data)
-    found = []
-    while not payload.is_over:
-        kind, mode, uid, gid, size, modified = (payload.number(n) for n in (1, 4, 4, 4, 8, 8))
-        path, target = payload.text(), payload.text()
-        modified -= (modified >> 63) << 64
-        found.append(Entry(path, Stat(FILE_KINDS.get(kind, "unknown"), mode, uid, gid, size, modified, target)))
     return found
 
 

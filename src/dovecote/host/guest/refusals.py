@@ -28,6 +28,12 @@ BY_PROBLEM: dict[str, Row] = {
     "no_process": (NoCapacity, "no_processes", "the sandbox cannot start another process", "end some, or resize it"),
     "stalled": (DeadlineExceeded, "upload_stalled", "nothing arrived for too long for {subject}", "send it again"),
     "stopping": (Conflict, "stopping", "the sandbox is shutting down", "try again: it will be woken"),
+    "too_many_watches": (
+        NoCapacity,
+        "too_many_watches",
+        "too many directories to watch at {subject}",
+        "watch a smaller directory, or end other watches",
+    ),
     "no_terminal": (Invalid, "no_terminal", "no terminal for {subject}", "start it with a terminal"),
 }
 
@@ -46,7 +52,8 @@ BY_ERRNO: dict[str, Row] = {
     "EINVAL": (Invalid, "malformed_path", "that cannot be done with {subject}", ""),
     "ELOOP": (Invalid, "malformed_path", "{subject} is too deep or goes in circles", ""),
     "ENAMETOOLONG": (Invalid, "malformed_path", "the path {subject} is too long", ""),
-    "EXDEV": (Invalid, "other_file_system", "{subject} is on another file system", "copy it with a command"),
+    "EXDEV": (Invalid, "cross_device", "{subject} is on another file system", "copy it with a command"),
+    "EOPNOTSUPP": (Invalid, "not_supported", "the file system of {subject} cannot do that", ""),
     "EBUSY": (Conflict, "busy", "{subject} is in use", ""),
     "ETXTBSY": (Conflict, "busy", "{subject} is in use", ""),
     "ENXIO": (Invalid, "not_regular_file", "{subject} is not a regular file", ""),

@@ -119,6 +119,33 @@ static bool groups(struct account *account, const char *wanted) {
     return found;
 }
 
+/* -- names for numbers, each looked up once a call */
+
+enum { REMEMBERED = 64, MOST_NAME = 64 };
+static struct { uint32_t id; bool of_group; char name[MOST_NAME]; } remembered[REMEMBERED];
+static int remembered_count;
+
+static void look_up(uint32_t id, bool of_group, char name[MOST_NAME]) {
+    char *field[4], *text = slurp(of_group ? "/etc/group" : "/etc/passwd");
+    uint32_t its_id;
+    for (char *rest = text; rest && *rest && !*name;)
+        if (fields(&rest, field, 4) >= 3 && number(field[2], &its_id) && its_id == id)
+            copy(name, MOST_NAME, field[0]);
+    free(text);
+}
+
+const char *account_name(uint32_t id, bool of_group) {
+    for (int i = 0; i < remembered_count && i < REMEMBERED; i++)
+        if (remembered[i].id == id && remembered[i].of_group == of_group)
+            return remembered[i].name;
+    int at = remembered_count++ % REMEMBERED;
+    remembered[at].id = id;
+    remembered[at].of_group = of_group;
+    *remembered[at].name = 0;
+    look_up(id, of_group, remembered[at].name);
+    return remembered[at].name;
+}
+
 int account_find(const char *user, struct account *account) {
     *account = (struct account){.home = "/", .shell = "/bin/sh"};
     char name[128];

@@ -40,11 +40,11 @@ static void say_ports(struct connection *c) {
 }
 
 static void hand_to_helper(struct connection *c, uint8_t kind, struct input *in) {
-    pid_t pid = fork_helper(c->watch.fd);
+    pid_t pid = fork_helper(kind == WATCH ? WATCHING : BRIEF, c->watch.fd);
     if (pid == 0)
         files_serve(3, kind, in);
     if (pid < 0)
-        connection_fail(c, helpers >= MAX_HELPERS ? TOO_MANY : NO_PROCESS, errno);
+        connection_fail(c, errno == EUSERS ? TOO_MANY : NO_PROCESS, errno);
     else
         connection_close(c); /* the helper has it */
 }
@@ -56,7 +56,7 @@ void request(struct connection *c, uint8_t kind, struct input *in) {
         command_start(c, in);
         return;
     }
-    if (kind >= READ && kind <= RENAME) {
+    if ((kind >= READ && kind <= RENAME) || kind == WATCH || kind == LINK || kind == ALTER) {
         hand_to_helper(c, kind, in);
         return;
     }

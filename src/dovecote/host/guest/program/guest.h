@@ -2,6 +2,7 @@
 #ifndef GUEST_H
 #define GUEST_H
 #include <errno.h>
+#include <limits.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -11,7 +12,7 @@
 #include <sys/uio.h>
 
 enum {
-    PROTOCOL_VERSION = 1,
+    PROTOCOL_VERSION = 2,
     MAX_FRAME = 1 << 20,
     MAX_INPUT_TOTAL = 16 << 20, /* bytes of requests being received, over all connections */
     MAX_CONNECTIONS = 1024,
@@ -19,6 +20,7 @@ enum {
     MAX_FINISHED = 256,
     MAX_LEFT_OPEN = 256, /* forgotten commands whose descendants still hold their pipes */
     MAX_HELPERS = 128,
+    MAX_WATCHERS = 64,
     MAX_TAG = 128,
     OUTPUT_CHUNK = 32 << 10,
     RING_FIRST = 16 << 10,
@@ -36,10 +38,10 @@ enum {
 enum kind {
     HELLO = 1, START, ATTACH, LIST, SIGNAL, STDIN, RESIZE, RELEASE,
     READ, WRITE, STAT, LIST_DIR, MAKE_DIR, REMOVE, RENAME,
-    PORTS, WAIT_PORT, SYNC, SHUTDOWN,
+    PORTS, WAIT_PORT, SYNC, SHUTDOWN, WATCH, LINK, ALTER,
     DATA = 32, END, CLOSE,
     IS_HELLO = 128, STARTED, OUTPUT, DROPPED, EXITED, DONE, FAILED, COMMANDS, CONTENT, CONTENT_END, ENTRIES,
-    IS_PORTS, IS_PORT,
+    IS_PORTS, IS_PORT, CHANGED,
 };
 
 enum { START_DETACHED = 1, START_STDIN = 2, START_PTY = 4, START_FORGET = 8 };
@@ -47,7 +49,7 @@ enum { START_DETACHED = 1, START_STDIN = 2, START_PTY = 4, START_FORGET = 8 };
 /* What went wrong, beside an errno. Names are in wire.c. */
 enum problem {
     IO = 1, BAD_REQUEST, TOO_MANY, NO_SUCH_COMMAND, NO_SUCH_USER, BAD_CWD, BAD_EXECUTABLE, STDIN_CLOSED, STILL_RUNNING,
-    NOT_REGULAR, NO_PROCESS, STALLED, STOPPING, NO_TERMINAL,
+    NOT_REGULAR, NO_PROCESS, STALLED, STOPPING, NO_TERMINAL, TOO_MANY_WATCHES,
 };
 
 /* -- wire.c */
@@ -73,7 +75,6 @@ struct watch {
 };
 struct dead { struct dead *next; };
 extern uint64_t now; /* ms since the guest began; stands still while the sandbox is frozen */
-extern int helpers; /* that run */
 void loop_open(void);
 noreturn void loop_run(void);
 bool watch_for(struct watch *, uint32_t events);
@@ -86,7 +87,8 @@ void *must(void *memory);
 void reap_again(void);
 void helper_exited(pid_t pid);
 pid_t fork_child(void);   /* with a clean signal state in the child */
-pid_t fork_helper(int keep_fd); /* as above, counted, and with no descriptor but `keep_fd`, which becomes 3 */
+enum helper { BRIEF, WATCHING, HELPER_KINDS };
+pid_t fork_helper(enum helper, int keep_fd); /* counted (EUSERS: too many), with no descriptor but `keep_fd`, as 3 */
 uint64_t wall_ms(void);
 
 /* -- connections.c */
@@ -233,10 +235,60 @@ struct account {
 };
 int account_find(const char *user, struct account *); /* 0 or a problem */
 int account_become(const struct account *);           /* 0 or an errno */
+const char *account_name(uint32_t id, bool of_group); /* empty if it has none */
 
-/* -- files.c: in a forked helper, on a socket that may block */
+/* -- files.c: in a forked helper, on a socket that may block; so are the files below */
 
+enum { CHUNK = 64 << 10 };
+extern char buffer[CHUNK];       /* for whatever a call does at the moment */
+extern void (*at_leave)(void);   /* removes what is half done */
 noreturn void files_serve(int fd, uint8_t kind, struct input *in);
+noreturn void leave(int code);
+void reply(uint8_t kind, const void *payload, size_t length);
+noreturn void finish(uint8_t kind, const void *payload, size_t length);
+noreturn void fail(int problem, int error);
+void must_work(int result);      /* or fails with errno */
+void receive_all(void *data, size_t length);
+void check_client(void);         /* leaves if it has gone */
+
+/* -- attributes.c */
+
+enum { MOST_METADATA = 64, MOST_METADATA_BYTES = 4096, MOST_METADATA_NAME = 64 };
+struct metadata {
+    uint16_t count;
+    struct { const char *name, *value; } each[MOST_METADATA];
+};
+void metadata_take(struct input *in, struct metadata *);  /* marks `in` as bad if it breaks a rule */
+void metadata_put(struct output *out, const char *path, bool follow);
+int metadata_replace(int fd, const struct metadata *);    /* 0 or an errno */
+void attributes_copy(int from, int to, bool with_metadata); /* those of `user.`; fails when the disk is full */
+noreturn void alter(const char *path, int what, mode_t mode, const struct metadata *);
+
+/* -- contents.c */
+
+enum { KEEP_MODE = UINT32_MAX };
+noreturn void read_file(const char *path, uint64_t offset, uint64_t length);
+noreturn void write_file(const char *path, uint32_t mode, int flags, const struct metadata *);
+void write_all(int fd, const char *data, size_t length);
+enum { TEMPORARY_LENGTH = 27 };  /* ".dovecote-", 16 digits, and ~ if it will replace a file */
+void choose_temporary(const char *target, bool replaces, char temporary[PATH_MAX]);
+bool is_temporary(const char *name);
+
+/* -- entries.c */
+
+noreturn void stat_file(const char *path, bool follow);
+noreturn void list_dir(const char *path, int depth, uint32_t most, bool follow); /* what is in it is not followed */
+
+/* -- moves.c */
+
+bool make_dirs(char *path, mode_t mode); /* whether the last was not there; fails */
+int remove_below(int parent, const char *name, int depth); /* 0 or the first errno */
+noreturn void remove_file(const char *path, bool recursive);
+noreturn void move_file(const char *from, const char *to);
+
+/* -- changes.c */
+
+noreturn void watch_changes(int peer, const char *path, bool recursive);
 
 /* -- processes.c */
 

@@ -18,8 +18,9 @@
 #define NEVER UINT64_MAX
 
 uint64_t now = 1;
-int helpers;
-static pid_t helper_pids[MAX_HELPERS];
+static struct { int count, most; pid_t pids[MAX_HELPERS]; } helpers[HELPER_KINDS] = {
+    [BRIEF] = {.most = MAX_HELPERS}, [WATCHING] = {.most = MAX_WATCHERS},
+};
 static uint64_t next_due = NEVER, last_seen;
 static int epoll_fd = -1;
 static struct dead *graves;
@@ -159,20 +160,21 @@ pid_t fork_child(void) {
 }
 
 void helper_exited(pid_t pid) {
-    for (int i = 0; i < helpers; i++)
-        if (helper_pids[i] == pid)
-            helper_pids[i] = helper_pids[--helpers];
+    for (int kind = 0; kind < HELPER_KINDS; kind++)
+        for (int i = 0; i < helpers[kind].count; i++)
+            if (helpers[kind].pids[i] == pid)
+                helpers[kind].pids[i] = helpers[kind].pids[--helpers[kind].count];
 }
 
-/* Keeps our blocked signals: only SIGKILL ends a helper. */
-pid_t fork_helper(int keep_fd) {
-    if (helpers >= MAX_HELPERS) {
-        errno = EAGAIN;
+/* Keeps our blocked signals: only SIGKILL ends a helper. One that watches ends also by SIGTERM, as at a shutdown. */
+pid_t fork_helper(enum helper kind, int keep_fd) {
+    if (helpers[kind].count >= helpers[kind].most) {
+        errno = EUSERS;
         return -1;
     }
     pid_t pid = fork();
     if (pid > 0)
-        helper_pids[helpers++] = pid;
+        helpers[kind].pids[helpers[kind].count++] = pid;
     if (pid)
         return pid;
     if (keep_fd >= 0 && keep_fd != 3)
@@ -181,5 +183,11 @@ pid_t fork_helper(int keep_fd) {
     if (syscall(SYS_close_range, first, UINT_MAX, 0))
         for (int fd = first; fd < 4096; fd++)
             close(fd);
+    if (kind == WATCHING) {
+        sigset_t term;
+        sigemptyset(&term);
+        sigaddset(&term, SIGTERM);
+        sigprocmask(SIG_UNBLOCK, &term, NULL);
+    }
     return 0;
 }

@@ -62,7 +62,7 @@ static bool look(pid_t leader, pid_t self) {
 }
 
 void kill_tree(pid_t leader) {
-    pid_t helper = fork_helper(-1);
+    pid_t helper = fork_helper(BRIEF, -1);
     if (helper > 0)
         return;
     if (helper == 0) {

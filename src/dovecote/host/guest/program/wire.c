@@ -65,6 +65,7 @@ const char *problem_name(int problem) {
     static const char *const names[] = {
         "", "io", "bad_request", "too_many", "no_such_command", "no_such_user", "bad_cwd", "bad_executable",
         "stdin_closed", "still_running", "not_regular", "no_process", "stalled", "stopping", "no_terminal",
+        "too_many_watches",
     };
     return problem > 0 && problem < (int)(sizeof names / sizeof *names) ? names[problem] : "io";
 }
@@ -77,7 +78,7 @@ const char *errno_name(int error) {
         NAME(ENODEV) NAME(ENOTDIR) NAME(EISDIR) NAME(EINVAL) NAME(ENFILE) NAME(EMFILE) NAME(ENOTTY) NAME(ETXTBSY)
         NAME(EFBIG) NAME(ENOSPC) NAME(ESPIPE) NAME(EROFS) NAME(EMLINK) NAME(EPIPE) NAME(ENAMETOOLONG) NAME(ENOSYS)
         NAME(ENOTEMPTY) NAME(ELOOP) NAME(EOVERFLOW) NAME(EOPNOTSUPP) NAME(ETIMEDOUT) NAME(ESTALE) NAME(EDQUOT)
-        NAME(EPROTO) NAME(ELIBBAD)
+        NAME(EPROTO) NAME(ELIBBAD) NAME(ERANGE)
     }
 #undef NAME
     return error ? "EUNKNOWN" : "";

@@ -1,0 +1,301 @@
+"""What a guest promises about watching directories, against the real program as PID 1."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from dovecote.errors import Failed, Forbidden, Invalid, NoCapacity, NotFound
+from dovecote.host.guest import Change
+from dovecote.host.guest.connection import Connection
+from dovecote.host.guest.protocol import Kind, render_frame, text
+from tests.system.guest_rig import BOUND, Rig, running, sanitized_program, until
+
+pytestmark = [pytest.mark.system, pytest.mark.anyio]
+
+
+class Watching:
+    """Collects what a watch tells, while a test does other things."""
+
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+        self.is_over = False
+
+    def told(self) -> list[tuple[str, str, str]]:
+        return [(c.kind, c.path, c.target) for c in self.changes]
+
+    async def see(self, condition: Callable[[], bool]) -> None:
+        await until(condition)
+
+
+@contextlib.asynccontextmanager
+async def watching(rig: Rig, path: str, *, user: str = "root", recursive: bool = False) -> AsyncIterator[Watching]:
+    watch = Watching()
+    ready = asyncio.Event()
+
+    async def collect() -> None:
+        async for change in rig.guest.watch(path, user=user, recursive=recursive):
+            if change.kind == "watching":
+                ready.set()
+            else:
+                watch.changes.append(change)
+        watch.is_over = True
+
+    task = asyncio.ensure_future(collect())
+    try:
+        async with asyncio.timeout(BOUND):
+            await ready.wait()
+        yield watch
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def watch_processes(rig: Rig) -> list[int]:
+    """Host pids of the guest's helpers that watch."""
+    found = []
+    for child in Path(f"/proc/{rig.pid}/task/{rig.pid}/children").read_text().split():
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{child}/comm").read_text() == Path(f"/proc/{rig.pid}/comm").read_text():
+                found.append(int(child))
+    return found
+
+
+async def test_each_kind_of_change_is_told_with_its_path() -> None:
+    async with running() as rig:
+        await rig.sh("mkdir /tmp/w; echo old > /tmp/w/old")
+        async with watching(rig, "/tmp/w") as watch:
+            await rig.sh("cd /tmp/w; echo x > a; chmod 600 a; mv a b; rm b; mkdir d; rmdir d; echo more >> old")
+            await watch.see(lambda: watch.told()[-1:] == [("write", "old", "")])
+        assert watch.told() == [
+            ("create", "a", ""),
+            ("write", "a", ""),
+            ("chmod", "a", ""),
+            ("rename", "a", "b"),
+            ("remove", "b", ""),
+            ("create", "d", ""),
+            ("remove", "d", ""),
+            ("write", "old", ""),
+        ]
+        assert [c.is_directory for c in watch.changes] == [False] * 5 + [True, True, False]
+
+
+async def test_a_file_that_we_write_looks_like_any_other_and_its_unfinished_name_is_not_told() -> None:
+    async with running() as rig:
+        await rig.sh("mkdir /tmp/w")
+        async with watching(rig, "/tmp/w", recursive=True) as watch:
+            await rig.guest.write_file("/tmp/w/new", b"x", user="root")
+            await rig.guest.write_file("/tmp/w/new", b"y", user="root")
+            await rig.guest.write_file("/tmp/w/empty", b"", user="root")
+            await rig.guest.write_file("/tmp/w/deep/er/new", b"x", user="root")
+            await watch.see(lambda: ("write", "deep/er/new", "") in watch.told())
+        assert watch.told() == [
+            ("create", "new", ""),
+            ("write", "new", ""),
+            ("write", "new", ""),
+            ("create", "empty", ""),
+            ("create", "deep", ""),
+            ("create", "deep/er", ""),
+            ("create", "deep/er/new", ""),
+            ("write", "deep/er/new", ""),
+        ]
+
+
+async def test_only_a_recursive_watch_looks_below() -> None:
+    async with running() as rig:
+        await rig.sh("mkdir -p /tmp/w/below/deep")
+        async with watching(rig, "/tmp/w") as flat, watching(rig, "/tmp/w", recursive=True) as whole:
+            await rig.sh("cd /tmp/w; touch below/deep/x; mkdir new; touch new/y; touch last")
+            await flat.see(lambda: ("create", "last", "") in flat.told())
+            await whole.see(lambda: ("create", "last", "") in whole.told())
+        assert {path for _, path, _ in flat.told()} == {"new", "last"}
+        assert {path for _, path, _ in whole.told()} == {"below/deep/x", "new", "new/y", "last"}
+
+
+async def test_what_appears_at_once_in_new_directories_is_not_lost_and_not_told_twice() -> None:
+    async with running() as rig:
+        await rig.sh("mkdir /tmp/w")
+        async with watching(rig, "/tmp/w", recursive=True) as watch:
+            for i in range(40):
+                await rig.sh(
+                    f"mkdir -p /tmp/w/{i}/a/b/c; for p in {i} {i}/a {i}/a/b {i}/a/b/c; do : > /tmp/w/$p/f; done"
+                )
+            await rig.sh("touch /tmp/w/last")
+            await watch.see(lambda: ("create", "last", "") in watch.told())
+        created = [path for kind, path, _ in watch.told() if kind == "create"]
+        wanted = {f"{i}{below}" for i in range(40) for below in ("", "/a", "/a/b", "/a/b/c")}
+        wanted |= {f"{path}/f" for path in wanted} | {"last"}
+        assert sorted(created) == sorted(wanted)
+
+
+async def test_a_renamed_directory_goes_on_under_its_new_name_and_one_that_left_is_silent() -> None:
+    async with running() as rig:
+        await rig.sh("mkdir -p /tmp/w/a/in /tmp/w/stays /tmp/out")
+        async with watching(rig, "/tmp/w", recursive=True) as watch:
+            await rig.sh("cd /tmp/w; mv a stays/b; touch stays/b/in/x")
+            await watch.see(lambda: ("create", "stays/b/in/x", "") in watch.told())
+            await rig.sh("cd /tmp/w; mv stays/b /tmp/out/gone; touch /tmp/out/gone/in/y; touch last")
+            await watch.see(lambda: ("create", "last", "") in watch.told())
+            await rig.sh("cd /tmp/w; mv /tmp/out/gone back; touch back/in/z")
+            await watch.see(lambda: ("create", "back/in/z", "") in watch.told())
+        told = [each for each in watch.told() if each[0] != "chmod"]
+        assert told[:4] == [
+            ("rename", "a", "stays/b"),
+            ("create", "stays/b/in/x", ""),
+            ("rename", "stays/b", ""),
+            ("create", "last", ""),
+        ]
+        assert told[4] == ("create", "back", "")
+        assert {path for _, path, _ in told[5:]} == {"back/in", "back/in/x", "back/in/y", "back/in/z"}
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_copy_kept_by_the_changes_alone_is_the_same_as_the_tree(seed: int) -> None:
+    """Whatever is done, in whatever order: who applies the changes ends with the names that are there."""
+    rng = random.Random(seed)
+    names = ["a", "b", "c"]
+    script = ["cd /tmp/w"]
+    for _ in range(300):
+        one, other = ("/".join(rng.choices(names, k=rng.randrange(1, 4))) for _ in range(2))
+        script.append(
+            rng.choice(
+                [
+                    f"mkdir -p {one} 2>/dev/null",
+                    f"echo x > {one} 2>/dev/null",
+                    f"rm -rf {one}",
+                    f"mv -T {one} {other} 2>/dev/null",
+                    f"mv -T {one} ../out/x 2>/dev/null && mv -T ../out/x {other} 2>/dev/null; rm -rf ../out/x",
+                ]
+            )
+        )
+    async with running(sanitized_program()) as rig:
+        await rig.sh("mkdir /tmp/w /tmp/out")
+        async with watching(rig, "/tmp/w", recursive=True) as watch:
+            for at in range(1, len(script), 25):
+                await rig.sh("\n".join([script[0], *script[at : at + 25]]))
+            await rig.sh("touch /tmp/w/last")
+            await watch.see(lambda: ("create", "last", "") in watch.told())
+        found = (await rig.guest.list_dir("/tmp/w", user="root", depth=9)).entries
+        assert replayed(watch.changes) == {entry.path for entry in found}
+
+
+def replayed(changes: list[Change]) -> set[str]:
+    there: set[str] = set()
+
+    def below(path: str) -> set[str]:
+        return {each for each in there if each == path or each.startswith(path + "/")}
+
+    for change in changes:
+        assert change.kind != "overflow"
+        if change.kind == "create":
+            there.add(change.path)
+        elif change.kind == "remove":
+            there -= below(change.path)
+        elif change.kind == "rename":
+            moved = below(change.path)
+            there -= moved
+            if change.target:
+                there -= below(change.target)
+                there |= {change.target + each[len(change.path) :] for each in moved}
+    return there
+
+
+async def test_a_watch_ends_when_its_directory_is_gone() -> None:
+    async with running() as rig:
+        await rig.sh("mkdir /tmp/w /tmp/v")
+        for script in ("rmdir /tmp/w", "mv /tmp/v /tmp/u"):
+            async with watching(rig, "/tmp/" + script.split()[1][-1]) as watch:
+                await rig.sh(script)
+                await watch.see(lambda: watch.is_over)
+                assert watch.told()[-1] == ("remove", "", "")
+
+
+async def test_a_watch_acts_with_the_rights_of_its_user() -> None:
+    async with running() as rig:
+        await rig.sh("mkdir -p /tmp/w/secret /tmp/w/open; chmod 700 /tmp/w/secret /root; chmod 777 /tmp/w/open")
+        for path, kind in (("/root", Forbidden), ("/tmp/none", NotFound), ("/etc/passwd", Invalid)):
+            with pytest.raises(kind):
+                await anext(rig.guest.watch(path, user="bird"))
+        async with watching(rig, "/tmp/w", user="bird", recursive=True) as watch:
+            await rig.sh("touch /tmp/w/secret/x /tmp/w/open/y")
+            await watch.see(lambda: ("create", "open/y", "") in watch.told())
+        assert ("create", "secret/x", "") not in watch.told()
+
+
+async def test_a_reader_that_is_behind_gets_an_overflow_and_costs_only_its_own_watch() -> None:
+    async with running() as rig:
+        await rig.sh("mkdir /tmp/w")
+        slow = await Connection.open(rig.socket_path)
+        await slow.send(render_frame(Kind.WATCH, text("root") + text("/tmp/w") + b"\1"))
+        await slow.receive(BOUND)
+        async with watching(rig, "/tmp/w", recursive=True) as quick:
+            await rig.sh("mkdir /tmp/w/d; cd /tmp/w/d; seq -f %0100.f 1 12000 | xargs touch; touch /tmp/w/last")
+            await quick.see(lambda: ("create", "last", "") in quick.told())
+        assert rig.rss_bytes("RssAnon") < 1 << 20
+        kinds = [(await slow.receive(BOUND))[1][0]]
+        while kinds[-1] != 6:
+            kinds.append((await slow.receive(BOUND))[1][0])
+        assert len(kinds) < 12000
+        await rig.sh("touch /tmp/w/d/after")  # in a directory that it came to know while it was behind
+        while b"d/after" not in (await slow.receive(BOUND))[1]:
+            pass
+        slow.close()
+
+
+async def test_when_the_kernel_drops_events_it_is_told_and_the_watch_goes_on_everywhere() -> None:
+    async with running() as rig:
+        await rig.sh("mkdir /tmp/w")
+        async with watching(rig, "/tmp/w", recursive=True) as watch:
+            stopped = watch_processes(rig)
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+            await rig.sh("cd /tmp/w; seq 1 20000 | xargs touch; mkdir -p new/er")
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+            await watch.see(lambda: any(c.kind == "overflow" for c in watch.changes))
+            await rig.sh("touch /tmp/w/new/er/x")
+            await watch.see(lambda: ("create", "new/er/x", "") in watch.told())
+
+
+async def test_more_directories_than_the_bound_are_refused_and_later_ones_are_an_overflow() -> None:
+    async with running() as rig:
+        await rig.sh("mkdir /tmp/w; cd /tmp/w; seq 1 16380 | xargs mkdir")
+        async with watching(rig, "/tmp/w", recursive=True) as watch:
+            await rig.sh("cd /tmp/w; mkdir b1 b2 b3 b4 b5 b6")
+            await watch.see(lambda: any(c.kind == "overflow" for c in watch.changes))
+        with pytest.raises(NoCapacity) as error:
+            await anext(rig.guest.watch("/tmp/w", user="root", recursive=True))
+        assert error.value.code == "too_many_watches"
+
+
+async def test_watches_are_bounded_in_number_and_leave_nothing_behind() -> None:
+    async with running() as rig:
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(64):
+                await stack.enter_async_context(watching(rig, "/tmp"))
+            with pytest.raises(NoCapacity) as error:
+                await anext(rig.guest.watch("/tmp", user="root"))
+            assert error.value.code == "too_many"
+            assert (await rig.sh("echo fine")).stdout == b"fine\n"
+            await rig.guest.write_file("/tmp/x", b"x", user="root")
+            assert rig.rss_bytes("RssAnon") < 1 << 20
+        await until(lambda: not watch_processes(rig))
+
+
+async def test_a_shutdown_does_not_wait_for_watches() -> None:
+    async with running() as rig:
+        changes = rig.guest.watch("/tmp", user="bird")
+        await anext(changes)
+        await rig.guest.shutdown(60)
+        await until(lambda: not rig.alive())
+        with pytest.raises(Failed) as error:
+            await anext(changes)
+        assert error.value.code == "guest_unreachable"
