@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dovecote.errors import Failed, Forbidden, Invalid, NoCapacity, NotFound
-from dovecote.host.guest import Change
+from dovecote.host.guest import FileChange
 from dovecote.host.guest.connection import Connection
 from dovecote.host.guest.protocol import Kind, render_frame, text
 from tests.system.guest_rig import BOUND, Rig, running, sanitized_program, until
@@ -25,7 +25,7 @@ class Watching:
     """Collects what a watch tells, while a test does other things."""
 
     def __init__(self) -> None:
-        self.changes: list[Change] = []
+        self.changes: list[FileChange] = []
         self.is_over = False
 
     def told(self) -> list[tuple[str, str, str]]:
@@ -187,7 +187,7 @@ async def test_a_copy_kept_by_the_changes_alone_is_the_same_as_the_tree(seed: in
         assert replayed(watch.changes) == {entry.path for entry in found}
 
 
-def replayed(changes: list[Change]) -> set[str]:
+def replayed(changes: list[FileChange]) -> set[str]:
     there: set[str] = set()
 
     def below(path: str) -> set[str]:

@@ -375,14 +375,14 @@ async def test_a_cancelled_run_leaves_nothing_running() -> None:
 async def test_a_run_that_is_cancelled_before_its_start_is_told_leaves_nothing_running(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    answer, is_told = channel._answer, asyncio.Event()
+    answer, is_told = channel.answer, asyncio.Event()
 
     async def late(*args: Any, **more: Any) -> bytes:
         await is_told.wait()
         return await answer(*args, **more)
 
     async with running() as rig:
-        monkeypatch.setattr(channel, "_answer", late)
+        monkeypatch.setattr(channel, "answer", late)
         task = asyncio.ensure_future(rig.guest.run(shell("sleep 4717.8; true")))
         await until(lambda: bool(rig.processes("4717.8")))
         task.cancel()

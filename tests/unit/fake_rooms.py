@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias, cast
@@ -16,12 +16,16 @@ from dovecote.control.sandboxes import (
     CommandStatus,
     Contexts,
     Dropped,
+    Entry,
     Event,
     Exited,
+    FileChange,
     Finished,
+    Listing,
     Output,
     Started,
     Stat,
+    Watchers,
 )
 from dovecote.control.templates import Done, Printed, Step
 from dovecote.errors import Conflict, DeadlineExceeded, Invalid, NotFound, Unauthenticated
@@ -192,6 +196,11 @@ class FakeSandboxes:
     finish: Callable[[tuple[str, ...]], Finished] = field(
         default=lambda argv: Finished(" ".join(argv).encode(), b"", 0, None, False, False)
     )
+    entry: Stat = field(default=Stat("link", 0o777, 1000, 7, 3, 0, "to", "bird", "", {"a": "b"}))
+    entries: int = 1
+    changes: list[FileChange] = field(
+        default_factory=lambda: [FileChange("watching", is_directory=True), FileChange("rename", "a", "b")]
+    )
     is_detached: bool = False
     goes_on: bool = False  # after its events a command goes on, until `over`
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -202,6 +211,9 @@ class FakeSandboxes:
     largest_piece: int = 0
     guest: ContextGuest = field(default_factory=ContextGuest)
     received: int = 0
+
+    def __post_init__(self) -> None:
+        self.watchers = Watchers(self._begin)
 
     @property
     def contexts(self) -> Contexts:
@@ -264,7 +276,10 @@ class FakeSandboxes:
     async def release(self, tenant_id: str, session_id: str, number: int) -> None:
         self.calls.append({"number": number, "released": True})
 
-    async def stat(self, tenant_id: str, session_id: str, path: str, **_: Any) -> Stat:
+    async def stat(self, tenant_id: str, session_id: str, path: str, **how: Any) -> Stat:
+        self.calls.append(how)
+        if not how.get("follow", True):
+            return self.entry
         if any(name.startswith(path.rstrip("/") + "/") for name in self.files):
             return Stat("directory", 0o755, 1000, 1000, 0, 0, "")
         if path not in self.files:
@@ -279,8 +294,9 @@ class FakeSandboxes:
             yield content[at : at + (1 << 16)]
 
     async def write_file(
-        self, tenant_id: str, session_id: str, path: str, chunks: AsyncIterator[bytes], **_: Any
+        self, tenant_id: str, session_id: str, path: str, chunks: AsyncIterator[bytes], **how: Any
     ) -> None:
+        self.calls.append(how)
         content = bytearray()
         async for chunk in chunks:
             self.largest_piece = max(self.largest_piece, len(chunk))
@@ -293,6 +309,30 @@ class FakeSandboxes:
 
     async def rename(self, tenant_id: str, session_id: str, source: str, target: str, **_: Any) -> None:
         self.files[target] = self.files.pop(source)
+
+    async def alter(self, tenant_id: str, session_id: str, path: str, **how: Any) -> Stat:
+        self.calls.append(how)
+        return self.entry
+
+    async def list_dir(self, tenant_id: str, session_id: str, path: str, **how: Any) -> Listing:
+        self.calls.append(how)
+        return Listing([Entry(f"{i}", self.entry) for i in range(self.entries)], self.entries > how["most"])
+
+    async def make_dir(self, tenant_id: str, session_id: str, path: str, **_: Any) -> bool:
+        return path not in self.files
+
+    async def make_link(self, tenant_id: str, session_id: str, path: str, target: str, **_: Any) -> None:
+        self.files[path] = target.encode()
+
+    async def watch(self, tenant_id: str, session_id: str, path: str, **how: Any) -> AsyncGenerator[FileChange, None]:
+        self.calls.append(how)
+        for change in self.changes:
+            yield change
+
+    async def _begin(self, tenant_id: str, session_id: str, path: str, recursive: bool, user: str | None) -> Any:
+        changes = self.watch(tenant_id, session_id, path, recursive=recursive)
+        await anext(changes)
+        return changes
 
 
 class FakeApps:

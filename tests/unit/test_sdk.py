@@ -10,7 +10,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from dovecote import errors, sdk
-from dovecote.control.sandboxes import Exited, Finished, Output, Started
+from dovecote.control.sandboxes import Dropped, Exited, FileChange, Finished, Output, Started
 from dovecote.sdk import AsyncDovecote, Dovecote, Printed, Start, Step, Template
 from dovecote.sdk._errors import error_from
 from dovecote.sdk._settings import find_access
@@ -185,6 +185,47 @@ def test_apps_chats_functions_and_keys(client: Dovecote) -> None:
     assert key.secret
     assert [each.secret for each in client.keys.list()] == [None]
     assert client.users.set_tier("u", "vip").tier == "vip"
+
+
+def test_files_are_listed_changed_and_watched(client: Dovecote, rooms: Rooms) -> None:
+    files = client.sessions.create().files
+    rooms.sandboxes.entries = 3
+    found = files.list("x", limit=2)
+    assert (len(found), found.truncated, found[0].owner, found[0].metadata) == (3, True, "bird", {"a": "b"})
+    assert not files.list("x").truncated
+    files.write("a", b"", metadata={"x": "é:"}, mode=0o600)
+    assert rooms.sandboxes.calls[-1] == {"user": None, "mode": 0o600, "metadata": {"x": "é:"}}
+    files.write("a", b"", metadata={})
+    assert rooms.sandboxes.calls[-1]["metadata"] == {}
+    assert files.chmod("a", 0o600).permissions == "lrwxrwxrwx"
+    assert files.set_metadata("a", {"k": "v"}).metadata == {"a": "b"}
+    assert (files.make_dir("a"), files.make_dir("new")) == (False, True)
+    files.make_link("l", "a")
+    rooms.sandboxes.changes.append(FileChange("create", "\u2028\x85\r"))
+    told = [(change.type, change.path, change.target) for change in files.watch("x", recursive=True)]
+    assert told == [("watching", "", None), ("rename", "a", "b"), ("create", "\u2028\x85\r", None)]
+    watcher = files.watcher("x")
+    taken: list[str] = []
+    while len(taken) < 2:
+        taken += [change.path for change in watcher.take()]
+    assert taken == ["a", "\u2028\x85\r"]
+    with pytest.raises(sdk.NotFound):
+        watcher.take()
+    with files.watcher("x"):
+        pass
+
+
+def test_output_with_line_separators_of_unicode_is_no_end_of_a_line(client: Dovecote, rooms: Rooms) -> None:
+    session = client.sessions.create()
+    said = "a\u2028b\x85c\x0bd\u2029"
+    rooms.sandboxes.events = [Started(3, 9, NOW), Output("stdout", 0, said.encode()), Exited(0, None, False, 0)]
+    assert session.start("x").wait().stdout == said
+
+
+def test_what_was_dropped_is_not_hidden_by_waiting(client: Dovecote, rooms: Rooms) -> None:
+    rooms.sandboxes.events = [Dropped(7), Output("stdout", 7, b"end"), Exited(0, None, False, 10)]
+    finished = client.sessions.create().start("x").wait()
+    assert (finished.stdout, finished.truncated) == ("end", True)
 
 
 @pytest.mark.anyio

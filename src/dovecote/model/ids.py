@@ -30,6 +30,7 @@ KINDS = {
     "hst": "host",
     "vol": "volume",
     "tpl": "template",
+    "wat": "watcher",
 }
 
 _ID = re.compile(rf"({'|'.join(KINDS)})_[{ALPHABET}]{{{LENGTH}}}")

@@ -3,7 +3,8 @@
 from dovecote.sdk._async.client import AsyncDovecote
 from dovecote.sdk._async.commands import AsyncCommand
 from dovecote.sdk._async.contexts import AsyncContext, AsyncContexts
-from dovecote.sdk._async.sessions import AsyncFiles, AsyncSession
+from dovecote.sdk._async.files import AsyncFiles, AsyncWatcher
+from dovecote.sdk._async.sessions import AsyncSession
 from dovecote.sdk._async.terminals import AsyncTerminal
 from dovecote.sdk._code import (
     Accepted,
@@ -44,12 +45,14 @@ from dovecote.sdk._shapes import (
     Event,
     Exited,
     File,
+    FileChange,
     FileDiff,
     Finished,
     Function,
     Instance,
     Key,
     Lag,
+    Listing,
     Mount,
     Network,
     Output,
@@ -73,7 +76,8 @@ from dovecote.sdk._shapes import (
 from dovecote.sdk._sync.client import Dovecote
 from dovecote.sdk._sync.commands import Command
 from dovecote.sdk._sync.contexts import Context, Contexts
-from dovecote.sdk._sync.sessions import Files, Session
+from dovecote.sdk._sync.files import Files, Watcher
+from dovecote.sdk._sync.sessions import Session
 from dovecote.sdk._sync.terminals import Terminal
 
 __all__ = [
@@ -87,6 +91,7 @@ __all__ = [
     "AsyncFiles",
     "AsyncSession",
     "AsyncTerminal",
+    "AsyncWatcher",
     "BadRequest",
     "Began",
     "Change",
@@ -108,6 +113,7 @@ __all__ = [
     "Exited",
     "Fault",
     "File",
+    "FileChange",
     "FileDiff",
     "Files",
     "Finished",
@@ -117,6 +123,7 @@ __all__ = [
     "Instance",
     "Key",
     "Lag",
+    "Listing",
     "Mount",
     "Network",
     "NotFound",
@@ -150,4 +157,5 @@ __all__ = [
     "Unsupported",
     "User",
     "Volume",
+    "Watcher",
 ]

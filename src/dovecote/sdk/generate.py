@@ -24,7 +24,6 @@ WORDS = {
     "aclose": "close",
     "aread": "read",
     "aiter_bytes": "iter_bytes",
-    "aiter_lines": "iter_lines",
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",
     "_async": "_sync",
@@ -38,7 +37,7 @@ def sync_source(text: str) -> str:
     """The blocking twin of a module: a change of words, so both read alike."""
     text = re.sub(r"\b(async def|async with|async for)\b", lambda match: match[0].removeprefix("async "), text)
     text = re.sub(r"\bawait ", "", text).replace("websockets.asyncio.client", "websockets.sync.client")
-    text = re.sub(r"\bAsyncGenerator\[(\w+), None\]", r"Generator[\1, None, None]", text)
+    text = re.sub(r"\bAsyncGenerator\[([\w\[\], ]+), None\]", r"Generator[\1, None, None]", text)
 
     def word(match: re.Match[str]) -> str:
         known = WORDS.get(match[0])

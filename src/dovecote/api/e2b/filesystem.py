@@ -39,7 +39,7 @@ class Filesystem:
         found = await self._as_user_or_root(
             call, lambda user: self._sandboxes.list_dir(*call.place, path, depth=depth, user=user)
         )
-        return {"entries": [render_entry(posixpath.join(path, each.path), each.stat) for each in found]}
+        return {"entries": [render_entry(posixpath.join(path, each.path), each.stat) for each in found.entries]}
 
     async def make_dir(self, call: Call, message: Message) -> Json:
         path = await absolute(self._sandboxes, call, message.text("path"), call.user)

@@ -6,8 +6,6 @@ import asyncio
 import base64
 import codecs
 import signal as signals
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
 from typing import Annotated, Any, Literal, Self
 
 import orjson
@@ -18,14 +16,14 @@ from starlette.requests import ClientDisconnect
 
 from dovecote.api import errors
 from dovecote.api.rest.here import Here, Number, SessionId, call
+from dovecote.api.rest.lines import NDJSON, lasting, line
 from dovecote.api.rest.shapes import Body, CommandShape, FinishedShape, Page, shown
 from dovecote.control.sandboxes import CommandStatus, Dropped, Event, Exited, Finished, Output, Started
-from dovecote.errors import DovecoteError, Invalid
+from dovecote.errors import Invalid
 from dovecote.model.ids import parse_id
 
 routes = APIRouter(prefix="/v1/sessions/{session_id}", tags=["commands"])
 
-NDJSON = "application/x-ndjson"
 Encoding = Literal["utf-8", "base64"]
 
 
@@ -118,7 +116,7 @@ async def run_command(request: Request) -> Response:
     sandboxes = here.rooms.sandboxes
     if new.stream:
         events = sandboxes.stream(here.tenant_id, session_id, **new.long_running())
-        return await _streamed(events, new.encoding, here.request_id)
+        return await lasting(events, EventText(new.encoding).render, here.request_id)
     if new.detach:
         started = await sandboxes.start(here.tenant_id, session_id, **new.long_running())
         return _json({"number": started.number, "pid": started.pid}, 202)
@@ -155,7 +153,7 @@ async def attach_command(
     encoding: Encoding = "utf-8",
 ) -> Response:
     events = here.rooms.sandboxes.attach(here.tenant_id, session_id, number, offset=offset)
-    return await _streamed(events, encoding, here.request_id)
+    return await lasting(events, EventText(encoding).render, here.request_id)
 
 
 @routes.post("/commands/{number}:signal", status_code=204, summary="Send it a signal")
@@ -239,38 +237,6 @@ def _json(body: object, status: int = 200) -> Response:
     return Response(orjson.dumps(body), status, media_type="application/json")
 
 
-async def _streamed(events: AsyncIterator[Event], encoding: Encoding, request_id: str) -> Response:
-    """The first event is awaited before the answer begins, so that a refusal is an error and not a stream."""
-    try:
-        first = await anext(events, None)
-    except BaseException:
-        await _close(events)
-        raise
-    lines = _lines(first, events, EventText(encoding), request_id)
-    return StreamingResponse(lines, media_type=NDJSON, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
-
-
-async def _lines(
-    first: Event | None, events: AsyncIterator[Event], text: EventText, request_id: str
-) -> AsyncGenerator[bytes, None]:
-    """Ends with `exited` or `error`. When the client leaves, closing the events detaches from the command."""
-    try:
-        if first is not None:
-            yield text.render(first)
-            async for event in events:
-                yield text.render(event)
-    except DovecoteError as error:
-        yield orjson.dumps({"type": "error", **errors.body_of(error, request_id)}) + b"\n"
-    finally:
-        await _close(events)
-
-
-async def _close(events: AsyncIterator[Event]) -> None:
-    if isinstance(events, AsyncGenerator):
-        async with aclosing(events):
-            pass
-
-
 class EventText:
     """Renders events as NDJSON. Keeps the beginning of a character that was cut between two pieces of output."""
 
@@ -283,16 +249,16 @@ class EventText:
         if isinstance(event, Output):
             return self._output(event.stream, event.data, event.offset, final=False)
         if isinstance(event, Started):
-            return _line(type="started", number=event.number, pid=event.pid)
+            return line(type="started", number=event.number, pid=event.pid)
         if isinstance(event, Dropped):
-            return _line(type="dropped", bytes=event.bytes)
+            return line(type="dropped", bytes=event.bytes)
         assert isinstance(event, Exited)
         rest = b"".join(
             self._output(stream, b"", None, final=True)
             for stream, decoder in self._decoders.items()
             if decoder.getstate()[0]
         )
-        return rest + _line(type="exited", exit_code=event.exit_code, signal=event.signal, timed_out=event.timed_out)
+        return rest + line(type="exited", exit_code=event.exit_code, signal=event.signal, timed_out=event.timed_out)
 
     def _output(self, stream: str, data: bytes, offset: int | None, *, final: bool) -> bytes:
         if self._encoding == "base64":
@@ -302,8 +268,4 @@ class EventText:
             shown = decoder.decode(data, final)
             pending = len(decoder.getstate()[0])
         after = None if offset is None else offset + len(data) - pending
-        return _line(type="output", stream=stream, data=shown, offset=offset, next_offset=after)
-
-
-def _line(**fields: object) -> bytes:
-    return orjson.dumps(fields) + b"\n"
+        return line(type="output", stream=stream, data=shown, offset=offset, next_offset=after)

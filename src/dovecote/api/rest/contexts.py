@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from datetime import datetime
 from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Path, Response
-from fastapi.responses import StreamingResponse
 from pydantic import AfterValidator, BaseModel, Field
 
-from dovecote.api import errors
-from dovecote.api.rest.here import Call, Here, SessionId
+from dovecote.api.rest.here import Here, SessionId
+from dovecote.api.rest.lines import NDJSON, lasting, line
 from dovecote.api.rest.shapes import Body, Page, shown
 from dovecote.control.sandboxes import (
     Accepted,
@@ -26,12 +22,10 @@ from dovecote.control.sandboxes import (
     Result,
     Truncated,
 )
-from dovecote.errors import DovecoteError
 from dovecote.model.ids import parse_id
 
 routes = APIRouter(prefix="/v1/sessions/{session_id}", tags=["contexts"])
 
-NDJSON = "application/x-ndjson"
 STREAMED: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "NDJSON: `accepted`, `began`, `output`, `result`, `fault`, `truncated`, at last `ended`.",
@@ -122,7 +116,7 @@ async def interrupt_context(here: Here, session_id: SessionId, context_id: Conte
 @routes.post("/contexts/{context_id}/execute", summary="Run code in it", response_class=Response, responses=STREAMED)
 async def execute(here: Here, session_id: SessionId, context_id: ContextId, new: NewExecution) -> Response:
     events = here.rooms.sandboxes.contexts.execute(here.tenant_id, session_id, context_id=context_id, **new.arguments())
-    return await _streamed(here, events)
+    return await lasting(events, render, here.request_id)
 
 
 @routes.get(
@@ -135,7 +129,7 @@ async def follow_execution(
     here: Here, session_id: SessionId, context_id: ContextId, execution_id: ExecutionId
 ) -> Response:
     events = here.rooms.sandboxes.contexts.follow(here.tenant_id, session_id, context_id, execution_id)
-    return await _streamed(here, events)
+    return await lasting(events, render, here.request_id)
 
 
 @routes.post(
@@ -146,7 +140,7 @@ async def follow_execution(
 )
 async def execute_in_default(here: Here, session_id: SessionId, new: NewDefaultExecution) -> Response:
     events = here.rooms.sandboxes.contexts.execute(here.tenant_id, session_id, language=new.language, **new.arguments())
-    return await _streamed(here, events)
+    return await lasting(events, render, here.request_id)
 
 
 def context_shape(context: Context) -> ContextShape:
@@ -161,29 +155,8 @@ def context_shape(context: Context) -> ContextShape:
     )
 
 
-async def _streamed(here: Call, events: AsyncGenerator[Happening, None]) -> Response:
-    """The first event is awaited before the answer begins, so that a refusal is an error and not a stream."""
-    try:
-        first = await anext(events)
-    except BaseException:
-        await events.aclose()
-        raise
-    lines = _lines(here, first, events)
-    return StreamingResponse(lines, media_type=NDJSON, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
-
-
-async def _lines(here: Call, first: Happening, events: AsyncGenerator[Happening, None]) -> AsyncGenerator[bytes, None]:
-    async with aclosing(events):
-        try:
-            yield render(first)
-            async for event in events:
-                yield render(event)
-        except DovecoteError as error:
-            yield orjson.dumps({"type": "error", **errors.body_of(error, here.request_id)}) + b"\n"
-
-
 def render(event: Happening) -> bytes:
-    return orjson.dumps(_body(event)) + b"\n"
+    return line(**_body(event))
 
 
 def _body(event: Happening) -> dict[str, object]:

@@ -43,8 +43,17 @@ NamedSnapshot = Annotated[str, _id("snp")]  # in a body or a query
 SnapshotId = Annotated[str, Path(description="`snp_...`"), _id("snp")]
 ChatId = Annotated[str, Path(description="`cha_...`"), _id("cha")]
 KeyId = Annotated[str, Path(description="`key_...`"), _id("key")]
+WatcherId = Annotated[str, Path(description="`wat_...`"), _id("wat")]
 AppName = Annotated[str, Path(), AfterValidator(lambda text: parse_name(text, "an app"))]
 FunctionName = Annotated[str, Path(), AfterValidator(lambda text: parse_name(text, "a function"))]
 Number = Annotated[int, Path(description="A command's number in its session"), AfterValidator(_number)]
 After = Annotated[str | None, Query(max_length=200, description="`next` of the page before")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="Items in a page")]
+
+
+def pair(text: str) -> tuple[str, str]:
+    """Metadata as a query parameter has it."""
+    name, colon, value = text.partition(":")
+    if not colon:
+        raise Invalid(f"not metadata: {text[:60]!r}", hint="name:text")
+    return name, value

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from dovecote.api.rest.here import After, Call, Here, Limit, NamedSnapshot, SessionId
+from dovecote.api.rest.here import After, Call, Here, Limit, NamedSnapshot, SessionId, pair
 from dovecote.api.rest.shapes import (
     Body,
     InstanceShape,
@@ -25,7 +25,6 @@ from dovecote.api.rest.shapes import (
 )
 from dovecote.control.metering import Sample
 from dovecote.control.sessions import Wishes
-from dovecote.errors import Invalid
 from dovecote.model.states import AtTimeout
 
 routes = APIRouter(prefix="/v1/sessions", tags=["sessions"])
@@ -119,7 +118,7 @@ async def list_sessions(
         function=function,
         user=user,
         state=state,
-        metadata=dict(_pair(each) for each in metadata or ()),
+        metadata=dict(pair(each) for each in metadata or ()),
         is_paused=is_paused,
         newest_first=newest_first,
         after=after,
@@ -256,10 +255,3 @@ async def _owner(here: Call, new: NewSession) -> dict[str, str]:
         snapshot = await here.rooms.snapshots.find(here.tenant_id, new.snapshot)
         return {"user_id": (await here.rooms.sessions.get(here.tenant_id, snapshot.session_id)).user_id}
     return {"user": new.user or "default"}
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not colon:
-        raise Invalid(f"not metadata to look for: {text[:60]!r}", hint="name:text")
-    return name, value

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 
 from dovecote.control.fleet import Guest
 from dovecote.control.sandboxes.contexts import Context, Contexts
 from dovecote.control.sandboxes.executions import Accepted, Began, Ended, Fault, Happening, Printed, Result, Truncated
+from dovecote.control.sandboxes.watchers import Watchers
 from dovecote.control.sessions import Live, Sessions
 from dovecote.errors import Invalid, NotFound
 from dovecote.host.guest import (
@@ -17,7 +19,9 @@ from dovecote.host.guest import (
     Entry,
     Event,
     Exited,
+    FileChange,
     Finished,
+    Listing,
     Output,
     Port,
     Started,
@@ -38,8 +42,10 @@ __all__ = [
     "Event",
     "Exited",
     "Fault",
+    "FileChange",
     "Finished",
     "Happening",
+    "Listing",
     "Output",
     "Port",
     "Printed",
@@ -48,8 +54,10 @@ __all__ = [
     "Started",
     "Stat",
     "Truncated",
+    "Watchers",
 ]
 
+MOST_ENTRIES = 100_000  # of one listing
 LONGEST_COMMAND = 24 * 3600.0  # seconds
 MOST_ACCOUNTS = 1 << 20  # bytes of /etc/passwd
 MOST_OUTPUT = 64 << 20  # bytes that `run` collects
@@ -62,6 +70,7 @@ class Sandboxes:
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
         self.contexts = Contexts(sessions)
+        self.watchers = Watchers(self._begin_watch)
 
     # -- commands
 
@@ -187,32 +196,72 @@ class Sandboxes:
         chunks: AsyncIterator[bytes] | bytes,
         *,
         user: str | None = None,
-        mode: int = 0o644,
+        mode: int | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Atomic: readers see the old file or the whole new one. Missing directories are made."""
+        """Atomic: readers see the old file or the whole new one. Missing directories are made.
+
+        A file that exists keeps its mode and metadata where none are given.
+        """
         async with self._sessions.use(tenant_id, session_id) as live:
             where, who = self._path(live, path, user)
-            await live.guest.write_file(where, chunks, user=who, mode=mode)
+            await live.guest.write_file(where, chunks, user=who, mode=mode, metadata=metadata)
 
     async def stat(
         self, tenant_id: str, session_id: str, path: str, *, user: str | None = None, follow: bool = True
     ) -> Stat:
-        """Of what a link at the end of the path names, or, without `follow`, of the link."""
+        """Without `follow` a link itself, with its target."""
         async with self._sessions.use(tenant_id, session_id) as live:
             where, who = self._path(live, path, user)
             return await live.guest.stat(where, user=who, follow=follow)
 
     async def list_dir(
-        self, tenant_id: str, session_id: str, path: str, *, depth: int = 1, user: str | None = None
-    ) -> list[Entry]:
+        self,
+        tenant_id: str,
+        session_id: str,
+        path: str,
+        *,
+        depth: int = 1,
+        most: int = MOST_ENTRIES,
+        user: str | None = None,
+        follow: bool = True,
+    ) -> Listing:
+        """The listing says when there was more than `most`. Links in it are not followed."""
         async with self._sessions.use(tenant_id, session_id) as live:
             where, who = self._path(live, path, user)
-            return await live.guest.list_dir(where, user=who, depth=depth)
+            return await live.guest.list_dir(where, user=who, depth=depth, most=most, follow=follow)
 
-    async def make_dir(self, tenant_id: str, session_id: str, path: str, *, user: str | None = None) -> None:
+    async def make_dir(self, tenant_id: str, session_id: str, path: str, *, user: str | None = None) -> bool:
+        """With those above it. Says whether it was made; one that exists is no error."""
         async with self._sessions.use(tenant_id, session_id) as live:
             where, who = self._path(live, path, user)
-            await live.guest.make_dir(where, user=who)
+            return await live.guest.make_dir(where, user=who)
+
+    async def make_link(
+        self, tenant_id: str, session_id: str, path: str, target: str, *, user: str | None = None
+    ) -> None:
+        """A symbolic link; `target` is taken as it is and need not be there."""
+        async with self._sessions.use(tenant_id, session_id) as live:
+            where, who = self._path(live, path, user)
+            if not target:
+                raise Invalid("a link has a target", code="malformed_path")
+            await live.guest.make_link(where, target, user=who)
+
+    async def alter(
+        self,
+        tenant_id: str,
+        session_id: str,
+        path: str,
+        *,
+        mode: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+        user: str | None = None,
+    ) -> Stat:
+        """Sets permission bits; makes the metadata exactly what is given. What is None stays."""
+        async with self._sessions.use(tenant_id, session_id) as live:
+            where, who = self._path(live, path, user)
+            await live.guest.alter(where, user=who, mode=mode, metadata=metadata)
+            return await live.guest.stat(where, user=who)
 
     async def remove(
         self, tenant_id: str, session_id: str, path: str, *, recursive: bool = False, user: str | None = None
@@ -224,10 +273,21 @@ class Sandboxes:
     async def rename(
         self, tenant_id: str, session_id: str, source: str, target: str, *, user: str | None = None
     ) -> None:
+        """Over a file or an empty directory that is there; to another file system by a copy."""
         async with self._sessions.use(tenant_id, session_id) as live:
             old, who = self._path(live, source, user)
             new, _ = self._path(live, target, user)
             await live.guest.rename(old, new, user=who)
+
+    async def watch(
+        self, tenant_id: str, session_id: str, path: str, *, recursive: bool = False, user: str | None = None
+    ) -> AsyncGenerator[FileChange, None]:
+        """What changes in a directory, after a first `watching`. Stays until it is left or the directory is gone."""
+        async with self._sessions.use(tenant_id, session_id) as live:
+            where, who = self._path(live, path, user)
+            async with aclosing(live.guest.watch(where, user=who, recursive=recursive)) as changes:
+                async for change in changes:
+                    yield change
 
     async def user(self, tenant_id: str, session_id: str) -> str:
         """Who commands and files are done as where nobody is named."""
@@ -245,6 +305,16 @@ class Sandboxes:
             return await live.guest.ports()
 
     # -- inside
+
+    async def _begin_watch(
+        self, tenant_id: str, session_id: str, path: str, recursive: bool, user: str | None
+    ) -> AsyncGenerator[FileChange, None]:
+        """A watch that has begun. It keeps nothing awake: while the session is frozen, nothing changes."""
+        async with self._sessions.use(tenant_id, session_id) as live:
+            where, who = self._path(live, path, user)
+            changes = live.guest.watch(where, user=who, recursive=recursive)
+            await anext(changes)
+            return changes
 
     def _path(self, live: Live, path: str, user: str | None) -> tuple[str, str]:
         if not path or "\0" in path:

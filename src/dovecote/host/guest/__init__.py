@@ -2,7 +2,7 @@
 
 from dovecote.host.guest.build import ensure_guest
 from dovecote.host.guest.channel import Guest
-from dovecote.host.guest.files import Change, ChangeKind, Entry, Listing, Stat
+from dovecote.host.guest.files import Entry, FileChange, FileChangeKind, Listing, Stat
 from dovecote.host.guest.protocol import (
     Command,
     CommandStatus,
@@ -18,14 +18,14 @@ from dovecote.host.guest.protocol import (
 )
 
 __all__ = [
-    "Change",
-    "ChangeKind",
     "Command",
     "CommandStatus",
     "Dropped",
     "Entry",
     "Event",
     "Exited",
+    "FileChange",
+    "FileChangeKind",
     "Finished",
     "Guest",
     "Hello",

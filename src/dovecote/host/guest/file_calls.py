@@ -10,7 +10,7 @@ from dovecote.errors import Failed, Invalid
 from dovecote.host.guest import files
 from dovecote.host.guest.calls import ANSWER_WITHIN, Calls, answer, fits, receive
 from dovecote.host.guest.connection import Connection
-from dovecote.host.guest.files import Change, Entry, Listing, Stat, parse_change, parse_entries, render_metadata
+from dovecote.host.guest.files import Entry, FileChange, Listing, Stat, parse_change, parse_entries, render_metadata
 from dovecote.host.guest.protocol import Kind, garbage, render_frame, text
 
 MOST_DEPTH = 64
@@ -118,7 +118,7 @@ class FileCalls(Calls):
         request = _at(user, source) + text(_absolute(target))
         await self._ask(Kind.RENAME, Kind.DONE, request, subject=f"{source} to {target}", timeout=timeout)
 
-    async def watch(self, path: str, *, user: str, recursive: bool = False) -> AsyncGenerator[Change, None]:
+    async def watch(self, path: str, *, user: str, recursive: bool = False) -> AsyncGenerator[FileChange, None]:
         """What changes in a directory, or anywhere below it, until it is gone. Who is slow gets an `overflow`."""
         async with self._open() as connection:
             await connection.send(render_frame(Kind.WATCH, _at(user, path) + bytes([recursive])))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import stat as bits
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from stat import filemode
 from typing import Literal
 
 from dovecote.errors import Invalid
@@ -31,8 +33,18 @@ FILE_KINDS: dict[int, FileKind] = {
 }
 
 
-ChangeKind = Literal["watching", "create", "write", "remove", "rename", "chmod", "overflow"]
-CHANGE_KINDS: tuple[ChangeKind, ...] = ("watching", "create", "write", "remove", "rename", "chmod", "overflow")
+FORMAT_BITS: dict[FileKind, int] = {
+    "file": bits.S_IFREG,
+    "directory": bits.S_IFDIR,
+    "link": bits.S_IFLNK,
+    "fifo": bits.S_IFIFO,
+    "socket": bits.S_IFSOCK,
+    "character": bits.S_IFCHR,
+    "block": bits.S_IFBLK,
+}
+
+FileChangeKind = Literal["watching", "create", "write", "remove", "rename", "chmod", "overflow"]
+FILE_CHANGE_KINDS: tuple[FileChangeKind, ...] = ("watching", "create", "write", "remove", "rename", "chmod", "overflow")
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,11 @@ class Stat:
     owner: str = ""  # names by the sandbox's own /etc; empty where it has none
     group: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def permissions(self) -> str:
+        """As `ls -l` shows them, such as `-rw-r--r--`."""
+        return filemode(FORMAT_BITS.get(self.kind, 0) | self.mode)
 
     @property
     def modified_at(self) -> datetime:
@@ -68,14 +85,14 @@ class Listing:
 
 
 @dataclass(frozen=True)
-class Change:
+class FileChange:
     """Paths are below the watched directory, which is empty itself.
 
     `watching` comes first: from then on nothing is missed but what an `overflow` stands for. A `rename` has a `target`
     where the new name is below the directory too.
     """
 
-    kind: ChangeKind
+    kind: FileChangeKind
     path: str = ""
     target: str = ""
     is_directory: bool = False
@@ -113,10 +130,10 @@ def parse_entries(data: bytes) -> list[Entry]:
     return found
 
 
-def parse_change(data: bytes) -> Change:
+def parse_change(data: bytes) -> FileChange:
     payload = Payload(data)
     what, is_directory, path, target = payload.number(1), payload.number(1), payload.text(), payload.text()
     payload.end()
-    if what >= len(CHANGE_KINDS):
+    if what >= len(FILE_CHANGE_KINDS):
         raise garbage(f"a change of kind {what}")
-    return Change(CHANGE_KINDS[what], path, target, bool(is_directory))
+    return FileChange(FILE_CHANGE_KINDS[what], path, target, bool(is_directory))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from dovecote.sdk._async.transport import AsyncWire
-from dovecote.sdk._errors import error_from
-from dovecote.sdk._shapes import EVENTS, Event, Exited, Finished, Output, RawEvent, RawOutput, read
+from dovecote.sdk._async.transport import AsyncWire, json_lines
+from dovecote.sdk._shapes import EVENTS, Dropped, Event, Exited, Finished, Output, RawEvent, RawOutput, read
 
 
 class AsyncCommand:
@@ -32,14 +30,16 @@ class AsyncCommand:
     async def wait(self) -> Finished:
         """Waits for its end; what it printed is collected."""
         texts = {"stdout": "", "stderr": ""}
-        end = Exited(None, None, False)
+        end, was_dropped = Exited(None, None, False), False
         async with aclosing(self.output()) as events:
             async for event in events:
                 if isinstance(event, Output):
                     texts[event.stream] += event.data
+                elif isinstance(event, Dropped):
+                    was_dropped = True
                 elif isinstance(event, Exited):
                     end = event
-        return Finished(texts["stdout"], texts["stderr"], end.exit_code, end.signal, end.timed_out, False)
+        return Finished(texts["stdout"], texts["stderr"], end.exit_code, end.signal, end.timed_out, was_dropped)
 
     async def signal(self, signal: str | int = "SIGTERM") -> None:
         await self._wire.call("POST", f"{self._path}:signal", json={"signal": signal})
@@ -81,12 +81,7 @@ async def events_of(
     wire: AsyncWire, method: str, path: str, body: dict[str, Any] | None, params: Mapping[str, Any]
 ) -> AsyncGenerator[Event, None]:
     async with wire.stream(method, path, json=body, params=params) as response:
-        async for line in response.aiter_lines():
-            if not line:
-                continue
-            fields = json.loads(line)
-            if fields["type"] == "error":
-                raise error_from(500, line.encode())
+        async for fields in json_lines(response):
             if fields["type"] in EVENTS:
                 yield read(EVENTS[fields["type"]], fields)
 

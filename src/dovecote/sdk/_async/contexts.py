@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
 
-from dovecote.sdk._async.transport import AsyncWire
+from dovecote.sdk._async.transport import AsyncWire, json_lines
 from dovecote.sdk._code import CODE_EVENTS, CodeEvent, ContextView, Execution
-from dovecote.sdk._errors import CommandFailed, error_from
+from dovecote.sdk._errors import CommandFailed
 from dovecote.sdk._shapes import read
 
 
@@ -125,11 +124,6 @@ async def code_events(
     wire: AsyncWire, method: str, path: str, body: dict[str, Any] | None
 ) -> AsyncGenerator[CodeEvent, None]:
     async with wire.stream(method, path, json=body) as response:
-        async for line in response.aiter_lines():
-            if not line:
-                continue
-            fields = json.loads(line)
-            if fields["type"] == "error":
-                raise error_from(500, line.encode())
+        async for fields in json_lines(response):
             if fields["type"] in CODE_EVENTS:
                 yield read(CODE_EVENTS[fields["type"]], fields)

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from dovecote.sdk._archives import PIECE, Unpacking, batches, content_bytes
 from dovecote.sdk._async.commands import AsyncCommand, command_body, raw_events_of
+from dovecote.sdk._async.files import AsyncFiles
 from dovecote.sdk._async.transport import AsyncWire
 from dovecote.sdk._errors import CommandFailed, Conflict, DovecoteError, NotFound
 from dovecote.sdk._shapes import Dropped, Exited, RawOutput
-
-if TYPE_CHECKING:
-    from dovecote.sdk._async.sessions import AsyncFiles
 
 Progress = Callable[[int, int | None], None]  # bytes so far, and of how many; None is not known
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +11,7 @@ from typing import Any, Self
 from dovecote.sdk._async.commands import AsyncCommand, command_body, events_of, raw_events_of
 from dovecote.sdk._async.contexts import AsyncContexts, code_events, collect, execution_body
 from dovecote.sdk._async.copying import AsyncCopies, Progress
+from dovecote.sdk._async.files import AsyncFiles
 from dovecote.sdk._async.terminals import AsyncTerminal
 from dovecote.sdk._async.transport import AsyncWire
 from dovecote.sdk._async.volumes import AsyncMounts
@@ -20,7 +21,6 @@ from dovecote.sdk._shapes import (
     Change,
     CommandView,
     Event,
-    File,
     FileDiff,
     Finished,
     Instance,
@@ -35,54 +35,6 @@ from dovecote.sdk._shapes import (
 )
 
 WAKE_SECONDS = 90.0  # added to what a command may take
-
-
-class AsyncFiles:
-    """Files of a session. Relative paths start in the user's home; `user` acts as another one."""
-
-    def __init__(self, wire: AsyncWire, session_id: str) -> None:
-        self._wire = wire
-        self._path = f"/v1/sessions/{session_id}/files"
-
-    async def read(self, path: str, *, user: str | None = None, offset: int = 0, length: int | None = None) -> bytes:
-        params = {"path": path, "user": user, "offset": offset, "length": length}
-        return await self._wire.read(self._path, params)
-
-    async def read_text(self, path: str, *, user: str | None = None) -> str:
-        return (await self.read(path, user=user)).decode("utf-8")
-
-    async def download(self, path: str, *, user: str | None = None) -> AsyncGenerator[bytes, None]:
-        """The file piece by piece, whatever its size."""
-        async with self._wire.stream("GET", self._path, params={"path": path, "user": user}) as response:
-            async for piece in response.aiter_bytes():
-                yield piece
-
-    async def write(
-        self, path: str, content: bytes | str | AsyncIterable[bytes], *, user: str | None = None, mode: int = 0o644
-    ) -> None:
-        """Whole or not at all. An iterable of bytes is sent as it comes."""
-        body = content.encode() if isinstance(content, str) else content
-        params = {"path": path, "user": user, "mode": mode}
-        await self._wire.call("PUT", self._path, params=params, content=body)
-
-    async def stat(self, path: str, *, user: str | None = None) -> File:
-        return read(File, await self._wire.call("GET", f"{self._path}/stat", params={"path": path, "user": user}))
-
-    async def list(self, path: str = ".", *, depth: int = 1, user: str | None = None) -> list[File]:
-        params = {"path": path, "depth": depth, "user": user}
-        return [
-            read(File, each) for each in (await self._wire.call("GET", f"{self._path}/list", params=params))["items"]
-        ]
-
-    async def make_dir(self, path: str, *, user: str | None = None) -> None:
-        await self._wire.call("POST", f"{self._path}/mkdir", json={"path": path, "user": user})
-
-    async def remove(self, path: str, *, recursive: bool = False, user: str | None = None) -> None:
-        params = {"path": path, "recursive": recursive, "user": user}
-        await self._wire.call("DELETE", self._path, params=params)
-
-    async def rename(self, source: str, target: str, *, user: str | None = None) -> None:
-        await self._wire.call("POST", f"{self._path}/rename", json={"source": source, "target": target, "user": user})
 
 
 class AsyncSession:

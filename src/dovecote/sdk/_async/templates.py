@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
 import tempfile
 from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from dovecote.sdk._async.transport import AsyncWire
-from dovecote.sdk._errors import error_from
+from dovecote.sdk._async.transport import AsyncWire, json_lines
 from dovecote.sdk._shapes import Printed, Step, Template, TemplateEvent, read
 
 
@@ -72,9 +70,8 @@ class AsyncTemplates:
         self, path: str, *, json: Any = None, params: Mapping[str, Any] | None = None, content: Any = None
     ) -> AsyncGenerator[TemplateEvent, None]:
         async with self._wire.stream("POST", path, json=json, params=params, content=content) as response:
-            async for line in response.aiter_lines():
-                if line:
-                    yield _event(line)
+            async for fields in json_lines(response):
+                yield _event(fields)
 
 
 def _pack(directory: Path, file: IO[bytes]) -> None:
@@ -92,12 +89,9 @@ async def _pieces(file: IO[bytes]) -> AsyncGenerator[bytes, None]:
         yield piece
 
 
-def _event(line: str) -> TemplateEvent:
-    body = json.loads(line)
-    if body["type"] == "error":
-        raise error_from(500, line.encode())
-    if body["type"] == "ready":
-        return read(Template, body["template"])
-    if body["type"] == "output":
-        return read(Printed, body)
-    return read(Step, body)
+def _event(fields: Mapping[str, Any]) -> TemplateEvent:
+    if fields["type"] == "ready":
+        return read(Template, fields["template"])
+    if fields["type"] == "output":
+        return read(Printed, fields)
+    return read(Step, fields)

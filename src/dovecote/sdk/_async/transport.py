@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -108,6 +109,20 @@ class AsyncWire:
 
     async def aclose(self) -> None:
         await self.http.aclose()
+
+
+async def json_lines(response: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
+    """The objects of an NDJSON answer; raises the error that it ends with. Only a line feed ends a line."""
+    rest = b""
+    async for piece in response.aiter_bytes():
+        *whole, rest = (rest + piece).split(b"\n")
+        for line in whole:
+            if not line:
+                continue
+            fields = json.loads(line)
+            if fields["type"] == "error":
+                raise error_from(500, line)
+            yield fields
 
 
 def _given(params: Mapping[str, Any] | None) -> dict[str, Any]:

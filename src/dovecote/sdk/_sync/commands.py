@@ -5,14 +5,12 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
-from dovecote.sdk._errors import error_from
-from dovecote.sdk._shapes import EVENTS, Event, Exited, Finished, Output, RawEvent, RawOutput, read
-from dovecote.sdk._sync.transport import Wire
+from dovecote.sdk._shapes import EVENTS, Dropped, Event, Exited, Finished, Output, RawEvent, RawOutput, read
+from dovecote.sdk._sync.transport import Wire, json_lines
 
 
 class Command:
@@ -34,14 +32,16 @@ class Command:
     def wait(self) -> Finished:
         """Waits for its end; what it printed is collected."""
         texts = {"stdout": "", "stderr": ""}
-        end = Exited(None, None, False)
+        end, was_dropped = Exited(None, None, False), False
         with closing(self.output()) as events:
             for event in events:
                 if isinstance(event, Output):
                     texts[event.stream] += event.data
+                elif isinstance(event, Dropped):
+                    was_dropped = True
                 elif isinstance(event, Exited):
                     end = event
-        return Finished(texts["stdout"], texts["stderr"], end.exit_code, end.signal, end.timed_out, False)
+        return Finished(texts["stdout"], texts["stderr"], end.exit_code, end.signal, end.timed_out, was_dropped)
 
     def signal(self, signal: str | int = "SIGTERM") -> None:
         self._wire.call("POST", f"{self._path}:signal", json={"signal": signal})
@@ -83,12 +83,7 @@ def events_of(
     wire: Wire, method: str, path: str, body: dict[str, Any] | None, params: Mapping[str, Any]
 ) -> Generator[Event, None, None]:
     with wire.stream(method, path, json=body, params=params) as response:
-        for line in response.iter_lines():
-            if not line:
-                continue
-            fields = json.loads(line)
-            if fields["type"] == "error":
-                raise error_from(500, line.encode())
+        for fields in json_lines(response):
             if fields["type"] in EVENTS:
                 yield read(EVENTS[fields["type"]], fields)
 

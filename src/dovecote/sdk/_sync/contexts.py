@@ -4,16 +4,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Mapping
 from contextlib import closing
 from types import TracebackType
 from typing import Any, Self
 
 from dovecote.sdk._code import CODE_EVENTS, CodeEvent, ContextView, Execution
-from dovecote.sdk._errors import CommandFailed, error_from
+from dovecote.sdk._errors import CommandFailed
 from dovecote.sdk._shapes import read
-from dovecote.sdk._sync.transport import Wire
+from dovecote.sdk._sync.transport import Wire, json_lines
 
 
 class Context:
@@ -125,11 +124,6 @@ def execution_body(code: str, env: Mapping[str, str] | None, timeout: float, max
 
 def code_events(wire: Wire, method: str, path: str, body: dict[str, Any] | None) -> Generator[CodeEvent, None, None]:
     with wire.stream(method, path, json=body) as response:
-        for line in response.iter_lines():
-            if not line:
-                continue
-            fields = json.loads(line)
-            if fields["type"] == "error":
-                raise error_from(500, line.encode())
+        for fields in json_lines(response):
             if fields["type"] in CODE_EVENTS:
                 yield read(CODE_EVENTS[fields["type"]], fields)

@@ -7,16 +7,14 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from dovecote.sdk._archives import PIECE, Unpacking, batches, content_bytes
 from dovecote.sdk._errors import CommandFailed, Conflict, DovecoteError, NotFound
 from dovecote.sdk._shapes import Dropped, Exited, RawOutput
 from dovecote.sdk._sync.commands import Command, command_body, raw_events_of
+from dovecote.sdk._sync.files import Files
 from dovecote.sdk._sync.transport import Wire
-
-if TYPE_CHECKING:
-    from dovecote.sdk._sync.sessions import Files
 
 Progress = Callable[[int, int | None], None]  # bytes so far, and of how many; None is not known
 

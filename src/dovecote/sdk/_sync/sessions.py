@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,6 @@ from dovecote.sdk._shapes import (
     Change,
     CommandView,
     Event,
-    File,
     FileDiff,
     Finished,
     Instance,
@@ -32,56 +31,12 @@ from dovecote.sdk._shapes import (
 from dovecote.sdk._sync.commands import Command, command_body, events_of, raw_events_of
 from dovecote.sdk._sync.contexts import Contexts, code_events, collect, execution_body
 from dovecote.sdk._sync.copying import Copies, Progress
+from dovecote.sdk._sync.files import Files
 from dovecote.sdk._sync.terminals import Terminal
 from dovecote.sdk._sync.transport import Wire
 from dovecote.sdk._sync.volumes import Mounts
 
 WAKE_SECONDS = 90.0  # added to what a command may take
-
-
-class Files:
-    """Files of a session. Relative paths start in the user's home; `user` acts as another one."""
-
-    def __init__(self, wire: Wire, session_id: str) -> None:
-        self._wire = wire
-        self._path = f"/v1/sessions/{session_id}/files"
-
-    def read(self, path: str, *, user: str | None = None, offset: int = 0, length: int | None = None) -> bytes:
-        params = {"path": path, "user": user, "offset": offset, "length": length}
-        return self._wire.read(self._path, params)
-
-    def read_text(self, path: str, *, user: str | None = None) -> str:
-        return (self.read(path, user=user)).decode("utf-8")
-
-    def download(self, path: str, *, user: str | None = None) -> Generator[bytes, None, None]:
-        """The file piece by piece, whatever its size."""
-        with self._wire.stream("GET", self._path, params={"path": path, "user": user}) as response:
-            yield from response.iter_bytes()
-
-    def write(
-        self, path: str, content: bytes | str | Iterable[bytes], *, user: str | None = None, mode: int = 0o644
-    ) -> None:
-        """Whole or not at all. An iterable of bytes is sent as it comes."""
-        body = content.encode() if isinstance(content, str) else content
-        params = {"path": path, "user": user, "mode": mode}
-        self._wire.call("PUT", self._path, params=params, content=body)
-
-    def stat(self, path: str, *, user: str | None = None) -> File:
-        return read(File, self._wire.call("GET", f"{self._path}/stat", params={"path": path, "user": user}))
-
-    def list(self, path: str = ".", *, depth: int = 1, user: str | None = None) -> list[File]:
-        params = {"path": path, "depth": depth, "user": user}
-        return [read(File, each) for each in (self._wire.call("GET", f"{self._path}/list", params=params))["items"]]
-
-    def make_dir(self, path: str, *, user: str | None = None) -> None:
-        self._wire.call("POST", f"{self._path}/mkdir", json={"path": path, "user": user})
-
-    def remove(self, path: str, *, recursive: bool = False, user: str | None = None) -> None:
-        params = {"path": path, "recursive": recursive, "user": user}
-        self._wire.call("DELETE", self._path, params=params)
-
-    def rename(self, source: str, target: str, *, user: str | None = None) -> None:
-        self._wire.call("POST", f"{self._path}/rename", json={"source": source, "target": target, "user": user})
 
 
 class Session:

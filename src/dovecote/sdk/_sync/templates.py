@@ -4,16 +4,14 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
 import tempfile
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from dovecote.sdk._errors import error_from
 from dovecote.sdk._shapes import Printed, Step, Template, TemplateEvent, read
-from dovecote.sdk._sync.transport import Wire
+from dovecote.sdk._sync.transport import Wire, json_lines
 
 
 class Templates:
@@ -68,9 +66,8 @@ class Templates:
         self, path: str, *, json: Any = None, params: Mapping[str, Any] | None = None, content: Any = None
     ) -> Generator[TemplateEvent, None, None]:
         with self._wire.stream("POST", path, json=json, params=params, content=content) as response:
-            for line in response.iter_lines():
-                if line:
-                    yield _event(line)
+            for fields in json_lines(response):
+                yield _event(fields)
 
 
 def _pack(directory: Path, file: IO[bytes]) -> None:
@@ -88,12 +85,9 @@ def _pieces(file: IO[bytes]) -> Generator[bytes, None, None]:
         yield piece
 
 
-def _event(line: str) -> TemplateEvent:
-    body = json.loads(line)
-    if body["type"] == "error":
-        raise error_from(500, line.encode())
-    if body["type"] == "ready":
-        return read(Template, body["template"])
-    if body["type"] == "output":
-        return read(Printed, body)
-    return read(Step, body)
+def _event(fields: Mapping[str, Any]) -> TemplateEvent:
+    if fields["type"] == "ready":
+        return read(Template, fields["template"])
+    if fields["type"] == "output":
+        return read(Printed, fields)
+    return read(Step, fields)

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -110,6 +111,20 @@ class Wire:
 
     def close(self) -> None:
         self.http.close()
+
+
+def json_lines(response: httpx.Response) -> Generator[dict[str, Any], None, None]:
+    """The objects of an NDJSON answer; raises the error that it ends with. Only a line feed ends a line."""
+    rest = b""
+    for piece in response.iter_bytes():
+        *whole, rest = (rest + piece).split(b"\n")
+        for line in whole:
+            if not line:
+                continue
+            fields = json.loads(line)
+            if fields["type"] == "error":
+                raise error_from(500, line)
+            yield fields
 
 
 def _given(params: Mapping[str, Any] | None) -> dict[str, Any]:
