@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dovecote.errors import Conflict, DeadlineExceeded, DovecoteError, Forbidden, Invalid, NotFound
-from dovecote.host.guest import Command, CommandStatus, Dropped, Event, Exited, Output, Started, channel
+from dovecote.host.guest import Command, CommandStatus, Dropped, Event, Exited, Output, Started, calls, channel
 from dovecote.host.guest.connection import Connection
 from dovecote.host.guest.protocol import render_start
 from tests.system.guest_rig import BOUND, Rig, running, sanitized_program, until
@@ -375,11 +375,11 @@ async def test_a_cancelled_run_leaves_nothing_running() -> None:
 async def test_a_run_that_is_cancelled_before_its_start_is_told_leaves_nothing_running(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    answer, is_told = channel.answer, asyncio.Event()
+    is_told = asyncio.Event()
 
     async def late(*args: Any, **more: Any) -> bytes:
         await is_told.wait()
-        return await answer(*args, **more)
+        return await calls.answer(*args, **more)
 
     async with running() as rig:
         monkeypatch.setattr(channel, "answer", late)
