@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 from dovecote.sdk._async.transport import AsyncWire, json_lines
+from dovecote.sdk._errors import NotFound
 from dovecote.sdk._shapes import File, FileChange, Listing, read
 
 
@@ -24,7 +26,8 @@ class AsyncWatcher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.delete()
+        with suppress(NotFound):  # it may have ended by itself
+            await self.delete()
 
     async def take(self) -> list[FileChange]:
         """What changed since the last time. Raises NotFound once there is nothing more to come."""

@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+from dovecote.sdk._errors import NotFound
 from dovecote.sdk._shapes import File, FileChange, Listing, read
 from dovecote.sdk._sync.transport import Wire, json_lines
 
@@ -26,7 +28,8 @@ class Watcher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.delete()
+        with suppress(NotFound):  # it may have ended by itself
+            self.delete()
 
     def take(self) -> list[FileChange]:
         """What changed since the last time. Raises NotFound once there is nothing more to come."""
