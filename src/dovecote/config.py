@@ -44,6 +44,12 @@ class Settings:
     )
     pool_size: int = setting(4, "Instances kept prepared for the next claim.", "instances")
     pool_bytes: int = setting(64 << 30, "Size of the sparse file that holds the disks of instances.", "bytes")
+    cache_bytes: int = setting(
+        -1,
+        "The most that this host's cache of saved files takes; 0 for no limit, -1 for a quarter of its disk's size. "
+        "What runs keeps what it needs all the same.",
+        "bytes",
+    )
     volumes_bytes: int = setting(64 << 30, "Size of the sparse file that holds volumes. Back it up.", "bytes")
     volumes_driver: str = setting(
         "auto",
@@ -100,6 +106,11 @@ class Settings:
             )
         if self.tree_layers not in ("auto", "images", "plain"):
             raise Invalid(f"no such way: {self.tree_layers}", hint="DOVECOTE_TREE_LAYERS is auto, images or plain")
+        if self.cache_bytes < -1:
+            raise Invalid(
+                f"not a size of the cache: {self.cache_bytes}",
+                hint="DOVECOTE_CACHE_BYTES is a number of bytes, 0 for no limit, or -1",
+            )
         for name in (
             *("pool_size", "pool_bytes", "volumes_bytes", "quiet_after", "start_timeout", "route_ttl", "tick"),
             "gc_every",

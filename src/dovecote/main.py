@@ -42,7 +42,9 @@ from dovecote.gateway import Answer, Ask, Gateway, stop_envoy
 from dovecote.gateway.directory import Directory
 from dovecote.host.assembly import LocalHost, assemble, disassemble, open_objects, recorded_templates, remove_run_dir
 from dovecote.host.doctor import Finding, examine
-from dovecote.host.doctor_store import examine_store
+from dovecote.host.doctor_store import examine_cache, examine_store
+from dovecote.host.storage import cache_limit
+from dovecote.host.storage.cache_limit import CacheFigures, read_figures
 from dovecote.host.storage.check import Checked, Progress, check_store
 from dovecote.host.storage.figures import Amount, Figures, cache_amount, store_figures
 from dovecote.host.storage.garbage import Collected
@@ -78,7 +80,7 @@ def serve(settings: Settings) -> int:
 
 def doctor(settings: Settings) -> list[Finding]:
     """What this machine has and lacks, and how to get it."""
-    return [*examine(settings), examine_store(settings)]
+    return [*examine(settings), examine_store(settings), examine_cache(settings)]
 
 
 def create_tenant(settings: Settings, name: str) -> str:
@@ -102,11 +104,12 @@ def check_storage(settings: Settings, *, deep: bool, progress: Progress) -> Chec
     return check_store(open_objects(settings), references, deep=deep, progress=progress)
 
 
-def storage_figures(settings: Settings) -> tuple[Figures, Amount]:
+def storage_figures(settings: Settings) -> tuple[Figures, Amount, CacheFigures]:
     """What the object store holds and this host's cache takes. All tenants' together: for the operator only."""
     references = _references(settings)
     figures = store_figures(open_objects(settings), references)
-    return figures, cache_amount(settings.data_dir / "trees")
+    directory = settings.data_dir / "trees"
+    return figures, cache_amount(directory), read_figures(directory) or CacheFigures()
 
 
 def collect_storage(settings: Settings, *, dry_run: bool) -> Collected:
@@ -331,6 +334,7 @@ async def _run(server: Server) -> None:
         asyncio.ensure_future(_every(RETAIN_EVERY, server.snapshots.retain)),
         asyncio.ensure_future(_every(LOOK_EVERY, server.collect)),
         asyncio.ensure_future(_every(SAMPLE_EVERY, server.metering.tick)),
+        asyncio.ensure_future(_every(cache_limit.LOOK_EVERY, server.host.limit.tick)),
     ]
     server.is_open = True
     log.info("ready on %s", Addresses(server.settings.domain, server.settings.port).console())

@@ -10,7 +10,8 @@ import pytest
 from dovecote.errors import StorageFailed
 from dovecote.host.storage import settling
 from dovecote.host.storage.bucket import Bucket, local_bucket
-from dovecote.host.storage.trees import MANY, Trees
+from dovecote.host.storage.image_files import MANY
+from dovecote.host.storage.trees import Trees
 from tests.system.test_trees import assert_same, fill
 from tests.system.tree_rig import Rig, differences, picture
 

@@ -45,7 +45,7 @@ class Place:
     images: Roots
 
     def plain_trees(self) -> PlainTrees:
-        return PlainTrees(self.trees.ensure_contents, self.trees.objects_dir, self.directory / "plain")
+        return PlainTrees(self.trees.contents, self.trees.objects_dir, self.directory / "plain")
 
     def new_plain(self) -> Roots:
         return Roots(self.never, self.trees.objects_dir, self.directory / "run-plain", plain=self.plain_trees())
@@ -173,7 +173,8 @@ def test_any_changes_fold_to_the_same_tree_over_either_kind_of_layer(tmp_path: P
             for digest in (delta, template):
                 if digest:
                     plain.append(rig.directory / f"plain-{digest[:8]}-{len(plain)}-{chance.random()}")
-                    lay_out(trees.ensure_contents(digest), trees.objects_dir, plain[-1])
+                    with trees.contents(digest) as entries:
+                        lay_out(entries, trees.objects_dir, plain[-1])
             life = rig.life(trees, template, delta, lower=":".join(map(str, plain)))
             for _ in range(30):
                 act(chance, life.root)
@@ -258,7 +259,7 @@ def test_killed_in_the_middle_it_leaves_no_tree(tmp_path: Path) -> None:
         (source / f"f{number}").write_bytes(b"%d" % number)
     trees = Trees(open_bucket("memory:"), tmp_path / "cache")
     digest = trees.save_directory(source).digest
-    plain = PlainTrees(trees.ensure_contents, trees.objects_dir, tmp_path / "plain")
+    plain = PlainTrees(trees.contents, trees.objects_dir, tmp_path / "plain")
     child = os.fork()
     if not child:
         try:
@@ -283,7 +284,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     digest = trees.save_directory(source).digest
     mounts.mount_at(mounts.tmpfs(max_bytes=MIB, owner=0), small)
     try:
-        plain = PlainTrees(trees.ensure_contents, trees.objects_dir, small / "plain")
+        plain = PlainTrees(trees.contents, trees.objects_dir, small / "plain")
         with pytest.raises(StorageFailed) as caught:
             plain.ensure(digest)
         assert caught.value.code == "disk_full"
@@ -350,7 +351,7 @@ def test_a_host_that_never_saw_a_tree_lays_it_out_whole(tmp_path: Path) -> None:
     warm.close()
     for name in ("cold", "colder"):
         trees = Trees(open_bucket(f"file://{tmp_path}/bucket"), tmp_path / name)
-        plain = PlainTrees(trees.ensure_contents, trees.objects_dir, tmp_path / name / "plain")
+        plain = PlainTrees(trees.contents, trees.objects_dir, tmp_path / name / "plain")
         plain.ensure(digest)
         one, other = ({p: line for p, line in picture(each).items() if p} for each in (root, plain.place(digest)))
         assert differences(one, other) == []

@@ -127,7 +127,7 @@ async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
         directory.chmod(0o711)
         trees = Trees(open_bucket("memory:"), directory / "cache")
         root = small_root(directory / "t0")
-        plain = PlainTrees(trees.ensure_contents, trees.objects_dir, directory / "plain")
+        plain = PlainTrees(trees.contents, trees.objects_dir, directory / "plain")
 
         async def image(digest: str) -> Path:
             return await asyncio.to_thread(trees.ensure_image, digest)

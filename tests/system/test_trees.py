@@ -559,7 +559,7 @@ def test_a_store_that_lost_packs_gets_them_again(rig: Rig, bucket: Bucket, sourc
 
 
 def reboot(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("objects", "trees"):
+    for module in ("index", "image_files"):
         monkeypatch.setattr(f"dovecote.host.storage.{module}.boot_id", lambda: "another boot")
 
 

@@ -20,7 +20,7 @@ class Crash(BaseException):
 class Actor:
     """One thread that goes on for one call of the store at a time."""
 
-    def __init__(self, act: Callable[[], None]) -> None:
+    def __init__(self, act: Callable[[], object]) -> None:
         self._act = act
         self._go = threading.Semaphore(0)
         self._parked = threading.Semaphore(0)

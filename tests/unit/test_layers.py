@@ -18,7 +18,7 @@ from dovecote.host.storage.fold import Plan
 from dovecote.host.storage.layers import LayerBounds, LayeredTree
 from dovecote.host.storage.manifest import Entry, Kind
 from dovecote.host.storage.trees import Trees
-from dovecote.host.storage.whole import flattened
+from dovecote.host.storage.whole import CacheSink, flattened
 
 Member = tuple[str, dict[str, object], bytes]
 
@@ -59,7 +59,7 @@ def trees(tmp_path: Path) -> Iterator[Trees]:
 
 
 def apply(trees: Trees, *layers: bytes, bounds: LayerBounds | None = None) -> dict[str, Entry]:
-    tree = LayeredTree(trees.sink(), bounds or LayerBounds())
+    tree = LayeredTree(CacheSink(trees.cache), bounds or LayerBounds())
     for layer in layers:
         tree.apply(io.BytesIO(layer), diff_id=diff_id(layer))
     return {entry.path.decode(): entry for entry in tree.entries()}
@@ -68,12 +68,12 @@ def apply(trees: Trees, *layers: bytes, bounds: LayerBounds | None = None) -> di
 @pytest.mark.parametrize("press", [bytes, gzip.compress, zstandard.ZstdCompressor().compress])
 def test_a_layer_is_read_whatever_it_is_pressed_with(trees: Trees, press: object) -> None:
     raw = tar(file("etc/name", b"dove", uid=7, gid=8, mode=0o4755))
-    tree = LayeredTree(trees.sink(), LayerBounds())
+    tree = LayeredTree(CacheSink(trees.cache), LayerBounds())
     tree.apply(io.BytesIO(press(raw)), diff_id=diff_id(raw))  # type: ignore[operator]
     (root, etc, name) = tree.entries()
     assert (root.kind, etc.kind, etc.path) == (Kind.DIR, Kind.DIR, b"etc")
     assert (name.size, name.uid, name.gid, name.mode) == (4, 7, 8, 0o4755)
-    assert trees.sink().keep(io.BytesIO(b"dove"), 4) == name.digest
+    assert CacheSink(trees.cache).keep(io.BytesIO(b"dove"), 4) == name.digest
 
 
 def test_a_saved_image_can_be_mounted_from_a_host_with_an_empty_cache(tmp_path: Path, trees: Trees) -> None:
@@ -143,7 +143,7 @@ def test_capabilities_and_user_attributes_travel_and_nothing_of_overlayfs(trees:
 
 def test_devices_are_left_out_and_named(trees: Trees) -> None:
     raw = tar(("dev/sda", {"type": tarfile.BLKTYPE, "devmajor": 8}, b""), file("a"))
-    tree = LayeredTree(trees.sink(), LayerBounds())
+    tree = LayeredTree(CacheSink(trees.cache), LayerBounds())
     tree.apply(io.BytesIO(raw), diff_id=diff_id(raw))
     assert [entry.path for entry in tree.entries()] == [b"", b"a", b"dev"]
     assert tree.notes == ["b'dev/sda': devices are not kept"]
@@ -179,7 +179,7 @@ def test_a_hostile_or_broken_layer_is_refused(trees: Trees, layer: bytes, code: 
 
 
 def test_a_layer_that_is_not_what_the_image_names_is_refused(trees: Trees) -> None:
-    tree = LayeredTree(trees.sink(), LayerBounds())
+    tree = LayeredTree(CacheSink(trees.cache), LayerBounds())
     with pytest.raises(Invalid) as refused:
         tree.apply(io.BytesIO(tar(file("a"))), diff_id="sha256:" + "0" * 64)
     assert refused.value.code == "digest_mismatch"
@@ -218,7 +218,7 @@ def test_a_delta_flattened_is_what_its_user_saw(trees: Trees) -> None:
 def test_flattening_reads_no_file_and_keeps_manifests_that_did_not_change(trees: Trees) -> None:
     modules = [file(f"app/node_modules/m{i}", b"m%d" % i) for i in range(80)]
     template = trees.save_entries(list(apply(trees, tar(*modules, file("old"), file("kept"))).values()))
-    digest = trees.sink().keep(io.BytesIO(b"new content"), 11)
+    digest = CacheSink(trees.cache).keep(io.BytesIO(b"new content"), 11)
     changed = [
         Entry(b"", Kind.DIR, 0o755),
         Entry(b"new", Kind.FILE, 0o644, size=11, digest=digest),

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from dovecote.errors import StorageFailed
 from dovecote.host.storage.bucket import Bucket, open_bucket
 from dovecote.host.storage.fold import DEFAULT_RULES, container_capability, plan_directory
+from dovecote.host.storage.index import Index, Piece
 from dovecote.host.storage.manifest import digest_of
-from dovecote.host.storage.objects import Index, ObjectCache, Piece
+from dovecote.host.storage.objects import ObjectCache
 from dovecote.host.storage.packs import (
     PACK_BYTES,
     PIECE_BYTES,
@@ -159,7 +160,7 @@ def test_an_object_that_was_changed_is_missing_to_the_next_boot(
     packs.cache.note_checked([digest])
     packs.index.close()
     packs.cache.path(digest).write_bytes(b"hole!")
-    monkeypatch.setattr("dovecote.host.storage.objects.boot_id", lambda: "another boot")
+    monkeypatch.setattr("dovecote.host.storage.index.boot_id", lambda: "another boot")
     again = packs_at(tmp_path, open_bucket("memory:"))
     assert again.cache.missing([digest]) == [digest]
     assert not again.cache.path(digest).exists()

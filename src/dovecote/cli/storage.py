@@ -44,7 +44,7 @@ def stat() -> None:
     from dovecote import main
     from dovecote.config import read_settings
 
-    figures, cache = main.storage_figures(read_settings())
+    figures, cache, kept = main.storage_figures(read_settings())
     table(
         ("what", "count", "bytes"),
         [
@@ -52,6 +52,9 @@ def stat() -> None:
             ("files of all trees", figures.trees, figures.referenced_bytes),
             ("distinct content", "", figures.unique_bytes),
             ("cache of this host", cache.count, cache.bytes),
+            ("its limit", "", kept.limit_bytes or "none"),
+            ("what runs needs of it", "", kept.needed_bytes),
+            ("evicted from it so far", "", kept.evicted_bytes),
         ],
     )
     out.print(f"each byte of content is used {figures.ratio:.2f} times")

@@ -19,6 +19,7 @@ from dovecote.host.instances import Death, Instances, Parts, Preparing, Saving, 
 from dovecote.host.network import Network
 from dovecote.host.runtime import LEVELS, Pauses, find_runtime, probe_cgroups
 from dovecote.host.storage.bucket import Bucket, open_bucket
+from dovecote.host.storage.cache_limit import CacheLimit, limit_of
 from dovecote.host.storage.entrance import Entrance
 from dovecote.host.storage.images import Images, fence_command
 from dovecote.host.storage.log import SlotLog
@@ -51,6 +52,7 @@ class LocalHost:
     parts: Parts
     bucket: Bucket
     settings: Settings
+    limit: CacheLimit
 
     async def pin(self) -> None:
         """Tells the store which trees this host needs, whatever records say. Called every few minutes."""
@@ -73,7 +75,10 @@ async def assemble(settings: Settings, *, on_death: Callable[[Death], None]) -> 
     guest = await asyncio.to_thread(ensure_guest, settings.cache_dir)
     bucket = open_objects(settings)
     await asyncio.to_thread(bucket.probe)
-    parts = _parts(settings, bucket, await pick_driver(settings.volumes_driver, settings.data_dir))
+    trees = Trees(bucket, settings.data_dir / "trees")
+    limit = _limit(settings, trees)
+    driver = await pick_driver(settings.volumes_driver, settings.data_dir)
+    parts = _parts(settings, trees, limit, driver)
     if settings.level not in parts.runtimes:
         raise Unsupported(
             f"isolation level {settings.level} does not work here", code="no_level", hint="`dovecote doctor`"
@@ -86,10 +91,11 @@ async def assemble(settings: Settings, *, on_death: Callable[[Death], None]) -> 
     await parts.entrance.start()
     instances = _instances(settings, parts, bucket, guest, on_death=on_death)
     await instances.start()
+    limit.begin(parts.roots, partial(_needed, settings, parts, instances))
     # Built, checked and mounted now, so that the first session need not wait for it.
     await parts.roots.hold(Workspace(template.digest))
     await parts.roots.settle()
-    return LocalHost(instances, own, frozenset(parts.runtimes), parts, bucket, settings)
+    return LocalHost(instances, own, frozenset(parts.runtimes), parts, bucket, settings, limit)
 
 
 async def disassemble(settings: Settings) -> list[str]:
@@ -98,7 +104,9 @@ async def disassemble(settings: Settings) -> list[str]:
     guest = await asyncio.to_thread(ensure_guest, settings.cache_dir)
     bucket = open_objects(settings)
     # Nothing is tried: a full disk must not keep a host from being taken down.
-    parts = _parts(settings, bucket, driver_there(settings.volumes_driver, settings.data_dir) or BTRFS)
+    trees = Trees(bucket, settings.data_dir / "trees")
+    driver = driver_there(settings.volumes_driver, settings.data_dir) or BTRFS
+    parts = _parts(settings, trees, _limit(settings, trees), driver)
     await parts.disks.ensure()
     await parts.entrance.start()
     try:
@@ -132,7 +140,7 @@ def store_url(settings: Settings) -> str:
     return settings.objects_url or f"file://{settings.data_dir}/objects"
 
 
-def _parts(settings: Settings, bucket: Bucket, driver: str) -> Parts:
+def _parts(settings: Settings, trees: Trees, limit: CacheLimit, driver: str) -> Parts:
     cgroups = probe_cgroups(f"dovecote-{settings.installation}")
     runtimes = {}
     for level in LEVELS:
@@ -140,11 +148,6 @@ def _parts(settings: Settings, bucket: Bucket, driver: str) -> Parts:
             runtimes[level] = find_runtime(level, settings.run_dir / "runtimes", cgroups)
         except Unsupported as error:
             log.info("no isolation level %s: %s", level, error)
-    trees = Trees(bucket, settings.data_dir / "trees")
-
-    async def image(digest: str) -> Path:
-        return await asyncio.to_thread(trees.ensure_image, digest)
-
     disks = BtrfsDisks(settings.data_dir / "pool.btrfs", settings.run_dir / "pool", max_bytes=settings.pool_bytes)
     network = Network(
         installation=settings.installation,
@@ -153,7 +156,13 @@ def _parts(settings: Settings, bucket: Bucket, driver: str) -> Parts:
         dns=settings.dns,
         address_rest=timedelta(seconds=ADDRESS_REST * settings.route_ttl),
     )
-    roots = Roots(image, trees.objects_dir, settings.run_dir, plain=_plain(settings, trees))
+    roots = Roots(
+        limit.image,
+        trees.objects_dir,
+        settings.run_dir,
+        plain=_plain(settings, trees),
+        used=trees.image_files.used,
+    )
     return Parts(
         runtimes=runtimes,
         cgroups=cgroups,
@@ -168,12 +177,27 @@ def _parts(settings: Settings, bucket: Bucket, driver: str) -> Parts:
     )
 
 
+def _limit(settings: Settings, trees: Trees) -> CacheLimit:
+    directory = settings.data_dir / "trees"
+    return CacheLimit(trees, directory, limit_bytes=limit_of(settings.cache_bytes, directory))
+
+
+async def _needed(settings: Settings, parts: Parts, instances: Instances) -> frozenset[str]:
+    """Trees that must stay in the cache: without them something that runs would lose its files, or could not go on
+    while the store is away."""
+    wanted = parts.roots.in_use() | await instances.trees_of_disks()
+    wanted |= set(recorded_templates(settings).values())
+    # What has no record is not in the cache, or is being looked up at this moment and spared for that.
+    there = wanted & (await asyncio.to_thread(parts.trees.image_files.recorded)).keys()
+    return there | await instances.trees_of_instances()
+
+
 def _plain(settings: Settings, trees: Trees) -> PlainTrees | None:
     directory = settings.data_dir / "trees"
     if pick(settings.tree_layers, directory) != PLAIN:
         return None
     log.info("trees are laid out as plain directories")
-    return PlainTrees(trees.ensure_contents, trees.objects_dir, directory / "plain")
+    return PlainTrees(trees.contents, trees.objects_dir, directory / "plain")
 
 
 def _images(settings: Settings, trees: Trees, roots: Roots, network: Network) -> Images:

@@ -9,6 +9,21 @@ from dovecote.config import Settings
 from dovecote.errors import DovecoteError
 from dovecote.host.assembly import open_objects, store_url
 from dovecote.host.doctor import Finding
+from dovecote.host.storage.cache_limit import read_figures
+
+
+def examine_cache(settings: Settings) -> Finding:
+    """What the server last measured."""
+    figures = read_figures(settings.data_dir / "trees")
+    if figures is None or not figures.limit_bytes:
+        return Finding("cache", True, "no limit" if figures else "not measured yet")
+    return Finding(
+        "cache",
+        figures.needed_bytes <= figures.limit_bytes,
+        f"{figures.needed_bytes} of {figures.limit_bytes} bytes are needed by what runs",
+        "raise DOVECOTE_CACHE_BYTES or let fewer sessions and apps run here: it cannot be kept",
+        is_required=False,
+    )
 
 
 def examine_store(settings: Settings) -> Finding:

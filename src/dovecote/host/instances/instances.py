@@ -104,6 +104,10 @@ class Instances:
         """Trees that files on this host's disks are changes of, those of orphans too."""
         return await self._saving.trees()
 
+    async def trees_of_instances(self) -> set[str]:
+        """Trees below the roots of all that was ever recorded to run here and is not gone, adopted or not."""
+        return await asyncio.to_thread(self._preparing.trees)
+
     async def stop_host(self) -> None:
         """Lets go of everything without ending it: instances go on, a next start adopts them."""
         await self._warm.stop()

@@ -15,10 +15,9 @@ from dovecote.model.trees import FileDiff, Workspace
 
 async def archived(parts: Parts, workspace: Workspace, path: str) -> AsyncGenerator[bytes, None]:
     """A zip file of what is at `path`. Holds the images meanwhile, hence the objects."""
-    assert workspace.tree is not None
     await parts.roots.hold(workspace)
     try:
-        seen = await asyncio.to_thread(parts.trees.seen, workspace.template, workspace.tree)
+        seen = await asyncio.to_thread(_seen, parts, workspace)
         pieces = zipped(below(seen, path), lambda digest: parts.trees.object_file(digest).open("rb"))
         while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
             yield piece
@@ -26,8 +25,14 @@ async def archived(parts: Parts, workspace: Workspace, path: str) -> AsyncGenera
         await parts.roots.release(workspace)
 
 
+def _seen(parts: Parts, workspace: Workspace) -> list[Entry]:
+    assert workspace.tree is not None
+    with parts.trees.seen(workspace.template, workspace.tree) as entries:
+        return entries
+
+
 async def diff(parts: Parts, template: str, old: str, new: str, path: str) -> FileDiff:
-    """Raises NotFound (no_such_path) when neither has it."""
+    """Raises NotFound (no_such_path) when neither has it. Holds the images meanwhile too."""
     workspaces = [Workspace(template, tree) for tree in (old, new)]
     held: list[Workspace] = []
     try:
@@ -42,7 +47,7 @@ async def diff(parts: Parts, template: str, old: str, new: str, path: str) -> Fi
 
 def _diff(parts: Parts, template: str, old: str, new: str, path: str) -> FileDiff:
     at = path.strip("/").encode("utf-8", "surrogateescape")
-    old_side, new_side = (_side(parts, parts.trees.seen(template, tree), at) for tree in (old, new))
+    old_side, new_side = (_side(parts, _seen(parts, Workspace(template, tree)), at) for tree in (old, new))
     if old_side[0] is None and new_side[0] is None:
         raise NotFound(f"nothing is at {path!r} in either", code="no_such_path")
     return compare(path, old_side, new_side)

@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dovecote.errors import DovecoteError, Failed, NoCapacity
+from dovecote.errors import DovecoteError, Failed, NoCapacity, NotFound
 from dovecote.host.guest import Guest
-from dovecote.host.instances.instance import Instance, process_started
+from dovecote.host.instances.instance import Instance, process_started, read_instance
 from dovecote.host.network import Attachment, Network
 from dovecote.host.runtime import Box, Cgroups, Pauses, Runtime, ensure_stub
 from dovecote.host.storage.entrance import Entrance
@@ -91,6 +91,16 @@ class Preparing:
 
     def directories(self) -> list[Path]:
         return [path for path in self._instances_dir.iterdir() if path.is_dir()]
+
+    def trees(self) -> set[str]:
+        """What the recorded instances were claimed for."""
+        found: set[str] = set()
+        for directory in self.directories():
+            with contextlib.suppress(NotFound):  # its preparation was cut short, or it is just gone
+                claim = read_instance(directory).claim
+                if claim is not None:
+                    found |= {tree for tree in (claim.workspace.template, claim.workspace.tree) if tree}
+        return found
 
     async def prepare(
         self, *, level: str, allow_setuid: bool, limits: Limits, id_base: int | None = None, disk: str | None = None

@@ -9,8 +9,8 @@ from blake3 import blake3
 
 from dovecote.errors import Invalid, NotFound, StorageFailed
 from dovecote.host.storage.bucket import Bucket
+from dovecote.host.storage.index import Piece
 from dovecote.host.storage.manifest import Entry, Part
-from dovecote.host.storage.objects import Piece
 from dovecote.host.storage.packs import neighbours, unpack
 from dovecote.host.storage.slots import every_slot
 from dovecote.host.storage.stored import parse_payload, read_locations, read_part, read_root

@@ -14,8 +14,9 @@ from pathlib import Path
 from blake3 import blake3
 
 from dovecote.errors import StorageFailed
+from dovecote.host.storage.disk import disk_errors, write_all
 from dovecote.host.storage.manifest import DIRS, Entry, Kind
-from dovecote.host.storage.objects import disk_errors, object_name, write_all
+from dovecote.host.storage.objects import object_name
 
 BLOCK = 4096
 _SUPER = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQ")  # 1024 bytes into the first block

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dovecote.errors import DovecoteError, Invalid, StorageFailed
+from dovecote.host.storage.disk import disk_errors
 from dovecote.host.storage.furnish import furnished, ids_of, inside_of, with_directory
 from dovecote.host.storage.layers import LayerBounds, LayeredTree
 from dovecote.host.storage.manifest import DIRS
-from dovecote.host.storage.objects import disk_errors
 from dovecote.host.storage.oci import Chains, Imported, Progress, Reference, import_image, parse_reference
 from dovecote.host.storage.registries import Registries
 from dovecote.host.storage.roots import Roots
@@ -131,14 +131,13 @@ class Images:
         return made
 
     def _furnish(self, image: Imported) -> Made:
-        sink = self._trees.sink()
         config = image.config
-        entries = self._trees.ensure_contents(image.tree.digest)
-        inside = inside_of(entries, self._read, user=config.user, directory=config.directory, env=config.env)
-        entries = furnished(
-            entries, lambda content: sink.keep(io.BytesIO(content), len(content)), directory=config.directory
-        )
-        saved = self._trees.save_entries(entries, like=(image.tree.digest,))
+        with self._trees.sink() as sink, self._trees.contents(image.tree.digest) as entries:
+            inside = inside_of(entries, self._read, user=config.user, directory=config.directory, env=config.env)
+            made = furnished(
+                entries, lambda content: sink.keep(io.BytesIO(content), len(content)), directory=config.directory
+            )
+            saved = self._trees.save_entries(made, like=(image.tree.digest,))
         return Made(
             saved.digest,
             inside,
@@ -173,22 +172,27 @@ class Images:
         """What a tree is like for that user. Raises Invalid (bad_image)."""
 
         def look() -> Inside:
-            entries = self._trees.ensure_contents(digest)
-            return inside_of(entries, self._read, user=user, directory=directory, env=env)
+            with self._trees.contents(digest) as entries:
+                return inside_of(entries, self._read, user=user, directory=directory, env=env)
 
         return await asyncio.to_thread(look)
 
     async def ids(self, digest: str, user: str) -> tuple[int, int]:
         """Numbers of a user and its group."""
-        return await asyncio.to_thread(lambda: ids_of(self._trees.ensure_contents(digest), self._read, user))
+
+        def look() -> tuple[int, int]:
+            with self._trees.contents(digest) as entries:
+                return ids_of(entries, self._read, user)
+
+        return await asyncio.to_thread(look)
 
     async def with_directory(self, digest: str, path: str, *, user: str) -> str:
         """The tree with a directory of that user's, unless something is there. Raises Invalid (bad_image)."""
 
         def make() -> str:
-            entries = self._trees.ensure_contents(digest)
-            made = with_directory(entries, path, owner=ids_of(entries, self._read, user))
-            return self._trees.save_entries(made, like=(digest,)).digest
+            with self._trees.contents(digest) as entries:
+                made = with_directory(entries, path, owner=ids_of(entries, self._read, user))
+                return self._trees.save_entries(made, like=(digest,)).digest
 
         return await asyncio.to_thread(make)
 
@@ -201,10 +205,11 @@ class Images:
             for name in names:
                 if name.lstrip("/").encode("utf-8", "surrogateescape") in directories:
                     raise Invalid(f"{name} is a directory", code="is_directory", hint=f"write {name}/")
-            tree = LayeredTree(self._trees.sink(), LayerBounds(total_bytes=self._most_bytes), entries)
-            with layer.open("rb") as file:
-                tree.apply(file, diff_id=diff_id)
-            return self._trees.save_entries(tree.entries(), like=(digest,)).digest
+            with self._trees.sink() as sink:
+                tree = LayeredTree(sink, LayerBounds(total_bytes=self._most_bytes), entries)
+                with layer.open("rb") as file:
+                    tree.apply(file, diff_id=diff_id)
+                return self._trees.save_entries(tree.entries(), like=(digest,)).digest
 
         return await asyncio.to_thread(apply)
 

@@ -220,16 +220,18 @@ def read_layout(layout: Path, trees: Trees, chains: Chains, bounds: LayerBounds,
     notes: list[str] = []
     for i, layer in enumerate(layers[done:], done + 1):
         progress(f"layer {i} of {len(layers)}", 0, layer.size)
-        tree = LayeredTree(trees.sink(), bounds, trees.entries(saved.digest) if saved else ())
         _verify(layout, layer)
-        with _path(layout, layer).open("rb") as file:
-            tree.apply(file, diff_id=diff_ids[i - 1])
-        notes += tree.notes
-        saved = trees.save_entries(tree.entries(), like=(saved.digest,) if saved else ())
+        with trees.sink() as sink:
+            tree = LayeredTree(sink, bounds, trees.entries(saved.digest) if saved else ())
+            with _path(layout, layer).open("rb") as file:
+                tree.apply(file, diff_id=diff_ids[i - 1])
+            notes += tree.notes
+            saved = trees.save_entries(tree.entries(), like=(saved.digest,) if saved else ())
         chains.keep(names[i - 1], saved.digest)
         progress(f"layer {i} of {len(layers)}", layer.size, layer.size)
     if saved is None:
-        saved = trees.save_entries(LayeredTree(trees.sink(), bounds).entries())
+        with trees.sink() as sink:
+            saved = trees.save_entries(LayeredTree(sink, bounds).entries())
     return Imported(manifest_blob.digest, saved, image_config, len(layers), done, tuple(notes[:100]))
 
 

@@ -20,7 +20,8 @@ from blake3 import blake3
 from dovecote.errors import Conflict, NotFound, StorageFailed
 from dovecote.host.storage.bucket import Bucket
 from dovecote.host.storage.condemned import Standing, State
-from dovecote.host.storage.objects import CHUNK, Index, ObjectCache, Piece
+from dovecote.host.storage.index import Index, Piece
+from dovecote.host.storage.objects import CHUNK, ObjectCache
 
 PACK_BYTES = 32 << 20  # a pack is closed when it holds so much, so it ends below this plus one piece
 PIECE_BYTES = 16 << 20  # raw bytes in one frame; bounds memory for files of any size
@@ -202,7 +203,13 @@ class PackWriter:
             if data:
                 fresh[digest] = data
         for digest in self._packs.cache.missing(fresh) if self._keeps else ():
-            self._packs.cache.put(digest, fresh[digest])
+            try:
+                self._packs.cache.put(digest, fresh[digest])
+            except StorageFailed as error:
+                if error.code != "disk_full":
+                    raise
+                self._keeps = False  # a save needs no cache, only whoever mounts it next
+                break
         for digest in self._unstored(fresh):
             self._add(digest, 0, pack(fresh[digest]), len(fresh[digest]))
         return result

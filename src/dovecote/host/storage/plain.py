@@ -8,15 +8,17 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
+from dovecote.host.storage.disk import boot_id, disk_errors, write_all
 from dovecote.host.storage.manifest import DIRS, Entry, Kind
-from dovecote.host.storage.objects import boot_id, disk_errors, object_name, write_all
+from dovecote.host.storage.objects import object_name
 
 KEPT = 64  # directories that nobody uses
 _CLONE = 0x40049409  # FICLONE
 _CHUNK = 1 << 20
+Contents = AbstractContextManager[list[Entry]]
 _NEW, _GONE = ".new-", ".gone-"
 _NO_CLONE = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY)
 
@@ -28,8 +30,8 @@ class PlainTrees:
     same digest at once are the caller's to prevent.
     """
 
-    def __init__(self, contents: Callable[[str], list[Entry]], objects_dir: Path, directory: Path) -> None:
-        """`contents(digest)` gives a tree's entries and sees to their objects, which lie checked in `objects_dir`."""
+    def __init__(self, contents: Callable[[str], Contents], objects_dir: Path, directory: Path) -> None:
+        """`contents(digest)` gives a tree's entries; inside of it their objects lie checked in `objects_dir`."""
         self._contents = contents
         self._objects = objects_dir
         self._all = directory
@@ -43,16 +45,19 @@ class PlainTrees:
         """A directory of the whole tree, with container ids. Raises what `contents` raises, StorageFailed."""
         at = self.place(digest)
         if not at.is_dir():
-            entries = self._contents(digest)
-            partial = self._directory / f"{_NEW}{digest}"
-            with disk_errors(f"tree {digest[:16]} cannot be laid out as a directory"):
-                self._make_room(partial)
-                try:
-                    lay_out(entries, self._objects, partial)
-                    os.rename(partial, at)
-                except BaseException:
-                    remove_tree(partial)
-                    raise
+            with self._contents(digest) as entries:
+                self._lay_out(digest, entries, at)
+
+    def _lay_out(self, digest: str, entries: Sequence[Entry], at: Path) -> None:
+        partial = self._directory / f"{_NEW}{digest}"
+        with disk_errors(f"tree {digest[:16]} cannot be laid out as a directory"):
+            self._make_room(partial)
+            try:
+                lay_out(entries, self._objects, partial)
+                os.rename(partial, at)
+            except BaseException:
+                remove_tree(partial)
+                raise
 
     def drop(self, digest: str) -> None:
         """Nobody may use it any more. May be repeated."""

@@ -7,7 +7,7 @@ import contextlib
 import os
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ class Image:
 class Roots:
     """Mounts images at `run_dir/images/<digest>` and overlays on top of them.
 
-    `images` gives the file of a tree's EROFS image, and its objects below `objects_dir`, when a digest is first used.
+    `images` gives the file of a tree's EROFS image, and its objects below `objects_dir`, when a digest is first used;
+    `used` is told each time.
     Where there is `plain`, directories of it are the layers instead, and neither is looked at.
     """
 
@@ -46,8 +47,10 @@ class Roots:
         *,
         stack_detached: bool | None = None,
         plain: PlainTrees | None = None,
+        used: Callable[[str], None] = lambda digest: None,
     ) -> None:
         self._files = images
+        self._used = used
         self._plain = plain
         self._objects = None if plain else objects_dir
         self._images_dir = run_dir / "images"
@@ -132,6 +135,7 @@ class Roots:
                 image.users += 1
                 held.append(digest)
                 self._images.move_to_end(digest)
+                self._used(digest)
                 async with image.mounting:
                     if not image.is_mounted:
                         await self._make_ready(digest, image)
@@ -160,6 +164,18 @@ class Roots:
         idle = [digest for digest, image in self._images.items() if not image.users]
         for digest in idle[: max(0, len(idle) - (KEPT if self._plain else IDLE_IMAGES))]:
             await self._unmount(digest)
+
+    async def let_go(self, digests: Collection[str]) -> None:
+        """Unmounts those of them that nobody uses, as they are to be evicted."""
+        for digest in digests:
+            image = self._images.get(digest)
+            # Not where somebody is at it: whoever waits for room may be that one.
+            if image is not None and not image.users and not image.mounting.locked():
+                await self._unmount(digest)
+
+    def mounted(self) -> frozenset[str]:
+        """Digests whose images are mounted, so that somebody may read objects through them."""
+        return frozenset(d for d, image in self._images.items() if image.is_mounted and not self._plain)
 
     def in_use(self) -> frozenset[str]:
         """Digests whose images and objects must stay on this host."""

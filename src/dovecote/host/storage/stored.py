@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import zstandard
@@ -11,8 +13,8 @@ from dovecote.errors import Invalid, NotFound, StorageFailed
 from dovecote.host.storage.bucket import Bucket
 from dovecote.host.storage.change import Change, parse_change
 from dovecote.host.storage.condemned import unsalted
-from dovecote.host.storage.manifest import MAX_RAW, Entry, Part, Root, digest_of, parse_part, parse_root
-from dovecote.host.storage.objects import Piece
+from dovecote.host.storage.index import Piece
+from dovecote.host.storage.manifest import MAX_RAW, Entry, Part, Root, digest_of, join, parse_part, parse_root
 from dovecote.host.storage.packs import pack, packs_named, parse_locations, render_locations
 
 T = TypeVar("T")
@@ -62,6 +64,19 @@ def read_parts(bucket: Bucket, root: Root) -> Iterator[tuple[bytes, str, list[En
         yield part.path, part.digest.hex(), read_part(bucket, part)
 
 
+@dataclass(frozen=True)
+class Manifests:
+    """All of a tree: path, digest and entries of each manifest, and what they make together."""
+
+    parts: list[tuple[bytes, str, list[Entry]]]
+    entries: list[Entry]
+
+
+def read_manifests(bucket: Bucket, root: Root) -> Manifests:
+    parts = list(read_parts(bucket, root))
+    return Manifests(parts, join((path, entries) for path, _, entries in parts))
+
+
 def read_locations(bucket: Bucket, part: str, entries: Sequence[Entry]) -> dict[bytes, tuple[Piece, ...]]:
     name = stored_name("locations", part)
     packed = or_corrupt(name, lambda: bucket.get(name))
@@ -107,6 +122,21 @@ def _manifest(bucket: Bucket, kind: str, digest: str) -> bytes:
     if digest_of(raw) != binary(digest):
         raise StorageFailed(f"{name} has other content than its name says", code="corrupt")
     return unsalted(raw)
+
+
+@contextmanager
+def naming(digest: str) -> Iterator[None]:
+    """Says which tree is corrupt."""
+    try:
+        yield
+    except StorageFailed as error:
+        if error.code != "corrupt" or digest in error.message:
+            raise
+        raise StorageFailed(
+            f"tree {digest} is damaged: {error.message}",
+            code="corrupt",
+            hint="go back to the save before it, or restore the object store from its backup",
+        ) from error
 
 
 def unpack_stored(packed: bytes) -> bytes:

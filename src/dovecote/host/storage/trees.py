@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
-from typing import TypeVar
 
 from dovecote.errors import Conflict, Invalid, StorageFailed
 from dovecote.host.storage.bucket import Bucket
 from dovecote.host.storage.change import Change, applied, combined, plan_change, render_change
 from dovecote.host.storage.condemned import Clock, Standing, State, boottime, salted
-from dovecote.host.storage.erofs import write_image
-from dovecote.host.storage.fold import DEFAULT_RULES, LEFT_OUT, Bounds, Plan, Rules, plan_delta, plan_directory
+from dovecote.host.storage.disk import disk_errors
+from dovecote.host.storage.fold import DEFAULT_RULES, Bounds, Plan, Rules, plan_delta, plan_directory
+from dovecote.host.storage.image_files import ImageFiles, left_out
+from dovecote.host.storage.index import Index, Piece
 from dovecote.host.storage.manifest import (
-    DIRS,
     Entry,
     Kind,
     Part,
@@ -34,16 +32,18 @@ from dovecote.host.storage.manifest import (
     render_root,
     split,
 )
-from dovecote.host.storage.objects import Index, ObjectCache, Piece, boot_id, disk_errors, hash_file
+from dovecote.host.storage.objects import ObjectCache
 from dovecote.host.storage.packs import Packs, PackWriter, Sink, pack
-from dovecote.host.storage.settling import Interruptible, Settling
 from dovecote.host.storage.stored import (
+    Manifests,
     binary,
+    naming,
     objects_of,
     or_corrupt,
     packed_locations,
     parse_payload,
     read_locations,
+    read_manifests,
     read_parts,
     read_root,
     stored_name,
@@ -51,13 +51,6 @@ from dovecote.host.storage.stored import (
 from dovecote.host.storage.whole import CacheSink, flattened
 
 _TEMPLATES = 4  # whose paths are kept in memory
-_REMEMBERED = 20_000  # images that were checked
-_LOCKS = 64
-MANY = 1000  # missing objects that are not made files of while somebody waits
-IMAGE_FORMAT = 2  # raised when images are written in another way: those of before are written again
-MOST_LEFT_OUT = 32
-Stamp = tuple[int, int, int, int, int]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -97,29 +90,24 @@ class Trees:
         self._bucket = bucket
         self._rules = rules
         self._bounds = bounds or Bounds()
-        self._images = cache_dir / "images"
         with disk_errors("the cache directory cannot be made"):
             cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.chmod(cache_dir, 0o700)
-            self._images.mkdir(mode=0o700, exist_ok=True)
         self._index = Index(cache_dir / "index.sqlite", identity=_identity(bucket))
-        self._cache = ObjectCache(cache_dir, self._index)
+        self.cache = ObjectCache(cache_dir, self._index)
         self._standing = Standing(bucket, clock=clock)
-        self._packs = Packs(bucket, self._index, self._cache, self._standing)
-        self._boot = boot_id()
-        self._trusted: dict[str, Stamp] = {}
+        self._packs = Packs(bucket, self._index, self.cache, self._standing)
         self._paths: OrderedDict[str, frozenset[bytes]] = OrderedDict()
         self._paths_lock = threading.Lock()
-        self._locks = [threading.Lock() for _ in range(_LOCKS)]
-        self._settling = Settling(self._settle)
+        self.image_files = ImageFiles(cache_dir, self.cache, read=self._manifests, fetch=self._fetch)
 
     @property
     def objects_dir(self) -> Path:
         """The data-only lower layer: `lowerdir=DELTA:TEMPLATE::OBJECTS`, or `TEMPLATE::OBJECTS`."""
-        return self._cache.objects_dir
+        return self.cache.objects_dir
 
     def close(self) -> None:
-        self._settling.stop()
+        self.image_files.close()
         self._index.close()
 
     def save_directory(self, root: Path, *, id_base: int = 0) -> TreeSaved:
@@ -191,7 +179,8 @@ class Trees:
             return None
         # Whoever needs them on this host has them in the instance's own disk: the cache is filled when it is parked.
         writer = PackWriter(self._packs, keeps=False)
-        change = change.complete(writer.absorb(change.sources))
+        with self.cache.uses.use():
+            change = change.complete(writer.absorb(change.sources))
         writer.flush()
         writer.time.check()
         digests = objects_of(sorted(change.entries, key=lambda e: order(e.path)))
@@ -227,36 +216,46 @@ class Trees:
             raise Invalid(f"tree {delta[:16]} is not a delta", code="wrong_template")
         return self.save_entries(flattened(self.entries(template), self.entries(delta)), like=(template, delta))
 
-    def sink(self) -> CacheSink:
-        return CacheSink(self._cache)
+    @contextmanager
+    def sink(self) -> Iterator[CacheSink]:
+        """Contents for `save_entries`, which has to be called inside."""
+        with self.cache.uses.use():
+            yield CacheSink(self.cache)
 
     def entries(self, digest: str) -> list[Entry]:
         """Everything that the tree itself holds; of a delta, not what its template holds."""
-        with _naming(digest):
-            return join((path, entries) for path, _, entries in self._parts(digest))
+        with naming(digest):
+            return self._manifests(digest).entries
 
-    def ensure_contents(self, digest: str) -> list[Entry]:
-        """The tree's entries, with every object that they point at in `objects_dir`, checked. Raises StorageFailed."""
-        with self._locks[binary(digest)[0] % _LOCKS], _naming(digest):
-            parts = list(self._parts(digest))
-            entries = join((path, entries) for path, _, entries in parts)
-            self._fetch(
-                [(part, some) for _, part, some in parts], self._cache.missing(objects_of(entries)), self._cache
-            )
-            return entries
+    @contextmanager
+    def contents(self, digest: str) -> Iterator[list[Entry]]:
+        """The tree's entries. Inside, every object that they point at is in `objects_dir`, checked.
+
+        Raises StorageFailed.
+        """
+        with self.cache.uses.use():
+            yield self.image_files.contents(digest)
+
+    def objects_by_manifest(self, digest: str) -> Iterator[tuple[str, list[bytes]]]:
+        """What each manifest of the tree points at, from the store."""
+        with naming(digest):
+            for _, part, entries in self._parts(digest):
+                yield part, objects_of(entries)
 
     def left_out(self, digest: str) -> list[str]:
         """Directories that rules emptied when it was saved; at most MOST_LEFT_OUT. Cheap once its image is there."""
-        known = self._read_record(digest).get("left_out")
-        return [str(path) for path in known] if isinstance(known, list) else _left_out(self.entries(digest))
+        known = self.image_files.left_out(digest)
+        return left_out(self.entries(digest)) if known is None else known
 
-    def seen(self, template: str, delta: str) -> list[Entry]:
-        """What a user of the delta sees, sorted, with every object that it points at in `objects_dir`, checked."""
-        return flattened(self.ensure_contents(template), self.ensure_contents(delta))
+    @contextmanager
+    def seen(self, template: str, delta: str) -> Iterator[list[Entry]]:
+        """What a user of the delta sees, sorted; the rest as `contents`."""
+        with self.contents(template) as below, self.contents(delta) as above:
+            yield flattened(below, above)
 
     def object_file(self, digest: bytes) -> Path:
-        """Content of a file that `seen` or `ensure_contents` has answered."""
-        return self._cache.path(digest)
+        """Content of a file that `seen` or `contents` has answered, inside of them."""
+        return self.cache.path(digest)
 
     def may_be_named(self, digest: str) -> bool:
         """Whether it is in the store and not condemned. For a name that no record, log or host has kept meanwhile."""
@@ -271,7 +270,7 @@ class Trees:
 
         For the end of a session, before its disk is freed. Raises StorageFailed `corrupt`.
         """
-        with _naming(digest):
+        with naming(digest):
             ends: dict[str, int] = {}
             for _, part, entries in self._parts(digest):
                 for pieces in self._hints(part, entries).values():
@@ -294,69 +293,9 @@ class Trees:
         its inode or its ctime, which nobody can set. What a power cut may undo (objects are not synced) is undone by a
         reboot only, and the record of the check counts for one boot.
         """
-        path = self._images / f"{digest}.erofs"
-        stamp = _stamp(path)
-        if stamp is not None and self._trusted.get(digest) == stamp:
-            return path
-        with self._locks[binary(digest)[0] % _LOCKS], _naming(digest):
-            stamp = _stamp(path)
-            record = self._read_record(digest)
-            known = (record.get("format"), record.get("stamp"), record.get("boot"))
-            if stamp is None or known != (IMAGE_FORMAT, list(stamp), self._boot):
-                stamp = self._check(digest, path, record)
-            elif not record.get("image"):
-                self._settling.add(digest)  # an earlier process did not come to it
-            if len(self._trusted) > _REMEMBERED:
-                self._trusted.clear()
-            self._trusted[digest] = stamp
-            return path
+        return self.image_files.ensure(digest)
 
-    def _check(self, digest: str, path: Path, record: dict[str, object]) -> Stamp:
-        parts = list(self._parts(digest))
-        entries = join((part_path, part_entries) for part_path, _, part_entries in parts)
-        missing = self._cache.missing(objects_of(entries))
-        if len(missing) < MANY:
-            self._fetch([(part, some) for _, part, some in parts], missing, self._cache)
-            return self._write(digest, path, entries, record)
-        # Thousands of files are slow to make, and somebody waits: the image has their contents until `settle`.
-        uuid = binary(digest)[:16]
-        with disk_errors("the image cannot be written"):
-            fill = partial(self._fetch, [(part, some) for _, part, some in parts], missing)
-            write_image(entries, path, uuid=uuid, inside=set(missing), fill=fill)
-        stamp = self._note_image(digest, path, entries, image="")
-        self._settling.add(digest)
-        return stamp
-
-    def _write(self, digest: str, path: Path, entries: list[Entry], record: dict[str, object]) -> Stamp:
-        """The image of a tree whose objects are all in the cache."""
-        image = record.get("image") if record.get("format") == IMAGE_FORMAT else None
-        with disk_errors("the image cannot be written"):
-            if not image or hash_file(path).hex() != image:
-                image = write_image(entries, path, uuid=binary(digest)[:16])
-        return self._note_image(digest, path, entries, image=str(image))
-
-    def _note_image(self, digest: str, path: Path, entries: list[Entry], *, image: str) -> Stamp:
-        with disk_errors("the image cannot be written"):
-            stamp = _stamp(path)
-            assert stamp is not None
-            body: dict[str, object] = {"format": IMAGE_FORMAT, "image": image, "boot": self._boot, "stamp": list(stamp)}
-            self._write_record(digest, body | {"left_out": _left_out(entries)})
-        return stamp
-
-    def _settle(self, digest: str, stop: Callable[[], None]) -> None:
-        """Brings what an image has inside to the cache, for other trees too, and replaces it by one that points there.
-
-        Whoever has the old one mounted keeps it.
-        """
-        with _naming(digest):
-            parts = [(part, entries) for _, part, entries in self._parts(digest)]
-            entries = self.entries(digest)
-            self._fetch(parts, self._cache.missing(objects_of(entries)), Interruptible(self._cache, stop))
-            with self._locks[binary(digest)[0] % _LOCKS]:
-                stop()
-                self._trusted[digest] = self._write(digest, self._images / f"{digest}.erofs", entries, {})
-
-    def _fetch(self, parts: list[tuple[str, list[Entry]]], missing: list[bytes], into: Sink) -> None:
+    def _fetch(self, tree: Manifests, missing: list[bytes], into: Sink) -> None:
         located = self._packs.locate(missing)
         if len(located) == len(missing):
             try:
@@ -368,7 +307,7 @@ class Trees:
                 # The hints in the store may know a place that this host's index does not.
                 missing = into.missing(missing)
         wanted = set(missing)
-        for part, entries in parts:
+        for _, part, entries in tree.parts:
             if not wanted.isdisjoint(objects_of(entries)):
                 hints = self._hints(part, entries)
                 self._packs.fetch({d: pieces for d, pieces in hints.items() if d in wanted}, into)
@@ -379,8 +318,11 @@ class Trees:
         return read_locations(self._bucket, part, entries)
 
     def _root(self, digest: str) -> Root:
-        with _naming(digest):
+        with naming(digest):
             return read_root(self._bucket, digest)
+
+    def _manifests(self, digest: str) -> Manifests:
+        return read_manifests(self._bucket, self._root(digest))
 
     def _parts(self, digest: str) -> Iterator[tuple[bytes, str, list[Entry]]]:
         return read_parts(self._bucket, self._root(digest))
@@ -397,6 +339,10 @@ class Trees:
             return paths
 
     def _save(self, plan: Plan, *, template: bytes, previous: str | None, like: Sequence[str] = ()) -> TreeSaved:
+        with self.cache.uses.use():
+            return self._save_used(plan, template=template, previous=previous, like=like)
+
+    def _save_used(self, plan: Plan, *, template: bytes, previous: str | None, like: Sequence[str]) -> TreeSaved:
         writer = PackWriter(self._packs)
         entries = plan.complete(writer.absorb(plan.sources))
         parts = split(entries)
@@ -449,29 +395,6 @@ class Trees:
             return len(packed)
         return 0
 
-    def _read_record(self, digest: str) -> dict[str, object]:
-        try:
-            record = json.loads((self._images / f"{digest}.json").read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return record if isinstance(record, dict) else {}
-
-    def _write_record(self, digest: str, record: dict[str, object]) -> None:
-        path = self._images / f"{digest}.json"
-        part = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
-        part.write_text(json.dumps(record), encoding="ascii")
-        os.rename(part, path)
-
-
-def _left_out(entries: Sequence[Entry]) -> list[str]:
-    found: list[str] = []
-    for entry, after in zip_longest(entries, entries[1:]):
-        is_empty = after is None or not after.path.startswith(entry.path + b"/")
-        if entry.kind in DIRS and is_empty and LEFT_OUT in entry.xattrs and len(found) < MOST_LEFT_OUT:
-            with suppress(UnicodeDecodeError):
-                found.append("/" + entry.path.decode())
-    return found
-
 
 def _count(entries: Sequence[Entry]) -> tuple[int, int]:
     files = [e for e in entries if e.kind is Kind.FILE]
@@ -486,32 +409,9 @@ def _identity(bucket: Bucket) -> str | None:
         return None
 
 
-def _stamp(path: Path) -> Stamp | None:
-    try:
-        s = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
-
-
 @contextmanager
 def _reading(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise StorageFailed(f"{directory} cannot be read: {error}", code="read_failed") from error
-
-
-@contextmanager
-def _naming(digest: str) -> Iterator[None]:
-    """Says which tree is corrupt."""
-    try:
-        yield
-    except StorageFailed as error:
-        if error.code != "corrupt" or digest in error.message:
-            raise
-        raise StorageFailed(
-            f"tree {digest} is damaged: {error.message}",
-            code="corrupt",
-            hint="go back to the save before it, or restore the object store from its backup",
-        ) from error
