@@ -24,7 +24,7 @@ Paths = list[bytes]
 
 MIN_POOL_BYTES = 256 << 20
 FORMAT_TIMEOUT = 120.0  # seconds
-DETACH_TIMEOUT = 10.0
+DETACH_TIMEOUT = 60.0  # seconds; what 200,000 deleted files leave to do is done meanwhile
 MUCH_UNWRITTEN = 4 << 20  # bytes
 # Space that was deleted goes back to the host's file, and to the limits, with each commit.
 MOUNT_OPTIONS = {"discard": "async", "commit": "5"}
