@@ -87,5 +87,6 @@ def told(done: Collected) -> str:
     return (
         f"{freed.count} names deleted ({freed.bytes} bytes), {condemned.count} condemned ({condemned.bytes} bytes), "
         f"{done.spared} spared, {done.slots} slots of logs deleted, "
+        f"{done.repacked.count} packs rewritten ({done.repacked.bytes} bytes to come back), "
         f"{done.kept.count} kept ({done.kept.bytes} bytes){more}"
     )

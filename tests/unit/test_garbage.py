@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,13 +20,23 @@ from dovecote.errors import Conflict, StorageFailed
 from dovecote.host.storage.bucket import Bucket, local_bucket, open_bucket
 from dovecote.host.storage.change import Change, render_change
 from dovecote.host.storage.condemned import LONGEST_SAVE, condemned_name
+from dovecote.host.storage.frames import pack, parse_table, table_bytes, unpack
 from dovecote.host.storage.garbage import Collected, collect_garbage
 from dovecote.host.storage.log import SlotLog
 from dovecote.host.storage.manifest import Entry, Kind
 from dovecote.host.storage.marking import KEPT_SAVES, References
-from dovecote.host.storage.packs import PackWriter, Source, pack, unpack
+from dovecote.host.storage.packs import PackWriter, Source
 from dovecote.host.storage.pins import write_pins
-from dovecote.host.storage.stored import packed_locations, read_locations, read_part, read_root, stored_name
+from dovecote.host.storage.repacking import WORTH_BELOW
+from dovecote.host.storage.stored import (
+    digest_in,
+    packed_locations,
+    pieces_of,
+    read_locations,
+    read_part,
+    read_root,
+    stored_name,
+)
 from dovecote.host.storage.trees import Trees
 from tests.unit.garbage_world import START, Actor, SteppedBucket
 from tests.unit.test_storage_objects import packs_at
@@ -124,6 +135,17 @@ def reachable(bucket: Bucket, trees: set[str]) -> set[str]:
     return names
 
 
+def assert_packs_live(bucket: Bucket, trees: set[str]) -> None:
+    """No pack is mostly dead."""
+    live: dict[str, dict[int, int]] = {}
+    for name in reachable(bucket, trees):
+        if name.startswith("manifests/"):
+            for piece in pieces_of(bucket, digest_in(name)):
+                live.setdefault(piece.pack, {})[piece.offset] = piece.stored
+    for name, pieces in live.items():
+        assert table_bytes(len(pieces)) + sum(pieces.values()) >= WORTH_BELOW * bucket.size(name)
+
+
 def stored(bucket: Bucket) -> set[str]:
     kinds = ("trees", "manifests", "locations", "packs")
     return {each.name for kind in kinds for each in Bucket.list(bucket, kind)}
@@ -209,11 +231,12 @@ def interleaved(kind: str, steps: list[tuple[str, int, object]]) -> None:
             world.busy.clear()
             world.running.clear()
             world.check()
-            for _ in range(2):
+            for _ in range(4):  # two days until trees are gone, one more until their packs are rewritten
                 world.advance(DAY)
                 world.collect()
                 world.check()
             assert stored(world.bucket) == reachable(world.bucket, set(world.records))
+            assert_packs_live(world.bucket, set(world.records))
         finally:
             for host in world.hosts:
                 host.close()
@@ -355,7 +378,7 @@ def test_a_deleted_session_gives_its_bytes_back_and_a_living_one_keeps_its_log(s
         log.seal(1)
         append(log, store.save(plan))
     store.ended["ses_dead"] = START
-    for _ in range(3):
+    for _ in range(5):
         store.day()
     assert slots_of(store.bucket, "ses_dead") == []
     assert slots_of(store.bucket, "ses_live") == slots_of(store.bucket, "ses_unknown") == [1, 2]
@@ -408,6 +431,144 @@ def test_changes_that_are_not_folded_keep_their_packs(store: Store) -> None:
         store.day()
     assert store.bucket.size(written)
     packs.index.close()
+
+
+def mostly_dead(directory: Path) -> World:
+    """One pack with three files, of which a living tree has one; the next run rewrites it."""
+    world = new_world(directory, "memory")
+    world.save(0, "abc", None)
+    gone = set(world.records)
+    world.save(0, "a", None)
+    for digest in gone:
+        del world.records[digest]
+    for _ in range(2):
+        world.advance(DAY)
+        world.collect()
+    world.advance(DAY)
+    return world
+
+
+def packs_of(bucket: Bucket) -> set[str]:
+    return {each.name for each in bucket.list("packs")}
+
+
+def test_of_a_mostly_dead_pack_what_lives_moves_to_another(tmp_path: Path) -> None:
+    world = mostly_dead(tmp_path)
+    (old,) = packs_of(world.bucket)
+    before = world.bucket.size(old)
+    would = collect_garbage(world.bucket, world.references, records="db", clock=world.bucket.clock, dry_run=True)
+    assert packs_of(world.bucket) == {old}
+    done = collect_garbage(world.bucket, world.references, records="db", clock=world.bucket.clock)
+    assert done is not None
+    assert would is not None
+    assert (done.repacked.count, done.repacked.bytes) == (would.repacked.count, would.repacked.bytes)
+    assert 0 < done.repacked.bytes < before
+    world.check()
+    # Hosts that know the old one use it no more.
+    world.save(1, "ab", None)
+    world.advance(DAY)
+    world.collect()
+    assert old not in packs_of(world.bucket)
+    world.check()
+    assert_packs_live(world.bucket, set(world.records))
+    again = collect_garbage(world.bucket, world.references, records="db", clock=world.bucket.clock)
+    assert again is not None
+    assert again.repacked.count == 0
+
+
+@pytest.mark.parametrize("doom", ["before", "after"])
+def test_a_run_that_rewrites_packs_may_be_killed_anywhere(tmp_path: Path, doom: str) -> None:
+    moment, was_killed = 0, True
+    while was_killed:
+        world = mostly_dead(tmp_path / str(moment))
+        collector = Actor(world.collect)
+        for _ in range(moment):
+            if not collector.is_done:
+                collector.step()
+        was_killed = not collector.is_done
+        while not collector.is_done:
+            collector.step(doom)
+        world.check()
+        for _ in range(4):
+            world.advance(DAY)
+            world.collect()
+            world.check()
+        assert stored(world.bucket) == reachable(world.bucket, set(world.records))
+        assert_packs_live(world.bucket, set(world.records))
+        moment += 1
+    assert moment > 20
+
+
+@pytest.mark.parametrize("hours", [0, 5])
+@pytest.mark.parametrize("plan", ["ab", "a", "ad"])
+def test_a_save_on_top_of_a_pack_that_is_being_rewritten_loses_nothing(tmp_path: Path, plan: str, hours: int) -> None:
+    """It looked at the pack at any moment of the run, or the run began at any moment of the save."""
+    for moment in range(0, 200, 5):
+        world = mostly_dead(tmp_path / str(moment))
+        save = partial(world.save, 1, plan, None)
+        first = Actor(world.collect if moment % 2 else save)
+        for _ in range(moment // 2):
+            if not first.is_done:
+                first.step()
+        is_over = first.is_done
+        second = Actor(save if moment % 2 else world.collect)
+        second.finish()
+        if hours:
+            world.advance(hours * HOUR)
+        first.finish()
+        world.check()
+        for _ in range(4):
+            world.advance(DAY)
+            world.collect()
+            world.check()
+        for host in world.hosts:
+            host.close()
+        if is_over and moment > 60:
+            break
+
+
+def test_packs_that_a_slot_of_a_log_names_are_not_rewritten(store: Store) -> None:
+    """Nobody can change a slot."""
+    packs = packs_at(store.directory / "other", store.bucket)
+    writer = PackWriter(packs)
+    sources = []
+    for name in ("kept", "dead", "dead too"):
+        path = store.directory / name
+        path.write_bytes(os.urandom(400))
+        sources.append(Source(name.encode(), os.fsencode(path), 400))
+    content = writer.absorb(sources)[b"kept"]
+    writer.flush()
+    raw = pack(
+        render_change(
+            Change(frozenset(), (Entry(b"kept", Kind.FILE, 0o644, size=content.size, digest=content.digest),))
+        )
+    )
+    payload = struct.pack("<I", len(raw)) + raw + packed_locations([content.digest], writer.located)
+    log = SlotLog(store.bucket, "ses_1", clock=store.bucket.clock)
+    append(log, store.save("d"))
+    log.append_changes(payload, epoch=1, generation=1)
+    written = writer.located[content.digest][0].pack
+    for _ in range(4):
+        done = store.day()
+        assert done is not None
+        assert done.repacked.count == 0
+    assert store.bucket.size(written)
+    packs.index.close()
+
+
+def test_a_pack_whose_frames_are_damaged_stays_for_the_check_to_tell(tmp_path: Path) -> None:
+    world = mostly_dead(tmp_path)
+    (old,) = packs_of(world.bucket)
+    data = bytearray(world.bucket.get(old))
+    for row in parse_table(bytes(data)):
+        data[row.offset + row.stored - 2] ^= 0xFF
+    world.bucket.put(old, bytes(data))
+    world.bucket._times[old] = 0.0
+    done = collect_garbage(world.bucket, world.references, records="db", clock=world.bucket.clock)
+    assert done is not None
+    assert done.repacked.count == 0
+    assert packs_of(world.bucket) == {old}
+    assert not list(world.bucket.list(condemned_name("packs")))
 
 
 def test_a_condemned_tree_may_not_be_named_again(store: Store) -> None:

@@ -18,9 +18,10 @@ from dovecote.host.storage.bucket import Bucket, local_bucket
 from dovecote.host.storage.change import Change, render_change
 from dovecote.host.storage.check import FAULTS_SHOWN, Checked, check_store
 from dovecote.host.storage.figures import store_figures
+from dovecote.host.storage.frames import PIECE_BYTES, pack
 from dovecote.host.storage.log import SlotLog
 from dovecote.host.storage.manifest import Entry, Kind
-from dovecote.host.storage.packs import PIECE_BYTES, PackWriter, Source, pack
+from dovecote.host.storage.packs import PackWriter, Source
 from dovecote.host.storage.stored import packed_locations, read_root
 from dovecote.host.storage.trees import Trees
 from dovecote.model.records import App, Function, Revision, Snapshot

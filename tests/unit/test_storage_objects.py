@@ -13,21 +13,12 @@ from hypothesis import strategies as st
 from dovecote.errors import StorageFailed
 from dovecote.host.storage.bucket import Bucket, open_bucket
 from dovecote.host.storage.fold import DEFAULT_RULES, container_capability, plan_directory
+from dovecote.host.storage.frames import PIECE_BYTES, pack, unpack
 from dovecote.host.storage.index import Index, Piece
+from dovecote.host.storage.locations import parse_locations, render_locations
 from dovecote.host.storage.manifest import digest_of
 from dovecote.host.storage.objects import ObjectCache
-from dovecote.host.storage.packs import (
-    PACK_BYTES,
-    PIECE_BYTES,
-    SMALL,
-    Packs,
-    PackWriter,
-    Source,
-    pack,
-    parse_locations,
-    render_locations,
-    unpack,
-)
+from dovecote.host.storage.packs import PACK_BYTES, SMALL, Packs, PackWriter, Source
 
 PACK = "packs/ab/" + "c" * 62
 DIGESTS = [digest_of(b"%d" % i) for i in range(3)]

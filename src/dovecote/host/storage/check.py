@@ -9,9 +9,10 @@ from blake3 import blake3
 
 from dovecote.errors import Invalid, NotFound, StorageFailed
 from dovecote.host.storage.bucket import Bucket
+from dovecote.host.storage.frames import unpack
 from dovecote.host.storage.index import Piece
 from dovecote.host.storage.manifest import Entry, Part
-from dovecote.host.storage.packs import neighbours, unpack
+from dovecote.host.storage.packs import neighbours
 from dovecote.host.storage.slots import every_slot
 from dovecote.host.storage.stored import parse_payload, read_locations, read_part, read_root
 

@@ -14,7 +14,8 @@ from dovecote.host.storage.bucket import Bucket
 from dovecote.host.storage.condemned import FOLDER, Clock, boottime, condemned_name
 from dovecote.host.storage.figures import Amount
 from dovecote.host.storage.marking import References, Roots, parts_of, read_roots
-from dovecote.host.storage.stored import digest_in, packs_of, stored_name
+from dovecote.host.storage.repacking import Repacking
+from dovecote.host.storage.stored import digest_in, stored_name
 from dovecote.host.storage.turn import Turn, Turns
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Collected:
     deleted: Amount = field(default_factory=Amount)
     spared: int = 0  # condemned before, and reached after all
     slots: int = 0  # of logs
+    repacked: Amount = field(default_factory=Amount)  # packs of which little lived; their bytes come back when they go
     kept: Amount = field(default_factory=Amount)
     is_whole: bool = True  # False: there was more to do than one run does
 
@@ -140,6 +142,8 @@ class _Run:
         self._untils: dict[str, datetime] = {}
         self._roots: dict[str, tuple[list[str], str]] = {}
         self._seen: set[str] = set()
+        self._unreached: set[str] = set()
+        self._repacking = Repacking(bucket, stop)
         self.collected = Collected()
 
     def collect(self, references: Callable[[], References]) -> None:
@@ -152,7 +156,10 @@ class _Run:
         reached = self._with_templates(trees, {stored_name("trees", tree) for tree in roots.trees})
         below = self._level(trees, reached, self._parts_of)
         below = self._level(self._there("manifests", "locations"), below, self._packs_of)
-        self._level(self._there("packs"), below | dict.fromkeys(roots.packs, REACHED), lambda name: [])
+        self._repacking.bind(roots.packs)
+        packs = self._there("packs")
+        self._level(packs, below | dict.fromkeys(roots.packs, REACHED), lambda name: [])
+        self._repack(packs)
         self._forget()
         # From the bottom up: while a name is condemned still, nobody refers to it and so to what lies below it.
         for name in reversed(self._spared):
@@ -184,6 +191,8 @@ class _Run:
         for thing in there.values():
             self._stop()
             until = self._until(thing, above.get(thing.name, NEVER))
+            if until != REACHED:
+                self._unreached.add(thing.name)
             if until == REACHED:
                 self.collected.kept.add(thing.bytes)
                 if thing.name in self._condemned:
@@ -219,9 +228,12 @@ class _Run:
             return REACHED
         self.collected.condemned.add(thing.bytes)
         if not self._dry_run:
-            with suppress(Conflict):  # a request whose answer got lost
-                self._bucket.put_new(condemned_name(thing.name), b"")
+            self._put_condemned(thing.name)
         return self._now
+
+    def _put_condemned(self, name: str) -> None:
+        with suppress(Conflict):  # a request whose answer got lost
+            self._bucket.put_new(condemned_name(name), b"")
 
     def _below(self, thing: _Thing, below: Callable[[str], Iterable[str]], *, is_root: bool) -> Iterable[str]:
         try:
@@ -269,7 +281,23 @@ class _Run:
         return self._roots[tree]
 
     def _packs_of(self, manifest: str) -> Iterable[str]:
-        return packs_of(self._bucket, digest_in(manifest))
+        return self._repacking.note(manifest)
+
+    def _repack(self, packs: Mapping[str, _Thing]) -> None:
+        """Those that it empties are condemned at once: nobody may go on saving on top of them."""
+        sizes = {
+            name: thing.bytes
+            for name, thing in packs.items()
+            if self._now - thing.modified_at >= GRACE and name not in self._unreached and name not in self._condemned
+        }
+        chosen = self._repacking.worth(sizes, without=self._unreached)
+        if not self._dry_run:
+            chosen = self._repacking.rewrite(chosen)
+        for name in chosen:
+            self._stop()
+            self.collected.repacked.add(sizes[name] - self._repacking.live_bytes(name))
+            if not self._dry_run:
+                self._put_condemned(name)
 
     def _delete(self, thing: _Thing) -> None:
         self.collected.deleted.add(thing.bytes)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,30 +12,22 @@ from functools import partial
 from io import FileIO
 from typing import Protocol, TypeVar
 
-import zstandard
 from blake3 import blake3
 
 from dovecote.errors import Conflict, NotFound, StorageFailed
 from dovecote.host.storage.bucket import Bucket
 from dovecote.host.storage.condemned import Standing, State
+from dovecote.host.storage.frames import PIECE_BYTES, corrupt, pack, render_pack, unpack
 from dovecote.host.storage.index import Index, Piece
 from dovecote.host.storage.objects import CHUNK, ObjectCache
 
 PACK_BYTES = 32 << 20  # a pack is closed when it holds so much, so it ends below this plus one piece
-PIECE_BYTES = 16 << 20  # raw bytes in one frame; bounds memory for files of any size
 SMALL = 4 << 20  # files up to here are held in memory whole
 WORKERS = 2
 _BATCH_FILES = 64
 _BATCH_BYTES = 8 << 20
 _RUN_BYTES = 4 << 20  # of one request, so that asking, unpacking and writing overlap
 _GAP = 256 << 10  # unwanted bytes between two wanted ones that are cheaper to read than to ask twice
-_LEVEL = 3
-
-_PACK_NAME = re.compile(r"packs/[0-9a-f]{2}/[0-9a-f]{62}")
-_TRAILER_ROW = struct.Struct("<32sIIII")  # digest, piece number, offset, stored, raw
-_TRAILER_END = struct.Struct("<I4s")
-_TRAILER_MAGIC = b"DVP1"
-_NONCE_BYTES = 16
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -129,7 +119,7 @@ class Packs:
         for piece, digest in run:
             raw = unpack(data[piece.offset - start : piece.offset - start + piece.stored], piece.raw)
             if blake3(raw).digest() != digest:
-                raise _corrupt(f"object {digest.hex()} in {piece.pack} has other content")
+                raise corrupt(f"object {digest.hex()} in {piece.pack} has other content")
             to.put(digest, raw)
 
     def _fetch_large(self, to: Sink, wanted: tuple[bytes, tuple[Piece, ...]]) -> None:
@@ -143,13 +133,13 @@ class Packs:
             hasher.update(raw)
             yield raw
         if hasher.digest() != digest:
-            raise _corrupt(f"object {digest.hex()} in {pieces[0].pack} has other content")
+            raise corrupt(f"object {digest.hex()} in {pieces[0].pack} has other content")
 
     def _read(self, pack: str, start: int, length: int) -> bytes:
         try:
             return self.bucket.get_range(pack, start, length)
         except NotFound as error:
-            raise _corrupt(f"{pack} is missing or too short") from error
+            raise corrupt(f"{pack} is missing or too short") from error
 
 
 class PackWriter:
@@ -247,7 +237,7 @@ class PackWriter:
                 self._packs.fetch(self._packs.index.locate(lost))
             lost = self._packs.cache.missing(lost)
         if lost:
-            raise _corrupt(f"object {lost[0].hex()} is neither in the store nor on this host")
+            raise corrupt(f"object {lost[0].hex()} is neither in the store nor on this host")
         in_threads(self._store_claimed, unknown)
 
     def _store_cached(self, digest: bytes) -> None:
@@ -282,28 +272,15 @@ class PackWriter:
         self._upload(full)
 
     def _upload(self, rows: list[tuple[bytes, int, bytes, int]]) -> None:
-        offset = 0
-        trailer = []
-        for digest, number, frame, raw in rows:
-            trailer.append((digest, number, offset, len(frame), raw))
-            offset += len(frame)
-        # The trailer lets the whole index be learned again from packs alone. The random bytes before it give each pack
-        # a name of its own, whatever is in it: one that was condemned must never be written again.
-        data = b"".join(
-            [row[2] for row in rows]
-            + [os.urandom(_NONCE_BYTES)]
-            + [_TRAILER_ROW.pack(*row) for row in trailer]
-            + [_TRAILER_END.pack(len(trailer), _TRAILER_MAGIC)]
-        )
-        digest_text = blake3(data).hexdigest()
-        name = f"packs/{digest_text[:2]}/{digest_text[2:]}"
+        name, data, trailer = render_pack(rows)
         with suppress(Conflict):
             self._packs.bucket.put_new(name, data)
         self._packs.confirm(name)
         with self._lock:
             self.added_bytes += len(data)
-            for digest, number, at, stored, raw in trailer:
-                self._written.setdefault(digest, {})[number] = Piece(name, at, stored, raw)
+            for row in trailer:
+                piece = Piece(name, row.offset, row.stored, row.raw)
+                self._written.setdefault(row.digest, {})[row.number] = piece
 
     def flush(self) -> None:
         """Everything absorbed is durable in the store when it returns, and the index knows it."""
@@ -316,31 +293,6 @@ class PackWriter:
         self._packs.cache.note_checked(written)
         self.located.update(written)
         self._written.clear()
-
-
-class _Codecs(threading.local):
-    """One thread's: making a context costs more than most files take."""
-
-    def __init__(self) -> None:
-        self.compressor = zstandard.ZstdCompressor(level=_LEVEL)
-        self.decompressor = zstandard.ZstdDecompressor()
-
-
-_codecs = _Codecs()
-
-
-def pack(raw: bytes) -> bytes:
-    return _codecs.compressor.compress(raw)
-
-
-def unpack(frame: bytes | memoryview, raw: int) -> bytes:
-    """Exactly `raw` bytes, or StorageFailed `corrupt`: a frame cannot make us use more memory than that."""
-    try:
-        if zstandard.frame_content_size(frame) != raw:
-            raise _corrupt("a compressed frame has another size than was recorded")
-        return _codecs.decompressor.decompress(frame, max_output_size=raw)
-    except zstandard.ZstdError as error:
-        raise _corrupt(f"a compressed frame cannot be read: {error}") from error
 
 
 @contextmanager
@@ -401,73 +353,3 @@ def neighbours(wanted: list[tuple[Piece, bytes]]) -> list[list[tuple[Piece, byte
         runs[-1].append((piece, digest))
         end = piece.offset + piece.stored
     return runs
-
-
-_LOCATIONS = struct.Struct("<4sII")
-_LOCATIONS_MAGIC = b"DVL1"
-_WHERE = struct.Struct("<IIII")  # pack number, offset, stored, raw
-
-
-def render_locations(digests: Sequence[bytes], located: dict[bytes, tuple[Piece, ...]]) -> bytes:
-    """Where the objects of one manifest lie, in the order in which it names them first."""
-    names: dict[str, int] = {}
-    rows = []
-    for digest in digests:
-        pieces = located[digest]
-        rows.append(struct.pack("<I", len(pieces)))
-        rows += [_WHERE.pack(names.setdefault(p.pack, len(names)), p.offset, p.stored, p.raw) for p in pieces]
-    head = _LOCATIONS.pack(_LOCATIONS_MAGIC, len(names), len(digests))
-    return head + b"".join(struct.pack("<H", len(n)) + n.encode() for n in names) + b"".join(rows)
-
-
-def packs_named(raw: bytes) -> list[str]:
-    """The packs that a record of locations names, whatever it says about them. Raises StorageFailed `corrupt`."""
-    try:
-        magic, name_count, _ = _LOCATIONS.unpack_from(raw)
-        if magic != _LOCATIONS_MAGIC:
-            raise ValueError("bad header")
-        return _names(raw, name_count)[0]
-    except (struct.error, ValueError, IndexError) as error:
-        raise _corrupt(f"a record of locations that cannot be read: {error}") from error
-
-
-def _names(raw: bytes, count: int) -> tuple[list[str], int]:
-    """The names, and where they end."""
-    at = _LOCATIONS.size
-    names = []
-    for _ in range(count):
-        (length,) = struct.unpack_from("<H", raw, at)
-        name = raw[at + 2 : at + 2 + length].decode("ascii")
-        if not _PACK_NAME.fullmatch(name):
-            raise ValueError("bad name of a pack")
-        names.append(name)
-        at += 2 + length
-    return names, at
-
-
-def parse_locations(raw: bytes, digests: Sequence[bytes]) -> dict[bytes, tuple[Piece, ...]]:
-    """Raises StorageFailed `corrupt`."""
-    try:
-        magic, name_count, count = _LOCATIONS.unpack_from(raw)
-        if magic != _LOCATIONS_MAGIC or count != len(digests):
-            raise ValueError("bad header")
-        names, at = _names(raw, name_count)
-        located = {}
-        for digest in digests:
-            (pieces,) = struct.unpack_from("<I", raw, at)
-            end = at + 4 + pieces * _WHERE.size
-            if not pieces or end > len(raw):
-                raise ValueError("bad number of pieces")
-            located[digest] = tuple(Piece(names[n], o, s, r) for n, o, s, r in _WHERE.iter_unpack(raw[at + 4 : end]))
-            if any(p.raw > PIECE_BYTES for p in located[digest]):
-                raise ValueError("a piece that is too large")
-            at = end
-        if at != len(raw):
-            raise ValueError("bytes left over")
-        return located
-    except (struct.error, ValueError, IndexError) as error:
-        raise _corrupt(f"a record of locations that cannot be read: {error}") from error
-
-
-def _corrupt(message: str) -> StorageFailed:
-    return StorageFailed(message, code="corrupt", hint="restore the object store from its backup, or go back a save")

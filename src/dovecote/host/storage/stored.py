@@ -13,9 +13,10 @@ from dovecote.errors import Invalid, NotFound, StorageFailed
 from dovecote.host.storage.bucket import Bucket
 from dovecote.host.storage.change import Change, parse_change
 from dovecote.host.storage.condemned import unsalted
+from dovecote.host.storage.frames import pack
 from dovecote.host.storage.index import Piece
+from dovecote.host.storage.locations import parse_locations, parse_pieces, render_locations
 from dovecote.host.storage.manifest import MAX_RAW, Entry, Part, Root, digest_of, join, parse_part, parse_root
-from dovecote.host.storage.packs import pack, packs_named, parse_locations, render_locations
 
 T = TypeVar("T")
 
@@ -78,14 +79,23 @@ def read_manifests(bucket: Bucket, root: Root) -> Manifests:
 
 
 def read_locations(bucket: Bucket, part: str, entries: Sequence[Entry]) -> dict[bytes, tuple[Piece, ...]]:
+    return read_located(bucket, part, objects_of(entries))
+
+
+def read_located(bucket: Bucket, part: str, digests: Sequence[bytes]) -> dict[bytes, tuple[Piece, ...]]:
     name = stored_name("locations", part)
     packed = or_corrupt(name, lambda: bucket.get(name))
-    return parse_locations(_unsealed(packed), objects_of(entries))
+    return parse_locations(_unsealed(packed), digests)
 
 
-def packs_of(bucket: Bucket, part: str) -> list[str]:
-    """The packs in which the contents of a manifest lie. Raises NotFound, StorageFailed `corrupt`."""
-    return packs_named(_unsealed(bucket.get(stored_name("locations", part))))
+def pieces_of(bucket: Bucket, part: str) -> list[Piece]:
+    """Where the contents of a manifest lie. Raises NotFound, StorageFailed `corrupt`."""
+    return parse_pieces(_unsealed(bucket.get(stored_name("locations", part))))
+
+
+def manifest_objects(bucket: Bucket, part: str) -> list[bytes]:
+    """What the rows of its locations are of, wherever in a tree it has its place. Raises StorageFailed `corrupt`."""
+    return objects_of(parse_part(b"", _manifest(bucket, "manifests", part)))
 
 
 def packed_locations(digests: Sequence[bytes], located: dict[bytes, tuple[Piece, ...]]) -> bytes:

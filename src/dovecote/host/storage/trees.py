@@ -18,6 +18,7 @@ from dovecote.host.storage.change import Change, applied, combined, plan_change,
 from dovecote.host.storage.condemned import Clock, Standing, State, boottime, salted
 from dovecote.host.storage.disk import disk_errors
 from dovecote.host.storage.fold import DEFAULT_RULES, Bounds, Plan, Rules, plan_delta, plan_directory
+from dovecote.host.storage.frames import pack
 from dovecote.host.storage.image_files import ImageFiles, left_out
 from dovecote.host.storage.index import Index, Piece
 from dovecote.host.storage.manifest import (
@@ -33,7 +34,7 @@ from dovecote.host.storage.manifest import (
     split,
 )
 from dovecote.host.storage.objects import ObjectCache
-from dovecote.host.storage.packs import Packs, PackWriter, Sink, pack
+from dovecote.host.storage.packs import Packs, PackWriter, Sink
 from dovecote.host.storage.stored import (
     Manifests,
     binary,
