@@ -16,7 +16,7 @@ from hypothesis import strategies as some
 
 from dovecote.api.e2b.builds import MOST_LINES, Asked, Builds
 from dovecote.api.e2b.permits import LIVES, Permits
-from dovecote.api.e2b.recipes import Build, dovecotefile_of, pack, source_of
+from dovecote.api.e2b.recipes import Build, as_said, dovecotefile_of, pack, source_of
 from dovecote.control.templates import sent as sent_module
 from dovecote.control.templates.dovecotefile import parse_dovecotefile, variables_of, words_of
 from dovecote.control.templates.sent import Sent
@@ -346,3 +346,10 @@ async def test_a_snapshot_is_removed_as_a_template_is(e2b: E2B) -> None:
     assert problem(await e2b.stranger.delete(f"/templates/{snapshot}")) == 404
     assert (await e2b.http.delete(f"/templates/{snapshot}")).status_code == 204
     assert problem(await e2b.http.delete(f"/templates/{snapshot}")) == 404
+
+
+def test_a_failure_is_told_in_the_clients_words(tmp_path: Path) -> None:
+    step = {"type": "RUN", "args": ["echo 'boo'; exit 3"]}
+    build = Build.model_validate({"fromTemplate": "base", "steps": [step]})
+    line = dovecotefile_of(build, "base", {}).splitlines()[1].removeprefix("RUN ")
+    assert as_said(f"{line[:200]} failed (exit 3)", build) == "echo 'boo'; exit 3 failed (exit 3)"

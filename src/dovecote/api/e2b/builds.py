@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
-from dovecote.api.e2b.recipes import Build, pack, source_of
+from dovecote.api.e2b.recipes import Build, as_said, pack, source_of
 from dovecote.api.rooms import Rooms
 from dovecote.background import Background
 from dovecote.control.templates import Done, Event, Prepared, Printed
@@ -114,7 +114,7 @@ class Builds:
             if asked.tags:
                 await self._rooms.templates.tag(asked.tenant_id, asked.name, asked.tags)
         except DovecoteError as error:
-            self._fail(asked, str(error))
+            self._fail(asked, as_said(str(error), build))
         except BaseException:
             self._fail(asked, "something went wrong on our side")
             raise
@@ -159,8 +159,9 @@ def _hear(asked: Asked, build: Build, event: Event, rest: str) -> str:
         step = build.steps[int(number[1]) - 1]
         told = f"[{number[1]}/{len(build.steps)}] {step.type} {' '.join(step.args)}"
     else:
-        asked.step = LAST_STEP if event.what.startswith("READY") else asked.step
-        told = event.what
+        is_last = event.what.startswith("READY")
+        asked.step = LAST_STEP if is_last else asked.step
+        told = f"READY {build.ready_cmd}" if is_last else event.what
     if told and (not asked.lines or asked.lines[-1].message != told):
         asked.say(told)
     return ""

@@ -111,6 +111,14 @@ def _shell(command: str) -> str:
     return json.dumps(["/bin/sh", "-c", pick, command])
 
 
+def as_said(text: str, build: Build) -> str:
+    """An error about an instruction, as one about the step that its client knows."""
+    commands = [step.args[0] for step in build.steps if step.type == "RUN" and step.args]
+    for command in filter(None, [*commands, build.start_cmd, build.ready_cmd]):
+        text = text.replace(_shell(command)[:200], command[:200])
+    return text
+
+
 def _quoted(text: str) -> str:
     if "\n" in text or "\0" in text:
         raise Invalid("paths and variables of a build have one line", code="bad_step")

@@ -70,8 +70,8 @@ class Building:
         start = ground.start
         if recipe.start:
             argv = argv_of(recipe.start) if recipe.start.startswith("[") else ()
-            ready = recipe.ready if not recipe.port else ""
-            start = Start(shlex.join(argv) if argv else recipe.start, recipe.port, argv=argv, ready=ready)
+            ready = "" if recipe.port else _line_of(recipe.ready)
+            start = Start(_line_of(recipe.start), recipe.port, argv=argv, ready=ready)
         if recipe.ready:
             self._telling.step(f"READY {recipe.ready[:200]}")
             await self._check(tree, inside, recipe.ready, start if recipe.start else None)
@@ -118,7 +118,10 @@ class Building:
         place = posixpath.join(inside.cwd, target)
         if target in (".", "..") or target.endswith(("/.", "/..")):
             place += "/"
-        uid, gid = await self._host.images.ids(tree, step.flag("chown") or inside.user)
+        owner = step.flag("chown") or inside.user
+        if self._context.fills_directory(sources, place):
+            tree = await self._host.images.with_directory(tree, posixpath.normpath(place), user=owner)
+        uid, gid = await self._host.images.ids(tree, owner)
         mode = int(step.flag("chmod"), 8) if step.flag("chmod") else None
         path = self._work_dir / f"layer-{random_text(10)}.tar"
         try:
@@ -189,6 +192,11 @@ class Building:
             await self._host.stop(instance_id, grace=0)
         except DovecoteError as error:
             self._telling.say(f"the step's instance could not be stopped: {error.message}\n")
+
+
+def _line_of(text: str) -> str:
+    """For a shell, whichever way it was written."""
+    return shlex.join(argv_of(text)) if text.startswith("[") else text
 
 
 def _key(*facts: str | Mapping[str, str]) -> str:

@@ -100,6 +100,12 @@ class Context:
         names = tuple(name for name, member in sorted(chosen.items()) if not member.isdir())
         return Layer(to, f"sha256:{digest}", names)
 
+    def fills_directory(self, sources: Sequence[str], target: str) -> bool:
+        """Whether the target is a directory that these are put into."""
+        names = [posixpath.normpath("/" + source).lstrip("/") for source in sources]
+        members = [self._members.get(name) for name in names]
+        return target.endswith("/") or len(names) > 1 or any(each is None or each.isdir() for each in members)
+
     def _chosen(self, sources: Sequence[str], target: str) -> dict[str, tarfile.TarInfo]:
         is_directory = target.endswith("/") or len(sources) > 1
         target = posixpath.normpath(target)
