@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dovecote.errors import Invalid
+from dovecote.errors import Invalid, Unsupported
 from dovecote.host.network import policy
 from dovecote.host.network.netlink import nested, parse_attributes, text, u32
 from dovecote.host.network.sets import Element, _parse_element
+from dovecote.model.networks import MOST, parse_networks
 from dovecote.model.sizes import NetworkPolicy
 
 RANGE = IPv4Network("10.201.0.0/16")
@@ -50,19 +51,26 @@ def test_parts_of_the_internet_are_denied_by_name() -> None:
 
 def test_overlapping_grants_become_one() -> None:
     wanted = NetworkPolicy(allow_cidrs=("10.1.0.0/16", "10.1.2.0/24", "10.1.2.3/32"))
-    assert policy.parse_grants(wanted) == (IPv4Network("10.1.0.0/16"),)
+    assert parse_networks(wanted.allow_cidrs) == (IPv4Network("10.1.0.0/16"),)
 
 
-@pytest.mark.parametrize("cidr", ["", "10.1.0.1/16", "fd00::/8", "example.org", "10.0.0.0/8 } accept; {"])
+@pytest.mark.parametrize("cidr", ["", "10.1.0.1/16", "fd00::/8", "10.0.0.0/8 } accept; {"])
 def test_a_grant_that_is_no_ipv4_network_is_refused(cidr: str) -> None:
     with pytest.raises(Invalid) as caught:
-        policy.parse_grants(NetworkPolicy(allow_cidrs=(cidr,)))
+        parse_networks([cidr])
     assert caught.value.code == "invalid_cidr"
+
+
+@pytest.mark.parametrize("name", ["example.org", "*.example.org", "localhost", "a_b.example.org."])
+def test_a_host_is_not_granted_by_name(name: str) -> None:
+    with pytest.raises(Unsupported) as caught:
+        parse_networks([name])
+    assert caught.value.code == "no_domain_rules"
 
 
 def test_too_many_grants_are_refused() -> None:
     with pytest.raises(Invalid):
-        policy.parse_grants(NetworkPolicy(allow_cidrs=tuple(f"10.{n}.0.1/32" for n in range(policy.MAX_NAMED + 1))))
+        parse_networks([f"10.{n}.0.1/32" for n in range(MOST + 1)])
 
 
 @pytest.mark.parametrize("network", ["10.0.0.0/15", "169.254.0.0/16", "10.1.0.0/30", "fd00::/64", "nonsense"])

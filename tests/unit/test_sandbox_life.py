@@ -185,6 +185,36 @@ async def test_parking_by_itself_is_no_pause_but_being_asked_to_park_is(world: W
         await world.sessions.wake(world.tenant, session.id)
 
 
+async def test_what_it_may_reach_changes_at_once_and_for_later(world: World) -> None:
+    session = await world.sessions.create(world.tenant)
+    wanted = NetworkPolicy(internet=False, allow_cidrs=("10.1.0.0/16",))
+    assert (await world.sessions.set_network(world.tenant, session.id, wanted)).network == wanted
+    instance = world.host.of(session.id)
+    assert instance is not None
+    assert instance.claim.network == wanted
+    await world.sessions.park(world.tenant, session.id)
+    await world.sessions.set_network(world.tenant, session.id, denied := NetworkPolicy(deny_cidrs=("203.0.113.0/24",)))
+    await world.sessions.wake(world.tenant, session.id)
+    assert world.host.claims[-1].network == denied
+    await world.sessions.set_network(world.tenant, session.id, None)
+    instance = world.host.of(session.id)
+    assert instance is not None
+    assert instance.claim.network == NetworkPolicy()
+
+
+async def test_networks_that_no_host_could_keep_are_not_recorded(world: World) -> None:
+    """Else a session that rests could not wake any more."""
+    wrong = NetworkPolicy(allow_cidrs=("10.0.0.1/8",))
+    session = await world.sessions.create(world.tenant, wake=False)
+    with pytest.raises(Invalid):
+        await world.sessions.set_network(world.tenant, session.id, wrong)
+    assert (await world.record(session)).network is None
+    with pytest.raises(Invalid):
+        await world.sessions.create(world.tenant, wake=False, network=wrong)
+    with pytest.raises(Invalid):
+        await world.functions.create(world.tenant, "closed", network=wrong)
+
+
 async def test_a_slug_finds_whoever_has_not_ended(world: World) -> None:
     session = await world.sessions.create(world.tenant)
     assert (await world.sessions.by_slug(session.slug)).id == session.id

@@ -13,7 +13,8 @@ import pytest
 from dovecote.control.fleet import Command
 from dovecote.control.sessions import keeping
 from dovecote.errors import Conflict, DeadlineExceeded, DovecoteError, Failed, Gone, NoCapacity, NotFound, StorageFailed
-from dovecote.model.records import Session
+from dovecote.model.records import Session, Start
+from dovecote.model.sizes import NetworkPolicy
 from dovecote.model.states import SessionState
 from tests.unit.control_world import AT_ONCE, START, World, until, world_on
 from tests.unit.memory_host import (
@@ -522,6 +523,7 @@ CROSSINGS: dict[str, Callable[[World, str, Session], Awaitable[object]]] = {
     "get": lambda w, t, s: w.sessions.get(t, s.id),
     "update": lambda w, t, s: w.sessions.update(t, s.id, idle_after=timedelta(hours=1)),
     "set_start": lambda w, t, s: w.sessions.set_start(t, s.id, START),
+    "set_network": lambda w, t, s: w.sessions.set_network(t, s.id, NetworkPolicy(internet=False)),
     "delete": lambda w, t, s: w.sessions.delete(t, s.id),
     "wake": lambda w, t, s: w.sessions.wake(t, s.id),
     "freeze": lambda w, t, s: w.sessions.freeze(t, s.id),
@@ -606,3 +608,14 @@ async def test_commands_see_the_variables_of_template_and_session(world: World) 
     command: Command = instance.commands[0].command
     assert (command.user, command.cwd) == ("user", "/home/user")
     assert command.env == {"LANG": "C.UTF-8", "TOKEN": "t", "MINE": "1"}
+
+
+@pytest.mark.parametrize(("given", "seen"), [("app", "/home/user/app"), ("/srv", "/srv"), (None, "/home/user")])
+async def test_a_relative_directory_starts_in_the_home(world: World, given: str | None, seen: str) -> None:
+    session = await world.sessions.create(world.tenant)
+    await world.sandboxes.start(world.tenant, session.id, argv=["ls"], cwd=given)
+    await world.sessions.set_start(world.tenant, session.id, Start("serve", 80, given or ""))
+    await world.sessions.wake(world.tenant, session.id)
+    instance = world.host.of(session.id)
+    assert instance is not None
+    assert [each.command.cwd for each in instance.commands] == [seen, seen]

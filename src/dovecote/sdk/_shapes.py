@@ -410,6 +410,9 @@ RawEvent = Started | RawOutput | Dropped | Exited
 EVENTS: dict[str, type[Event]] = {"started": Started, "output": Output, "dropped": Dropped, "exited": Exited}
 
 
+NESTED: dict[str, type[Any]] = {"start": Start, "reinstall": Reinstall, "network": Network}
+
+
 def read(kind: type[Shape], document: Mapping[str, Any]) -> Shape:
     """A shape from JSON. Fields that a newer server added are passed over."""
     values: dict[str, Any] = {}
@@ -419,9 +422,7 @@ def read(kind: type[Shape], document: Mapping[str, Any]) -> Shape:
         value = document[each.name]
         if value is not None and str(each.type).startswith("datetime"):
             value = datetime.fromisoformat(value)
-        elif value is not None and each.name == "start":
-            value = read(Start, value)
-        elif value is not None and each.name == "reinstall":
-            value = read(Reinstall, value)
+        elif value is not None and each.name in NESTED:
+            value = read(NESTED[each.name], value)
         values[each.name] = value
     return kind(**values)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from dovecote.errors import Conflict, NotFound
 from dovecote.model.ids import new_id, parse_header_name, parse_name, parse_template_name
+from dovecote.model.networks import parse_policy
 from dovecote.model.records import Function, Revision, Start
 from dovecote.model.rules import SaveRules, parse_rules
 from dovecote.model.sizes import SPECS, NetworkPolicy
@@ -191,7 +192,7 @@ class Functions:
             tree=None,
             spec=spec,
             level=level,
-            network=network or NetworkPolicy(),
+            network=parse_policy(network or NetworkPolicy()),
             start=start or its_start,
             env=dict(env or {}),
             created_at=datetime.now(UTC),

@@ -9,6 +9,7 @@ from typing import TypedDict
 
 from dovecote.control.sessions.rules import parse_metadata, parse_tier, parse_time
 from dovecote.model.ids import new_id, parse_session_key, random_text
+from dovecote.model.networks import parse_policy
 from dovecote.model.records import Function, Session, User
 from dovecote.model.sizes import NetworkPolicy
 from dovecote.model.states import AtTimeout, Desired, SessionState
@@ -72,7 +73,7 @@ def new_session(function: Function, owner: User, wishes: Wishes, now: datetime) 
         resumes_on_use=wishes.get("resumes_on_use", True),
         token=random_text(TOKEN_LENGTH),
         needs_token=wishes.get("needs_token", True),
-        network=wishes.get("network"),
+        network=parse_policy(network) if (network := wishes.get("network")) else None,
     )
 
 

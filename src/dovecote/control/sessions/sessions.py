@@ -36,6 +36,7 @@ from dovecote.control.sessions.starting import ensure_started, wait_for_port, wa
 from dovecote.control.sessions.tokens import Tokens
 from dovecote.control.tenancy import Tenancy
 from dovecote.errors import Conflict, DovecoteError, Invalid, NotFound, StorageFailed
+from dovecote.model.networks import parse_policy
 from dovecote.model.records import Session, Start
 from dovecote.model.rules import ReinstallState
 from dovecote.model.sizes import SPECS, NetworkPolicy
@@ -201,6 +202,7 @@ class Sessions:
 
     async def set_network(self, tenant_id: str, session_id: str, network: NetworkPolicy | None) -> Session:
         """At once, for open connections too, and whenever it wakes; None is as its function says. Raises Invalid."""
+        network = parse_policy(network) if network is not None else None
         async with self.live.lock(session_id):
             session = await self._living(tenant_id, session_id)
             live = self.live.get(session_id)

@@ -23,6 +23,7 @@ from dovecote.host.network.resolver import find_resolver
 from dovecote.host.network.router import Router
 from dovecote.host.network.sets import Change, Element, Sets
 from dovecote.host.network.together import Together
+from dovecote.model.networks import parse_networks
 from dovecote.model.sizes import NetworkPolicy
 
 T = TypeVar("T")
@@ -158,7 +159,7 @@ class Network:
 
     async def apply(self, address: str, wanted: NetworkPolicy) -> None:
         """Holds at once, for open connections too: those no longer allowed end. Raises Invalid, NotFound."""
-        grants, denials = frozenset(policy.parse_grants(wanted)), frozenset(policy.parse_denials(wanted))
+        grants, denials = frozenset(parse_networks(wanted.allow_cidrs)), frozenset(parse_networks(wanted.deny_cidrs))
         granted = _Granted(wanted.internet, grants, denials)
         await self._run(self._changes, partial(self._apply, self._owner(address), granted))
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError, collapse_addresses
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
 
 from dovecote.errors import Invalid
-from dovecote.model.sizes import NetworkPolicy
 
 GATEWAY = IPv4Address("169.254.1.1")  # default route and name server inside every instance; no machine has it
 UPLINK = "host"  # the router's link to the host
@@ -16,7 +15,6 @@ TABLE = "dovecote"  # in the router
 INTERNET, ALLOWED, DENIED, REFUSED, ACTIVE = "internet", "allowed", "denied", "refused", "active"
 ACTIVE_SECONDS = 3600
 MAX_FLOWS = 4096  # connections that one instance may have open to the outside: the kernel's table is shared
-MAX_NAMED = 64  # networks that one policy grants or denies
 
 # No policy opens these. 168.63.129.16 is Azure's, the only metadata service outside of the link-local range
 # and 100.100.100.200 is Alibaba Cloud's, inside what providers use for their customers' addresses.
@@ -82,31 +80,6 @@ def parse_network(text: str) -> IPv4Network:
     if not 16 <= network.prefixlen <= 29 or any(network.overlaps(other) for other in NEVER):
         raise Invalid(f"{text} cannot hold instances", hint="set DOVECOTE_NETWORK to a private range from /16 to /29")
     return network
-
-
-def parse_grants(policy: NetworkPolicy) -> tuple[IPv4Network, ...]:
-    """The networks that a policy grants by name, without overlaps. Raises Invalid with code `invalid_cidr`."""
-    return _networks(policy.allow_cidrs)
-
-
-def parse_denials(policy: NetworkPolicy) -> tuple[IPv4Network, ...]:
-    """The networks that a policy denies by name, without overlaps. Raises Invalid with code `invalid_cidr`."""
-    return _networks(policy.deny_cidrs)
-
-
-def _networks(texts: Sequence[str]) -> tuple[IPv4Network, ...]:
-    networks = []
-    for text in texts:
-        try:
-            networks.append(IPv4Network(text))
-        except ValueError as error:
-            raise Invalid(
-                f"not an IPv4 network: {text!r}", code="invalid_cidr", hint="write it like 10.1.0.0/16 or 10.1.2.3/32"
-            ) from error
-    collapsed = tuple(collapse_addresses(networks))
-    if len(collapsed) > MAX_NAMED:
-        raise Invalid(f"{len(collapsed)} networks are named, {MAX_NAMED} are possible", code="invalid_cidr")
-    return collapsed
 
 
 def permits(
