@@ -22,8 +22,9 @@ $(READY): requirements/dev.lock pyproject.toml web/shell/package-lock.json
 	@$(BIN)/python deploy/web.py
 	@rm -f $(VENV)/ready-*; touch $@
 
-packages-test:
+packages-test: setup
 	@deploy/install.sh run test
+	@tests/e2e/clients/install.sh $(BIN)/uv >/dev/null
 
 packages-bench:
 	@deploy/install.sh run test bench

@@ -5,6 +5,7 @@ E2B's own daemon is root and gives what it makes to the user of the call. So wha
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import posixpath
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -12,13 +13,15 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from dovecote.api.e2b.call import Call, absolute
+from dovecote.api.e2b.errors import NO_USER
 from dovecote.api.e2b.messages import Json, Message
 from dovecote.control.sandboxes import Sandboxes, Stat
-from dovecote.errors import Conflict, DovecoteError, Forbidden, Invalid, NotFound
+from dovecote.errors import Conflict, DovecoteError, Forbidden, Invalid, NoCapacity, NotFound
 
 T = TypeVar("T")
 
 ROOT = "root"
+PATIENCE = 20.0  # seconds
 MOST_KEPT = 8 << 20  # bytes of an upload that can be sent again as root
 TYPES = {"file": "FILE_TYPE_FILE", "directory": "FILE_TYPE_DIRECTORY", "link": "FILE_TYPE_SYMLINK"}
 LETTERS = {"directory": "d", "link": "L", "fifo": "p", "socket": "S", "block": "D", "character": "Dc"}  # as Go has them
@@ -85,7 +88,7 @@ class Filesystem:
         """With those above it, and all of them the user's."""
         try:
             await self._sandboxes.make_dir(*call.place, path, user=call.user)
-        except Forbidden as error:
+        except (Forbidden, NotFound) as error:
             made = await self._missing(call, path)
             await self._root(call, lambda: self._sandboxes.make_dir(*call.place, path, user=ROOT), error)
             await self._give(call, made)
@@ -93,15 +96,17 @@ class Filesystem:
     async def write(self, call: Call, path: str, chunks: AsyncIterator[bytes]) -> None:
         """Whole or not at all. Raises what refused it, also where too much of it was read to begin again as root."""
         kept = Kept(chunks)
+
+        async def put(user: str | None) -> None:
+            await self._sandboxes.write_file(*call.place, path, kept.read(), user=user)
+
         try:
-            await self._sandboxes.write_file(*call.place, path, kept.first(), user=call.user)
-        except Forbidden as error:
+            await patiently(lambda: put(call.user), lambda: kept.is_whole)
+        except (Forbidden, NotFound) as error:
             if not kept.is_whole:
                 raise
             made = await self._missing(call, path)
-            await self._root(
-                call, lambda: self._sandboxes.write_file(*call.place, path, kept.again(), user=ROOT), error
-            )
+            await self._root(call, lambda: put(ROOT), error)
             await self._give(call, [*made, path])
 
     async def read(
@@ -124,12 +129,13 @@ class Filesystem:
 
     async def _as_user_or_root(self, call: Call, act: Callable[[str | None], Awaitable[T]]) -> T:
         try:
-            return await act(call.user)
+            return await patiently(lambda: act(call.user))
         except Forbidden as error:
             return await self._root(call, lambda: act(ROOT), error)
 
-    async def _root(self, call: Call, act: Callable[[], Awaitable[T]], refusal: Forbidden) -> T:
-        if call.user == ROOT:
+    async def _root(self, call: Call, act: Callable[[], Awaitable[T]], refusal: DovecoteError) -> T:
+        """Where directories are made on the way, what is refused first is told as what is then missing."""
+        if call.user == ROOT or refusal.code == NO_USER:
             raise refusal
         return await act()
 
@@ -162,7 +168,9 @@ class Kept:
     def is_whole(self) -> bool:
         return self._size <= MOST_KEPT
 
-    async def first(self) -> AsyncIterator[bytes]:
+    async def read(self) -> AsyncIterator[bytes]:
+        for chunk in list(self._kept):
+            yield chunk
         async for chunk in self._chunks:
             self._size += len(chunk)
             if self.is_whole:
@@ -171,12 +179,19 @@ class Kept:
                 self._kept.clear()
             yield chunk
 
-    async def again(self) -> AsyncIterator[bytes]:
-        for chunk in self._kept:
-            yield chunk
-        self._kept.clear()
-        async for chunk in self._chunks:
-            yield chunk
+
+async def patiently(act: Callable[[], Awaitable[T]], may_repeat: Callable[[], bool] = lambda: True) -> T:
+    """Waits while too much goes on at once in the sandbox: clients of E2B know no such bound."""
+    wait, left = 0.01, PATIENCE
+    while True:
+        try:
+            return await act()
+        except NoCapacity as error:
+            if error.code != "too_many" or left <= 0 or not may_repeat():
+                raise
+        await asyncio.sleep(wait)
+        left -= wait
+        wait = min(2 * wait, 0.5)
 
 
 def render_entry(path: str, stat: Stat) -> Json:

@@ -1,0 +1,128 @@
+// Commands, terminals, files and signed URLs, by E2B's JavaScript SDK.
+import assert from 'node:assert/strict'
+import { createHash, randomBytes } from 'node:crypto'
+import { after, before, test } from 'node:test'
+
+import { AuthenticationError, CommandExitError, FileNotFoundError, InvalidArgumentError, Sandbox, TimeoutError } from 'e2b'
+
+let sandbox
+
+before(async () => {
+  sandbox = await Sandbox.create({ timeoutMs: 600_000, envs: { OF_THE_SANDBOX: 'yes' } })
+})
+
+after(async () => {
+  await sandbox.kill()
+})
+
+test('a command runs as the user at home with the environment of the sandbox', async () => {
+  assert.ok(await sandbox.isRunning())
+  const out = []
+  const done = await sandbox.commands.run('whoami; pwd; echo $OF_THE_SANDBOX $OWN; echo 漢 >&2', {
+    envs: { OWN: 'mine' },
+    onStdout: (data) => out.push(data),
+  })
+  assert.equal(done.stdout, 'user\n/home/user\nyes mine\n')
+  assert.equal(out.join(''), done.stdout)
+  assert.equal(done.stderr, '漢\n')
+  assert.equal(done.exitCode, 0)
+  assert.equal((await sandbox.commands.run('whoami; pwd', { user: 'root', cwd: '/tmp' })).stdout, 'root\n/tmp\n')
+})
+
+test('failures are told', async () => {
+  await assert.rejects(sandbox.commands.run('echo out; exit 7'), (error) => {
+    assert.ok(error instanceof CommandExitError)
+    assert.deepEqual([error.exitCode, error.stdout], [7, 'out\n'])
+    return true
+  })
+  await assert.rejects(sandbox.commands.run('true', { cwd: '/nowhere' }), InvalidArgumentError)
+  await assert.rejects(sandbox.commands.run('true', { user: 'nobody-of-that-name' }), AuthenticationError)
+  await assert.rejects(sandbox.commands.run('sleep 600', { timeoutMs: 1000 }), TimeoutError)
+})
+
+test('a command in the background has input, is listed, entered again and killed', async () => {
+  const handle = await sandbox.commands.run('cat; echo end', { background: true, stdin: true })
+  await handle.sendStdin('a line\n')
+  await handle.closeStdin()
+  assert.equal((await handle.wait()).stdout, 'a line\nend\n')
+
+  const long = await sandbox.commands.run('echo begins; sleep 600', { background: true })
+  const listed = (await sandbox.commands.list()).find((each) => each.pid === long.pid)
+  assert.deepEqual([listed.cmd, listed.args], ['/bin/bash', ['-l', '-c', 'echo begins; sleep 600']])
+  await long.disconnect()
+  const again = await sandbox.commands.connect(long.pid)
+  assert.equal(await again.kill(), true)
+  await assert.rejects(again.wait(), CommandExitError)
+  assert.equal(await sandbox.commands.kill(long.pid), false)
+})
+
+test('a terminal has a size that may change', async () => {
+  const seen = []
+  const terminal = await sandbox.pty.create({ rows: 20, cols: 80, onData: (data) => seen.push(Buffer.from(data)) })
+  await sandbox.pty.resize(terminal.pid, { rows: 33, cols: 77 })
+  await sandbox.pty.sendInput(terminal.pid, new TextEncoder().encode('stty size; exit\n'))
+  await terminal.wait()
+  assert.match(Buffer.concat(seen).toString(), /33 77/)
+})
+
+test('files are written, read, listed, moved and removed', async () => {
+  const written = await sandbox.files.write('js/grüße.txt', 'grüße 漢')
+  assert.equal(written.path, '/home/user/js/grüße.txt')
+  assert.equal(await sandbox.files.read('js/grüße.txt'), 'grüße 漢')
+  await sandbox.files.write([
+    { path: 'js/a "b".txt', data: 'a' },
+    { path: '/tmp/b.txt', data: new Blob(['b']) },
+  ])
+  assert.equal(await sandbox.files.read('js/a "b".txt'), 'a')
+  assert.equal(await sandbox.files.read('/tmp/b.txt'), 'b')
+  await sandbox.files.write('js/empty', '')
+  assert.equal(await sandbox.files.read('js/empty'), '')
+  const names = (await sandbox.files.list('js')).map((each) => each.name)
+  assert.deepEqual(names, ['a "b".txt', 'empty', 'grüße.txt'])
+  const info = await sandbox.files.getInfo('js/grüße.txt')
+  assert.deepEqual([info.type, info.size, info.mode, info.owner], ['file', 11, 0o644, 'user'])
+  assert.equal(await sandbox.files.makeDir('js/d'), true)
+  assert.equal(await sandbox.files.makeDir('js/d'), false)
+  assert.equal((await sandbox.files.rename('js/empty', 'js/d/moved')).path, '/home/user/js/d/moved')
+  await sandbox.files.remove('js')
+  assert.equal(await sandbox.files.exists('js'), false)
+  await assert.rejects(sandbox.files.read('js/none'), FileNotFoundError)
+  await assert.rejects(sandbox.files.read('/tmp'), InvalidArgumentError)
+})
+
+test('a larger file arrives whole whichever way', async () => {
+  const content = randomBytes(5_000_000)
+  const digest = createHash('sha256').update(content).digest('hex')
+  const whole = content.buffer.slice(content.byteOffset, content.byteOffset + content.length)
+  const stream = () => new Blob([content]).stream()
+  for (const [data, options] of [[whole, {}], [whole, { gzip: true }], [whole, { useOctetStream: true }], [stream(), {}]]) {
+    await sandbox.files.write('large.bin', data, options)
+    const sum = await sandbox.commands.run('sha256sum < large.bin')
+    assert.equal(sum.stdout.split(' ')[0], digest)
+  }
+  assert.deepEqual(Buffer.from(await sandbox.files.read('large.bin', { format: 'bytes' })), content)
+  assert.equal((await sandbox.files.read('large.bin', { format: 'blob' })).size, content.length)
+  let size = 0
+  for await (const chunk of await sandbox.files.read('large.bin', { format: 'stream' })) size += chunk.length
+  assert.equal(size, content.length)
+})
+
+test('signed URLs', async () => {
+  const form = new FormData()
+  form.append('file', new Blob(['up']), 'any')
+  const up = await sandbox.uploadUrl('signed.txt', { useSignatureExpiration: 60 })
+  assert.equal((await fetch(up, { method: 'POST', body: form })).status, 200)
+  const down = await sandbox.downloadUrl('signed.txt')
+  assert.equal(await (await fetch(down)).text(), 'up')
+  assert.equal((await fetch(up)).status, 401)
+})
+
+test('another client enters the same sandbox, which ends once it is killed', async () => {
+  const other = await Sandbox.create({ timeoutMs: 120_000 })
+  const same = await Sandbox.connect(other.sandboxId)
+  await same.files.write('a', 'x')
+  assert.equal(await other.files.read('a'), 'x')
+  await other.kill()
+  assert.equal(await same.isRunning(), false)
+  await assert.rejects(same.commands.run('true'))
+})
