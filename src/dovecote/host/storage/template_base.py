@@ -16,6 +16,7 @@ PACKAGES = (
     "nano",
     "openssh-client",
     "procps",
+    "python-is-python3",
     "python3",
     "python3-pip",
     "python3-venv",
