@@ -107,6 +107,26 @@ test('a larger file arrives whole whichever way', async () => {
   assert.equal(size, content.length)
 })
 
+test('changes of a directory are told, and files have metadata', async () => {
+  await sandbox.files.makeDir('watched/below')
+  const seen = []
+  let arrived
+  const last = new Promise((resolve) => { arrived = resolve })
+  const take = (event) => {
+    seen.push(event)
+    if (event.name === 'below/last') arrived()
+  }
+  const watch = await sandbox.files.watchDir('watched', take, { recursive: true, includeEntry: true })
+  await sandbox.files.write('watched/first', '123', { metadata: { origin: 'a check' } })
+  await sandbox.files.write('watched/below/last', 'x')
+  await last
+  await watch.stop()
+  const first = seen.find((each) => each.name === 'first' && each.entry)
+  assert.deepEqual([first.type, first.entry.size, first.entry.path], ['create', 3, '/home/user/watched/first'])
+  assert.deepEqual((await sandbox.files.getInfo('watched/first')).metadata, { origin: 'a check' })
+  await assert.rejects(sandbox.files.watchDir('nowhere', () => {}), FileNotFoundError)
+})
+
 test('signed URLs', async () => {
   const form = new FormData()
   form.append('file', new Blob(['up']), 'any')

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from starlette.datastructures import Headers, QueryParams
 from starlette.types import Receive, Scope, Send
 
-from dovecote.api.e2b import process
+from dovecote.api.e2b import process, watching
 from dovecote.api.e2b.call import Call, check_user, parse_user
 from dovecote.api.e2b.connect import (
     STREAM,
@@ -27,6 +27,7 @@ from dovecote.api.e2b.filesystem import Filesystem
 from dovecote.api.e2b.messages import Json, Message
 from dovecote.api.e2b.ports import NOT_RUNNING
 from dovecote.api.e2b.process import Processes
+from dovecote.api.e2b.watching import Watching
 from dovecote.control.sandboxes import Sandboxes
 from dovecote.errors import DovecoteError, Invalid, NotFound, Unsupported
 from dovecote.model.records import Session
@@ -44,6 +45,7 @@ class Envd:
     def __init__(self, sandboxes: Sandboxes) -> None:
         processes = Processes(sandboxes)
         filesystem = Filesystem(sandboxes)
+        watches = Watching(sandboxes, filesystem)
         self._files = Files(sandboxes, filesystem)
         self._unary: dict[str, Unary] = {
             "/process.Process/List": processes.running,
@@ -56,10 +58,14 @@ class Envd:
             "/filesystem.Filesystem/Move": filesystem.move,
             "/filesystem.Filesystem/ListDir": filesystem.list_dir,
             "/filesystem.Filesystem/Remove": filesystem.remove,
+            "/filesystem.Filesystem/CreateWatcher": watches.create_watcher,
+            "/filesystem.Filesystem/GetWatcherEvents": watches.get_watcher_events,
+            "/filesystem.Filesystem/RemoveWatcher": watches.remove_watcher,
         }
         self._streamed: dict[str, tuple[Streamed, Json]] = {
             "/process.Process/Start": (processes.start, process.PING),
             "/process.Process/Connect": (processes.connect, process.PING),
+            "/filesystem.Filesystem/WatchDir": (watches.watch_dir, watching.PING),
         }
         self._fed: dict[str, Fed] = {"/process.Process/StreamInput": processes.stream_input}
 

@@ -23,6 +23,7 @@ from dovecote.control.sandboxes import Sandboxes, Stat
 from dovecote.errors import Failed, Invalid, NotFound, Unsupported
 
 INFLATED_AT_ONCE = 1 << 20  # bytes
+METADATA = "x-metadata-"
 MOST_DRAINED = 16 << 20  # bytes
 BYTES = b"application/octet-stream"
 
@@ -73,14 +74,15 @@ class Files:
         body = decoded(chunks(receive), headers.get("content-encoding", ""))
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         path = query.get("path") or None
+        metadata = parse_metadata(headers)
         try:
             if kind == "multipart/form-data":
                 form = Multipart(parse_boundary(headers.get("content-type", "")), body)
-                written = await self._write_form(call, form, path)
+                written = await self._write_form(call, form, path, metadata)
             elif kind in ("application/octet-stream", ""):
                 if path is None:
                     raise Invalid("path is missing")
-                written = [await self._write(call, path, body)]
+                written = [await self._write(call, path, body, metadata)]
             else:
                 raise Unsupported(f"no way to read {kind[:100]!r}", code="unsupported_media_type")
         except Exception:
@@ -88,7 +90,7 @@ class Files:
             raise
         await send_json(send, 200, written)
 
-    async def _write_form(self, call: Call, form: Multipart, path: str | None) -> list[Json]:
+    async def _write_form(self, call: Call, form: Multipart, path: str | None, metadata: dict[str, str]) -> list[Json]:
         written: list[Json] = []
         while (part := await form.next_part()) is not None:
             if part.name != "file":
@@ -98,15 +100,21 @@ class Files:
             where = path or part.filename
             if not where:
                 raise Invalid("a file of the form without a name, and no path")
-            written.append(await self._write(call, where, form.content()))
+            written.append(await self._write(call, where, form.content(), metadata))
         return written
 
-    async def _write(self, call: Call, path: str, content: AsyncIterator[bytes]) -> Json:
+    async def _write(self, call: Call, path: str, content: AsyncIterator[bytes], metadata: dict[str, str]) -> Json:
         where = await absolute(self._sandboxes, call, path, call.user)
         if where == "/" or path.endswith("/"):
             raise Invalid(f"path is a directory: {shown(where)}", code="is_directory")
-        await self._filesystem.write(call, where, content)
-        return {"name": shown(posixpath.basename(where)), "path": shown(where), "type": "file"}
+        await self._filesystem.write(call, where, content, metadata or None)
+        body: Json = {"name": shown(posixpath.basename(where)), "path": shown(where), "type": "file"}
+        return body | ({"metadata": metadata} if metadata else {})
+
+
+def parse_metadata(headers: Headers) -> dict[str, str]:
+    """What headers `X-Metadata-<name>` say of the files of a request."""
+    return {name.removeprefix(METADATA): text for name, text in headers.items() if name.startswith(METADATA)}
 
 
 def parse_range(text: str, size: int) -> Span | None:

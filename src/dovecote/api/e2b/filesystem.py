@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import posixpath
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -39,18 +39,17 @@ class Filesystem:
     async def list_dir(self, call: Call, message: Message) -> Json:
         path = await absolute(self._sandboxes, call, message.text("path"), call.user)
         depth = min(message.number("depth") or 1, DEEPEST)
-        found = await self._as_user_or_root(
+        found = await self.as_user_or_root(
             call, lambda user: self._sandboxes.list_dir(*call.place, path, depth=depth, user=user)
         )
         return {"entries": [render_entry(posixpath.join(path, each.path), each.stat) for each in found.entries]}
 
     async def make_dir(self, call: Call, message: Message) -> Json:
         path = await absolute(self._sandboxes, call, message.text("path"), call.user)
-        if (there := await self.find(call, path)) is not None:
-            if there.kind == "directory":
-                raise Conflict(f"directory already exists: {path}", code="exists")
-            raise Invalid(f"path already exists, and it is not a directory: {path}")
-        await self.make_directory(call, path)
+        if (there := await self.find(call, path)) is not None and there.kind != "directory":
+            raise Invalid(f"path already exists, and it is not a directory: {shown(path)}")
+        if not await self.make_directory(call, path):
+            raise Conflict(f"directory already exists: {shown(path)}", code="exists")
         return {"entry": await self.entry(call, path)}
 
     async def move(self, call: Call, message: Message) -> Json:
@@ -60,14 +59,14 @@ class Filesystem:
             raise NotFound(f"source file not found: {source}", code="file_not_found")
         if await self.find(call, parent := posixpath.dirname(target)) is None:
             await self.make_directory(call, parent)
-        await self._as_user_or_root(call, lambda user: self._sandboxes.rename(*call.place, source, target, user=user))
+        await self.as_user_or_root(call, lambda user: self._sandboxes.rename(*call.place, source, target, user=user))
         return {"entry": await self.entry(call, target)}
 
     async def remove(self, call: Call, message: Message) -> Json:
         """What is not there is removed already."""
         path = await absolute(self._sandboxes, call, message.text("path"), call.user)
         with contextlib.suppress(NotFound):
-            await self._as_user_or_root(
+            await self.as_user_or_root(
                 call, lambda user: self._sandboxes.remove(*call.place, path, recursive=True, user=user)
             )
         return {}
@@ -84,21 +83,24 @@ class Filesystem:
         except NotFound:
             return None
 
-    async def make_directory(self, call: Call, path: str) -> None:
-        """With those above it, and all of them the user's."""
+    async def make_directory(self, call: Call, path: str) -> bool:
+        """With those above it, and all of them the user's. Says whether it was not there."""
         try:
-            await self._sandboxes.make_dir(*call.place, path, user=call.user)
+            return await patiently(lambda: self._sandboxes.make_dir(*call.place, path, user=call.user))
         except (Forbidden, NotFound) as error:
             made = await self._missing(call, path)
             await self._root(call, lambda: self._sandboxes.make_dir(*call.place, path, user=ROOT), error)
             await self._give(call, made)
+            return bool(made)
 
-    async def write(self, call: Call, path: str, chunks: AsyncIterator[bytes]) -> None:
+    async def write(
+        self, call: Call, path: str, chunks: AsyncIterator[bytes], metadata: Mapping[str, str] | None = None
+    ) -> None:
         """Whole or not at all. Raises what refused it, also where too much of it was read to begin again as root."""
         kept = Kept(chunks)
 
         async def put(user: str | None) -> None:
-            await self._sandboxes.write_file(*call.place, path, kept.read(), user=user)
+            await self._sandboxes.write_file(*call.place, path, kept.read(), user=user, metadata=metadata)
 
         try:
             await patiently(lambda: put(call.user), lambda: kept.is_whole)
@@ -118,16 +120,16 @@ class Filesystem:
             rest = self._sandboxes.read_file(*call.place, path, user=user, offset=offset, length=length)
             return await anext(rest, b""), rest
 
-        return await self._as_user_or_root(call, begin)
+        return await self.as_user_or_root(call, begin)
 
     # -- inside
 
     async def _stat(self, call: Call, path: str, *, follow: bool) -> Stat:
-        return await self._as_user_or_root(
+        return await self.as_user_or_root(
             call, lambda user: self._sandboxes.stat(*call.place, path, user=user, follow=follow)
         )
 
-    async def _as_user_or_root(self, call: Call, act: Callable[[str | None], Awaitable[T]]) -> T:
+    async def as_user_or_root(self, call: Call, act: Callable[[str | None], Awaitable[T]]) -> T:
         try:
             return await patiently(lambda: act(call.user))
         except Forbidden as error:
@@ -202,10 +204,12 @@ def render_entry(path: str, stat: Stat) -> Json:
         "size": str(stat.size),
         "mode": stat.mode & 0o777,
         "permissions": permissions(stat),
-        "owner": str(stat.uid),
-        "group": str(stat.gid),
+        "owner": stat.owner or str(stat.uid),
+        "group": stat.group or str(stat.gid),
         "modifiedTime": datetime.fromtimestamp(stat.modified_at.timestamp(), UTC).isoformat().replace("+00:00", "Z"),
     }
+    if stat.metadata:
+        body["metadata"] = dict(stat.metadata)
     if stat.kind == "link":
         target = posixpath.normpath(posixpath.join(posixpath.dirname(path), stat.target))
         body |= {"symlinkTarget": shown(target), "isSymlink": True}
