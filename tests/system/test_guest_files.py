@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
@@ -382,3 +384,38 @@ async def test_writers_of_one_path_at_once_leave_the_whole_file_of_one_of_them()
         await asyncio.gather(reading(), *writers)
         assert await content(rig, "/tmp/x") in contents
         assert [e.path for e in await entries(rig, "/tmp")] == ["x"]
+
+
+async def test_a_stop_in_the_middle_of_a_file_breaks_neither_reading_nor_writing() -> None:
+    """As each save stops a sandbox for a moment: the kernel then cuts waits short that have a limit in time."""
+    data = os.urandom(1_000_000)
+
+    async with running() as rig:
+
+        async def halting() -> AsyncIterator[bytes]:
+            for at in range(0, len(data), 250_000):
+                yield data[at : at + 250_000]
+                await _halt(rig)
+
+        await rig.guest.write_file("/tmp/x", halting(), user="root")
+        parts = rig.guest.read_file("/tmp/x", user="root")
+        got = await anext(parts)
+        await _halt(rig)
+        assert got + b"".join([part async for part in parts]) == data
+
+
+async def _halt(rig: Rig) -> None:
+    """Stops the helpers, once they wait, and lets them go on."""
+
+    async def is_waiting() -> bool:
+        helpers = children(rig.pid)
+        return bool(helpers) and all(") S " in Path(f"/proc/{pid}/stat").read_text() for pid in helpers)
+
+    await until(is_waiting)
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for pid in children(rig.pid):
+            os.kill(pid, number)
+
+
+def children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -19,9 +19,14 @@ noreturn void leave(int code) {
     _exit(code);
 }
 
+/* A wait that has a limit in time does not go on after its process was stopped or frozen for a moment. */
+static bool was_halted(ssize_t result) { return result < 0 && errno == EINTR; }
+
 static void send_all(const void *data, size_t length, int flags) {
     for (const char *at = data; length;) {
         ssize_t sent = send(peer, at, length, MSG_NOSIGNAL | flags);
+        if (was_halted(sent))
+            continue;
         if (sent <= 0)
             leave(1);
         at += sent;
@@ -40,8 +45,10 @@ void reply(uint8_t kind, const void *payload, size_t length) {
 noreturn void finish(uint8_t kind, const void *payload, size_t length) {
     reply(kind, payload, length);
     shutdown(peer, SHUT_WR);
-    while (recv(peer, buffer, sizeof buffer, 0) > 0)
-        ;
+    ssize_t rest;
+    do
+        rest = recv(peer, buffer, sizeof buffer, 0);
+    while (rest > 0 || was_halted(rest));
     leave(0);
 }
 
@@ -58,6 +65,8 @@ void must_work(int result) {
 void receive_all(void *data, size_t length) {
     for (char *at = data; length;) {
         ssize_t got = recv(peer, at, length, 0);
+        if (was_halted(got))
+            continue;
         if (got < 0 && errno == EAGAIN)
             fail(STALLED, 0);
         if (got <= 0)
