@@ -45,11 +45,19 @@ def variables(installation: Installation) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("version", ["2.45", "2.63"])
-@pytest.mark.parametrize("checks", ["commands", "files", "async"])
+@pytest.mark.parametrize("checks", ["commands", "files", "watch", "async"])
 def test_python(clients: Mapping[str, Path], variables: dict[str, str], version: str, checks: str) -> None:
-    command = [str(clients[f"python-{version}"]), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    check_python(clients[f"python-{version}"], checks, variables)
+
+
+def test_langchain(clients: Mapping[str, Path], variables: dict[str, str]) -> None:
+    assert "86 passed" in check_python(clients["python-2.63"], "langchain", variables)
+
+
+def check_python(python: Path, checks: str, variables: dict[str, str]) -> str:
+    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     command += ["-c", os.devnull, "--rootdir", str(CHECKS), "--confcutdir", str(CHECKS), "-o", "asyncio_mode=auto"]
-    checked([*command, "-W", "ignore", str(CHECKS / f"check_{checks}.py")], variables, CHECKS)
+    return checked([*command, "-W", "ignore", str(CHECKS / f"check_{checks}.py")], variables, CHECKS)
 
 
 def test_javascript(clients: Mapping[str, Path], variables: dict[str, str], tmp_path: Path) -> None:
@@ -59,7 +67,7 @@ def test_javascript(clients: Mapping[str, Path], variables: dict[str, str], tmp_
     checked([str(clients["python-2.63"]), "-c", NODE, "check.mjs"], variables, tmp_path)
 
 
-def checked(command: list[str], variables: dict[str, str], directory: Path) -> None:
+def checked(command: list[str], variables: dict[str, str], directory: Path) -> str:
     done = subprocess.run(
         command,
         env={**variables, "PYTHONDONTWRITEBYTECODE": "1"},
@@ -71,3 +79,4 @@ def checked(command: list[str], variables: dict[str, str], directory: Path) -> N
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
+    return done.stdout

@@ -33,7 +33,9 @@ def test_changes_of_a_directory_are_told_when_they_are_asked_for(sandbox: Sandbo
     assert watch.get_new_events() == []
     sandbox.files.write("watched/there", "new")
     until(watch, lambda seen: ("there", Kind.WRITE) in seen)
-    sandbox.commands.run("echo x > watched/made; chmod 600 watched/made; mv watched/made watched/moved; rm watched/moved")
+    sandbox.commands.run(
+        "echo x > watched/made; chmod 600 watched/made; mv watched/made watched/moved; rm watched/moved"
+    )
     seen = until(watch, lambda seen: ("moved", Kind.REMOVE) in seen)
     told = [(each.name, each.type) for each in seen]
     for wanted in (("made", Kind.CREATE), ("made", Kind.CHMOD), ("made", Kind.RENAME), ("moved", Kind.CREATE)):
