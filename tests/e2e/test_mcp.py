@@ -139,6 +139,27 @@ async def test_a_call_that_is_taken_back_leaves_no_command(installation: Install
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(("how", "mode"), [("http", "auto"), ("stdio", "legacy")])
+async def test_code_knows_what_was_run_before(installation: Installation, how: str, mode: str) -> None:
+    async with connected(installation, how, mode) as client:
+        sandbox = (await call(client, "create_sandbox"))["id"]
+        await call(client, "run_code", sandbox=sandbox, code="let many = 41", language="javascript")
+        async with anyio.create_task_group() as tasks:
+            code = "many += 1; (await import('fs')).writeFileSync('/tmp/begun', ''); for (;;) {}"
+            asked = {"sandbox": sandbox, "code": code, "language": "javascript"}
+            tasks.start_soon(lambda: client.call_tool("run_code", asked))
+            with anyio.fail_after(20):
+                while (await client.call_tool("stat_file", {"sandbox": sandbox, "path": "/tmp/begun"})).is_error:
+                    pass
+            tasks.cancel_scope.cancel()
+        ran = await call(client, "run_code", sandbox=sandbox, code="many", language="javascript", timeout_seconds=30)
+        assert ran["status"] == "ok"
+        assert [shown["data"]["text/plain"] for shown in ran["results"]] == ["42"]
+        assert await code_of(client, "run_code", sandbox=sandbox, code="x", language="cobol") == "no_kernel"
+        await call(client, "delete_sandbox", sandbox=sandbox)
+
+
+@pytest.mark.anyio
 async def test_a_background_command_is_come_back_to_by_another_client(installation: Installation) -> None:
     async with connected(installation, "http", "auto") as client:
         sandbox = (await call(client, "create_sandbox"))["id"]

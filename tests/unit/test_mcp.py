@@ -32,6 +32,7 @@ from dovecote.mcp.origins import is_own
 from dovecote.mcp.server import build_server
 from dovecote.model.ids import new_id, random_text
 from dovecote.sdk._async.transport import AsyncVia
+from tests.unit.context_guest import Line, Program
 from tests.unit.fake_rooms import KEY, NOW, OTHER_KEY, FakeSandboxes, Rooms
 from tests.unit.serving import served
 
@@ -229,7 +230,7 @@ async def test_output_of_a_background_command_is_read_in_pieces(world: World) ->
         begun = await call(client, "run_command", sandbox=sandbox, command="serve", background=True)
         assert (begun["number"], begun["is_running"]) == (7, True)
         assert world.asked("timeout") == [None]
-        assert world.asked("closed") == [True]
+        assert world.asked("stdin") == [False]
         sandboxes.listed = [status]
         sandboxes.events = [Dropped(2), Output("stdout", 2, "é".encode() * 3)]
         read = await call(client, "command_output", sandbox=sandbox, number=7)
@@ -259,6 +260,58 @@ async def test_long_output_keeps_its_ends_around_a_marker(world: World) -> None:
     assert end == ("099" * 333 + "\n")[-100:]
     assert marker == f"[... {ran['left_out']} characters left out ...]"
     assert ran["left_out"] == 100_000 - 200
+
+
+@pytest.mark.anyio
+async def test_code_answers_values_pictures_and_errors(world: World) -> None:
+    def show(program: Program, request: Line) -> None:
+        name = request["id"]
+        program.say(type="queued", id=name)
+        program.say(type="began", id=name)
+        program.say(type="stdout", id=name, text="printed\n")
+        drawn = {"image/png": "aGk=", "text/plain": "<Figure>", "text/html": "x" * 500}
+        program.say(type="result", id=name, data=drawn, is_main=False, omitted=["application/pdf"])
+        program.say(type="error", id=name, name="ValueError", value="no", traceback=["\x1b[31mValueError\x1b[0m: no"])
+        program.say(type="done", id=name, status="error", count=1, dropped=0)
+
+    world.sandboxes.guest.script = show
+    async with world.client() as client:
+        sandbox = (await call(client, "create_sandbox"))["id"]
+        answer = await client.call_tool("run_code", {"sandbox": sandbox, "code": "x", "max_output": 400})
+        made = await call(client, "create_context", sandbox=sandbox, language="javascript")
+        again = await call(client, "run_code", sandbox=sandbox, code="x", context=made["context"])
+    ran = answer.structured_content
+    assert ran is not None
+    assert not answer.is_error  # the call went well; the code did not
+    assert (ran["status"], ran["stdout"], ran["error"]) == ("error", "printed\n", "ValueError: no")
+    (shown,) = ran["results"]
+    assert (shown["data"], shown["pictures"]) == ({"text/plain": "<Figure>"}, 1)
+    assert shown["left_out"] == ["application/pdf", "text/html"]
+    assert [(each.type, getattr(each, "data", None)) for each in answer.content] == [("text", None), ("image", "aGk=")]
+    assert (again["context"], made["language"]) == (made["context"], "javascript")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("mode", MODES)
+async def test_code_that_is_taken_back_is_interrupted(world: World, mode: str) -> None:
+    begun, interrupted = threading.Event(), threading.Event()
+
+    def hang(program: Program, request: Line) -> None:
+        if request["op"] == "execute":
+            program.say(type="queued", id=request["id"])
+            program.say(type="began", id=request["id"])
+            begun.set()
+        elif request["op"] == "interrupt":
+            interrupted.set()
+
+    world.sandboxes.guest.script = hang
+    async with world.client(mode) as client:
+        sandbox = (await call(client, "create_sandbox"))["id"]
+        async with anyio.create_task_group() as calls:
+            calls.start_soon(lambda: client.call_tool("run_code", {"sandbox": sandbox, "code": "while True: pass"}))
+            assert await anyio.to_thread.run_sync(begun.wait, 10)
+            calls.cancel_scope.cancel()
+        assert await anyio.to_thread.run_sync(interrupted.wait, 10)
 
 
 @pytest.mark.anyio

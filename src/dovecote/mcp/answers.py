@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from pydantic import BaseModel, Field
 
@@ -91,6 +92,30 @@ class Entered(BaseModel):
     number: int
     bytes: int
     is_closed: bool
+
+
+class Shown(BaseModel):
+    """Something that code showed, or the value of its last expression (`is_main`)."""
+
+    is_main: bool
+    data: dict[str, Any] = Field(description="By MIME type.")
+    pictures: int = Field(description="So many of the images that come with the answer, in their order.")
+    left_out: list[str] = Field(description="MIME types of what was too large.")
+
+
+class CodeRan(BaseModel):
+    context: str
+    status: str = Field(description="ok, error, interrupted, timed_out or died.")
+    stdout: str
+    stderr: str
+    left_out: int = Field(description="Characters of output that a marker in the text stands for.")
+    results: list[Shown]
+    error: str | None = Field(description="The traceback.")
+
+
+class CodeContext(BaseModel):
+    context: str = Field(description="Give it to run_code.")
+    language: str
 
 
 class Content(BaseModel):

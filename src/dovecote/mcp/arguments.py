@@ -25,4 +25,5 @@ Path = Annotated[
     str, Field(min_length=1, max_length=4096, description="A path in the sandbox. Relative ones start in the home.")
 ]
 User = Annotated[str | None, Field(description="Act as: user or root. The template's own user if left out.")]
+MostOutput = Annotated[int, Field(ge=100, le=1 << 20, description="Characters of output in the answer.")]
 PortNumber = Annotated[int, Field(ge=1, le=65535)]

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import Mapping
+from contextlib import aclosing, suppress
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import anyio
 from pydantic import Field
 
 from dovecote.mcp.answers import Commands, Entered, Printed, Ran, Running, Signalled
-from dovecote.mcp.arguments import Call, ClientOf, Number, SandboxId, User
+from dovecote.mcp.arguments import Call, ClientOf, MostOutput, Number, SandboxId, User
 from dovecote.mcp.bounded import BoundedText
+from dovecote.mcp.progress import beside, tell
 from dovecote.sdk import (
     AsyncCommand,
     AsyncSession,
@@ -28,12 +28,10 @@ from dovecote.sdk import (
 )
 
 LONGEST = 3600.0  # seconds that a caller waits for a command
-TELL_EVERY = 1.0  # seconds between notifications of progress
 END_WITHIN = 2.0  # seconds that a cancelled command has to end by itself
 PIECE = 1 << 19  # bytes of input in one call
 LEAVE_WITHIN = 10.0  # seconds for all that is done about a cancelled command
 
-MostOutput = Annotated[int, Field(ge=100, le=1 << 20, description="Characters of output in the answer.")]
 Signal = Literal["SIGINT", "SIGTERM", "SIGKILL", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGSTOP", "SIGCONT"]
 
 
@@ -70,19 +68,24 @@ class CommandTools:
         seconds = timeout_seconds if timeout_seconds is not None or background else 60.0
         if seconds is not None and not background:
             seconds = min(seconds, LONGEST)
-        started = await session.start(
-            command, env=env, cwd=cwd, user=user, timeout=seconds, stdin=stdin is not None or keep_stdin_open
+        starting = asyncio.ensure_future(
+            session.start(
+                command, env=env, cwd=cwd, user=user, timeout=seconds, stdin=stdin is not None or keep_stdin_open
+            )
         )
-        texts = {"stdout": BoundedText(max_output), "stderr": BoundedText(max_output)}
         try:
+            started = await asyncio.shield(starting)
+            feeding = [] if stdin is None else [_feed(started, stdin, close=not (background and keep_stdin_open))]
             if background:
-                await _feed(started, stdin or "", close=not keep_stdin_open)
+                for work in feeding:
+                    await work
                 return _going_on(started.number)
-            async with _beside(_tell(call, texts, seconds or LONGEST), _feed(started, stdin or "", close=True)):
+            texts = {"stdout": BoundedText(max_output), "stderr": BoundedText(max_output)}
+            async with beside(tell(call, texts, seconds or LONGEST), *feeding):
                 return await _to_its_end(started, texts)
         except asyncio.CancelledError:
-            with anyio.move_on_after(LEAVE_WITHIN, shield=True):
-                await _end(started)
+            with anyio.move_on_after(LEAVE_WITHIN, shield=True), suppress(DovecoteError):
+                await _end(await starting)
             raise
 
     async def command_output(
@@ -201,27 +204,6 @@ async def _to_its_end(command: AsyncCommand, texts: Mapping[str, BoundedText]) -
     )
 
 
-@asynccontextmanager
-async def _beside(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """They go on while something else is done; what becomes of them is of no consequence."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _tell(call: Call, texts: Mapping[str, BoundedText], seconds: float) -> None:
-    """Notifies of progress for as long as it is let: seconds, and the line that was printed last."""
-    began = time.monotonic()
-    while True:
-        await asyncio.sleep(TELL_EVERY)
-        last = texts["stdout"].last_line() or texts["stderr"].last_line()
-        await call.report_progress(time.monotonic() - began, seconds, last)
-
-
 def _going_on(number: int) -> Ran:
     return Ran(
         is_running=True, exit_code=None, signal=None, timed_out=False, stdout="", stderr="", left_out=0, number=number
@@ -243,14 +225,13 @@ async def _feed(command: AsyncCommand, text: str, *, close: bool) -> None:
 
 async def _end(command: AsyncCommand) -> None:
     """Nobody waits for it any more: it may end by itself, then it is killed and forgotten."""
-    with suppress(DovecoteError):
-        await command.signal("SIGTERM")
-        with anyio.move_on_after(END_WITHIN) as patience:
-            await command.wait()
-        if patience.cancelled_caught:
-            await command.signal("SIGKILL")
-            await command.wait()
-        await command.release()
+    await command.signal("SIGTERM")
+    with anyio.move_on_after(END_WITHIN) as patience:
+        await command.wait()
+    if patience.cancelled_caught:
+        await command.signal("SIGKILL")
+        await command.wait()
+    await command.release()
 
 
 async def _find(session: AsyncSession, number: int) -> CommandView:

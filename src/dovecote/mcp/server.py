@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from dovecote import __version__
 from dovecote.mcp.arguments import ClientOf
+from dovecote.mcp.code import CodeTools
 from dovecote.mcp.commands import CommandTools
 from dovecote.mcp.files import FileTools
 from dovecote.mcp.ports import PortTools
@@ -65,7 +66,7 @@ def build_server(client_of: ClientOf) -> ToolServer:
 
 def _tools(client_of: ClientOf) -> list[tuple[Callable[..., Any], ToolAnnotations]]:
     sandboxes, commands = SandboxTools(client_of), CommandTools(client_of)
-    files, ports = FileTools(client_of), PortTools(client_of)
+    code, files, ports = CodeTools(client_of), FileTools(client_of), PortTools(client_of)
     return [
         (sandboxes.create_sandbox, ADDS),
         (sandboxes.list_sandboxes, LOOKS),
@@ -80,6 +81,9 @@ def _tools(client_of: ClientOf) -> list[tuple[Callable[..., Any], ToolAnnotation
         (commands.list_commands, LOOKS),
         (commands.write_stdin, RUNS),
         (commands.stop_command, CHANGES),
+        (code.run_code, RUNS),
+        (code.create_context, ADDS),
+        (code.restart_context, CHANGES),
         (files.read_file, LOOKS),
         (files.write_file, CHANGES),
         (files.list_files, LOOKS),
