@@ -35,7 +35,7 @@ from dovecote.control.sessions import Keeping, Routing, Sessions
 from dovecote.control.snapshots import RETAIN_EVERY, Snapshots
 from dovecote.control.templates import Templates
 from dovecote.control.tenancy import Tenancy
-from dovecote.control.volumes import Volumes
+from dovecote.control.volumes import Contents, Volumes
 from dovecote.credentials import write_credentials
 from dovecote.errors import Conflict, DovecoteError, NotFound, Unsupported
 from dovecote.gateway import Answer, Ask, Gateway, stop_envoy
@@ -267,6 +267,7 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
     keeping = Keeping(store, fleet, functions, sessions, quiet_after=settings.quiet_after)
     builds = settings.cache_dir / "builds" / settings.installation
     metering = Metering(sessions)
+    volumes = Volumes(store, fleet, tenancy, sessions)
     templates = Templates(store, fleet, functions, level=settings.level, work_dir=builds)
     tools = Endpoint(domain=settings.domain, transport=lambda: _own_api(settings), new_id=random_text)
     rooms_of_api = Rooms(
@@ -277,9 +278,10 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
         functions=functions,
         chats=Chats(store, sessions, tenancy, snapshots),
         snapshots=snapshots,
-        volumes=Volumes(store, fleet, tenancy, sessions),
+        volumes=volumes,
         templates=templates,
         metering=metering,
+        contents=Contents(store, sessions, volumes),
         addresses=Addresses(settings.domain, settings.port),
     )
     app = build_api(rooms_of_api, tools=tools, is_ready=lambda: server.is_open, version=__version__)

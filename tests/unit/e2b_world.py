@@ -17,7 +17,7 @@ from dovecote.api.rooms import Rooms
 from dovecote.control.fleet import Fleet
 from dovecote.control.metering import Metering
 from dovecote.control.snapshots import Snapshots
-from dovecote.control.volumes import Volumes
+from dovecote.control.volumes import Contents, Volumes
 from dovecote.model.addresses import Addresses
 from tests.unit.control_world import HOST_ID, World, world_on
 from tests.unit.memory_host import Clock, MemoryHost
@@ -43,6 +43,7 @@ class E2B:
 @asynccontextmanager
 async def e2b_on(directory: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[E2B]:
     async with world_on(MemoryHost(Clock()), directory, patch) as world:
+        volumes = Volumes(world.store, Fleet({HOST_ID: world.host}), world.tenancy, world.sessions)
         rooms = Rooms(
             tenancy=world.tenancy,
             sessions=world.sessions,
@@ -52,7 +53,8 @@ async def e2b_on(directory: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[E2
             chats=cast(Any, None),
             snapshots=Snapshots(world.store, world.sessions, world.functions),
             addresses=Addresses("localhost", 8080),
-            volumes=Volumes(world.store, Fleet({HOST_ID: world.host}), world.tenancy, world.sessions),
+            volumes=volumes,
+            contents=Contents(world.store, world.sessions, volumes),
             templates=world.templates,
             metering=Metering(world.sessions),
         )

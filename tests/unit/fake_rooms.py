@@ -493,6 +493,7 @@ class Rooms:
             volumes=cast(Any, self.volumes),
             templates=cast(Any, self.templates),
             metering=cast(Any, None),
+            contents=cast(Any, None),
             addresses=Addresses("localhost", 8080),
         )
         return build(rooms, tools=tools, is_ready=lambda: self.is_ready, version="0.0.0")

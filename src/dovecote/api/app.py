@@ -8,6 +8,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from dovecote.api.e2b import templates as e2b_templates
+from dovecote.api.e2b import volumes as e2b_volumes
 from dovecote.api.e2b.app import build as build_control
 from dovecote.api.e2b.entrance import Entrance
 from dovecote.api.e2b.envd import Envd
@@ -28,5 +29,6 @@ def build(rooms: Rooms, *, tools: ASGIApp, is_ready: Callable[[], bool], version
     rest.router.routes.append(Route(TOOLS, tools, include_in_schema=False))
     entrance = Entrance(rest, build_control(rooms))
     own = (*files.UPLOADS, *templates.UPLOADS, Upload("POST", TOOLS, MOST_MESSAGE))
-    edge = Edge(entrance, rooms.tenancy.authenticate, rooms.tickets, (*own, *e2b_templates.UPLOADS))
+    theirs = (*e2b_templates.UPLOADS, *e2b_volumes.UPLOADS)
+    edge = Edge(entrance, rooms.tenancy.authenticate, rooms.tickets, (*own, *theirs))
     return Ports(edge, rooms.sessions, rooms.addresses.domain, {ENVD: Envd(rooms.sandboxes)})

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dovecote.control.snapshots import Snapshots
     from dovecote.control.templates import Templates
     from dovecote.control.tenancy import Tenancy
-    from dovecote.control.volumes import Volumes
+    from dovecote.control.volumes import Contents, Volumes
 
 
 @dataclass(frozen=True)
@@ -34,4 +34,5 @@ class Rooms:
     volumes: Volumes
     templates: Templates
     metering: Metering
+    contents: Contents
     tickets: Tickets = field(default_factory=Tickets)

@@ -7,14 +7,14 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from dovecote.api import errors as api_errors
-from dovecote.api.e2b import errors, metrics, sandboxes, snapshots, templates
+from dovecote.api.e2b import errors, metrics, sandboxes, snapshots, templates, volumes
 from dovecote.api.e2b.builds import Builds
 from dovecote.api.e2b.permits import Permits
 from dovecote.api.e2b.repeating import Repeating
 from dovecote.api.rooms import Rooms
 from dovecote.errors import DovecoteError
 
-PARTS: tuple[APIRouter, ...] = (metrics.routes, snapshots.routes, sandboxes.routes, templates.routes)
+PARTS: tuple[APIRouter, ...] = (metrics.routes, snapshots.routes, sandboxes.routes, templates.routes, volumes.routes)
 
 
 def build(rooms: Rooms) -> FastAPI:

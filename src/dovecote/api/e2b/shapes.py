@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from dovecote.control.volumes import is_for_volume
 from dovecote.errors import Invalid, Unsupported
 from dovecote.model.records import Revision, Session
 from dovecote.model.sizes import MIB, SPECS, NetworkPolicy
@@ -214,6 +215,8 @@ def is_there(session: Session) -> bool:
     end = session.expires_at
     if session.at_timeout is AtTimeout.END and session.timeout_at is not None:
         end = min(end, session.timeout_at) if end else session.timeout_at
+    if is_for_volume(session):
+        return False
     return session.state is not SessionState.ENDED and (end is None or end > datetime.now(UTC))
 
 

@@ -73,7 +73,7 @@ class StartShape(Body):
 class MountShape(Body):
     """A volume, or a path in one, and where it shows inside."""
 
-    volume: str = Field(min_length=1, max_length=40, description="The volume's name.")
+    volume: str = Field(min_length=1, max_length=100, description="The volume's name.")
     at: str = Field(max_length=4096, description="An absolute path inside; made where it is missing.")
     path: str = Field("", max_length=4096, description="`user/session/task` in the volume; made where it is missing.")
     read_only: bool = False

@@ -11,17 +11,17 @@ from pydantic import AfterValidator, BaseModel, Field
 from dovecote.api.rest.here import After, Call, Here, Limit, SessionId
 from dovecote.api.rest.shapes import Body, MountShape, Page
 from dovecote.control.volumes import VolumeView
-from dovecote.model.ids import parse_name
+from dovecote.model.ids import parse_label
 from dovecote.model.volumes import Mount
 
 routes = APIRouter(prefix="/v1", tags=["volumes"])
 
-VolumeName = Annotated[str, Path(), AfterValidator(lambda text: parse_name(text, "a volume"))]
+VolumeName = Annotated[str, Path(), AfterValidator(lambda text: parse_label(text, "a volume"))]
 Force = Annotated[bool, Query(description="Whatever uses it.")]
 
 
 class NewVolume(Body):
-    name: str = Field(description="1-40 of a-z, 0-9 and -.")
+    name: str = Field(description="1-100 of A-Z a-z 0-9 _ . -.")
     max_bytes: int = Field(description="Writes beyond fail at once.")
     user: str | None = Field(None, min_length=1, max_length=200, description="Whose files they are, if one user's.")
 

@@ -10,7 +10,7 @@ from dovecote.control.fleet import Fleet
 from dovecote.control.sessions import Sessions
 from dovecote.control.tenancy import Tenancy
 from dovecote.errors import Conflict, Forbidden, Invalid, NotFound
-from dovecote.model.ids import new_id, parse_name
+from dovecote.model.ids import new_id, parse_label
 from dovecote.model.records import Session, Volume
 from dovecote.model.states import SessionState
 from dovecote.model.volumes import MIN_VOLUME_BYTES, Mount, parse_mount
@@ -36,7 +36,7 @@ class Volumes:
 
     async def create(self, tenant_id: str, name: str, *, max_bytes: int, user: str | None = None) -> Volume:
         """Raises Invalid, Conflict (exists), StorageFailed."""
-        parse_name(name, "a volume")
+        parse_label(name, "a volume")
         _check_size(max_bytes)
         owner = await self._tenancy.user(tenant_id, user) if user is not None else None
         volume = Volume(
@@ -62,6 +62,10 @@ class Volumes:
         if found is None:
             raise NotFound(f"no volume {name!r}", code="no_such_volume", hint="`dovecote volume ls` lists them")
         return found
+
+    async def by_id(self, tenant_id: str, volume_id: str) -> Volume:
+        """Raises NotFound (no_such_volume)."""
+        return await self._store.tenant(tenant_id).volumes.get(volume_id)
 
     async def view(self, volume: Volume) -> VolumeView:
         try:
