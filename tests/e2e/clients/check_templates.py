@@ -12,7 +12,9 @@ from e2b import BuildException, Sandbox, Template, wait_for_port
 def test_a_template_is_built_tagged_and_used(tmp_path: Path) -> None:
     (tmp_path / "app" / "deep").mkdir(parents=True)
     (tmp_path / "app" / "deep" / "one.txt").write_text("one")
-    (tmp_path / "serve.py").write_text("import http.server\nhttp.server.test(port=8123, bind='0.0.0.0')\n")
+    (tmp_path / "serve.py").write_text(
+        "import http.server\nhttp.server.test(http.server.SimpleHTTPRequestHandler, port=8123, bind='0.0.0.0')\n"
+    )
     name = f"Check_{uuid4()}"
     template = (
         Template(file_context_path=tmp_path)
