@@ -150,7 +150,7 @@ async def remove_entry(files: Files, path: FilePath) -> None:
 async def list_directory(files: Files, path: FilePath, depth: Annotated[int, Query(ge=1, le=100)] = 1) -> Response:
     session, at = files.session, place(path)
     found = await files.rooms.sandboxes.list_dir(session.tenant_id, session.id, at, depth=depth, user="root")
-    return JSONResponse([_entry(posixpath.join(at, each.path), each.stat) for each in found])
+    return JSONResponse([_entry(posixpath.join(at, each.path), each.stat) for each in found.entries])
 
 
 @routes.post("/volumecontent/{volume_id}/dir", status_code=201)
