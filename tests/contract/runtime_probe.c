@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -132,8 +133,15 @@ static void serve(char *line) {
     fflush(stdout);
 }
 
+static void open_door(const char *path) {
+    struct sockaddr_un at = {.sun_family = AF_UNIX};
+    strncpy(at.sun_path, path, sizeof at.sun_path - 1);
+    if (dup2(socket(AF_UNIX, SOCK_STREAM, 0), 3) < 0 || bind(3, (struct sockaddr *)&at, sizeof at) || listen(3, 64))
+        _exit(8);
+}
+
 int main(int count, char **arguments) {
-    if (count > 1 && !strcmp(arguments[1], "fail")) return 7;
+    if (count > 1) open_door(arguments[1]);
     for (;;) {
         int connection = accept(3, 0, 0);
         while (waitpid(-1, 0, WNOHANG) > 0) {}

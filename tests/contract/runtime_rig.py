@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dovecote.host.runtime import Box, Cgroups, OCIRuntime, ensure_stub, find_runtime, probe_cgroups
+from dovecote.host.runtime import DOOR, Box, Cgroups, Runtime, ensure_stub, find_runtime, probe_cgroups
 from dovecote.model.sizes import MIB, Limits
 
 PROBE = Path(__file__).with_name("runtime_probe.c")
@@ -44,18 +44,20 @@ class Rig:
         self.boxes: list[Box] = []
         self.listeners: list[socket.socket] = []
 
-    def open_runtime(self) -> OCIRuntime:
+    def open_runtime(self) -> Runtime:
         return find_runtime(self.level, self.directory / "state", self.cgroups)
 
+    def roomy(self, limits: Limits) -> Limits:
+        """With what the runtime takes for itself."""
+        extra = self.runtime.capabilities
+        memory = limits.memory_bytes + extra.extra_memory_bytes
+        return replace(limits, memory_bytes=memory, pids=limits.pids + extra.extra_pids)
+
     async def box(self, limits: Limits = LIMITS, **changes: Any) -> Box:
-        """One that is ready to be started: listener, directory and cgroup are there."""
+        """One that is ready to be started: listener or door, directory and cgroup are there."""
         name = f"box-{self.name}-{len(self.boxes)}"
         directory = self.directory / name
-        directory.mkdir(mode=0o700)
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(directory / "sock"))
-        listener.listen(64)
-        self.listeners.append(listener)
+        directory.mkdir(mode=0o711)
         box = Box(
             id=name,
             directory=directory,
@@ -63,19 +65,42 @@ class Rig:
             id_base=1_000_000_000 + secrets.randbelow(10_000) * 65536,
             netns=None,
             cgroup=name,
-            listener=listener,
+            listener=None,
             argv=("/guest",),
             hostname="niche",
             open_files=limits.open_files,
         )
-        box = replace(box, **changes)
+        box = replace(self._with_socket(box), **changes)
         self.boxes.append(box)
-        await self.cgroups.create(box.cgroup, limits)
+        await self.cgroups.create(box.cgroup, self.roomy(limits))
         return box
+
+    def _with_socket(self, box: Box) -> Box:
+        if not self.runtime.capabilities.can_swap_root:
+            return self._with_door(box)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(box.directory / "sock"))
+        listener.listen(64)
+        self.listeners.append(listener)
+        return replace(box, listener=listener)
+
+    def _with_door(self, box: Box) -> Box:
+        root, door = box.directory / "root", box.directory / "door"
+        for place in (root, door, *(root / name for name in ("dev", "new", "proc", "run", "sys", "tmp"))):
+            place.mkdir(mode=0o755)
+            os.chown(place, box.id_base, box.id_base)
+        shutil.copyfile(self.stub / "guest", door / "guest")
+        (door / "guest").chmod(0o755)
+        (box.directory / "sock").symlink_to(door / "sock")
+        return replace(box, rootfs=root, door=door, argv=(f"{DOOR}/guest", f"{DOOR}/sock"))
 
     async def running(self, limits: Limits = LIMITS, **changes: Any) -> tuple[Box, int]:
         box = await self.box(limits, **changes)
-        return box, await self.runtime.start(box)
+        pid = await self.runtime.start(box)
+        async with asyncio.timeout(10):
+            while not _answers(box.directory / "sock"):
+                await asyncio.sleep(0.005)
+        return box, pid
 
     async def ask(self, box: Box, line: str, within: float = 30) -> str:
         """What the probe in the box answers."""
@@ -99,6 +124,11 @@ class Rig:
         for listener in self.listeners:
             listener.close()
         shutil.rmtree(self.directory)
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as caller:
+        return caller.connect_ex(str(path)) == 0
 
 
 async def until(condition: Callable[[], bool], within: float = 10) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dovecote.errors import Unsupported
-from dovecote.host.runtime import find_runtime, oci
+from dovecote.host.runtime import calls, find_runtime, oci
 from dovecote.host.runtime.cgroups_v2 import CgroupsV2
 from tests.unit.test_runtime_bundle import BOX
 
@@ -64,15 +64,15 @@ def test_only_a_v2_hierarchy_with_controllers_is_hidden_from_crun(tmp_path: Path
         ('{"level":"info","msg":"one"}\n{"level":"error","msg":"two"}\n', "two"),
         ('{"msg":"one"}\nnot json\n', "one"),
         ("launch: cannot create\n", "launch: cannot create"),
-        ("x" * 5000, "x" * oci.WORDS),
+        ("x" * 5000, "x" * calls.WORDS),
         ("", ""),
     ],
 )
 def test_last_words_are_the_message_and_bounded(tmp_path: Path, text: str, words: str) -> None:
     log = tmp_path / "log"
     log.write_text(text)
-    assert oci.last_words(log) == words
-    assert oci.last_words(tmp_path / "absent") == ""
+    assert calls.last_words(log) == words
+    assert calls.last_words(tmp_path / "absent") == ""
 
 
 def test_unknown_level_and_missing_tool_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,10 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from dovecote.errors import Invalid
+from dovecote.errors import Invalid, Unsupported
 
 LISTENER_FD = 3
+DOOR = "/run/.dovecote"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -23,15 +24,22 @@ class Capabilities:
     can_swap_root: bool  # the root of a running container can be replaced from outside
     can_hibernate: bool  # memory and processes can be saved and restored
     can_mount_live: bool  # a directory can be mounted into a running container
+    extra_memory_bytes: int = 0  # that it takes itself, besides what the processes inside may have
+    extra_pids: int = 0
 
 
 @dataclass(frozen=True)
 class Box:
-    """One container. PID 1 is `argv`, found in `rootfs`, with the listening socket as descriptor 3.
+    """One container. PID 1 is `argv`.
+
+    Where roots can be swapped, it is found in `rootfs`, which is a stub, and has the listening socket as descriptor 3.
+    Else `rootfs` is the whole root, for it alone and writable; the program is in `door`, a directory that is at `DOOR`
+    inside, and binds its socket there. `mounts` are (place inside, directory, read-only), and with `memory` processes
+    go on where they were saved (`Runtime.save_memory`).
 
     `directory` belongs to the caller, who removes it after `Runtime.delete`; the bundle and the runtime's log go there.
-    `rootfs` may be shared by any number of boxes: it is mounted read-only (see `ensure_stub`). Every directory on the
-    way to it must be searchable by others, because container root is nobody there.
+    A stub may be shared by any number of boxes: it is mounted read-only (see `ensure_stub`). Every directory on the
+    way to a root must be searchable by others, because container root is nobody there.
     `netns` is a path to a network namespace, such as `/run/netns/x`; None gives a new one with nothing in it.
     `cgroup` is a name given to `Cgroups.create` before. `open_files` becomes no more than our own hard limit.
     """
@@ -42,12 +50,15 @@ class Box:
     id_base: int
     netns: Path | None
     cgroup: str
-    listener: socket.socket | int
+    listener: socket.socket | int | None
     argv: tuple[str, ...]
     hostname: str
     id_count: int = 65536
     allow_setuid: bool = False  # sudo works, because no_new_privs is off then
     open_files: int = 65536
+    door: Path | None = None
+    mounts: tuple[tuple[str, Path, bool], ...] = ()
+    memory: Path | None = None
 
     def __post_init__(self) -> None:
         parse_box_name(self.id)
@@ -60,7 +71,16 @@ class Box:
 
     @property
     def listener_fd(self) -> int:
+        assert self.listener is not None
         return self.listener if isinstance(self.listener, int) else self.listener.fileno()
+
+
+def cannot_hibernate(level: str) -> Unsupported:
+    return Unsupported(
+        f"isolation level {level} cannot save memory and processes",
+        code="cannot_hibernate",
+        hint="use level runsc, or park the session: files are kept at every level",
+    )
 
 
 def parse_box_name(text: str) -> str:

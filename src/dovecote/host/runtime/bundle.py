@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,13 @@ def render_config(box: Box, cgroups_path: str | None = None) -> dict[str, Any]:
     """The OCI runtime configuration. `cgroups_path` is for a runtime that enters the cgroup by itself."""
     return {
         "ociVersion": "1.0.2",
-        "process": _process(box),
+        "process": process(box),
         "root": {"path": str(box.rootfs), "readonly": True},
         "hostname": box.hostname[:63],
         "mounts": _mounts(),
         "linux": {
-            "namespaces": _namespaces(box),
-            "uidMappings": [_mapping(box)],
-            "gidMappings": [_mapping(box)],
+            "namespaces": namespaces(box, ("user", "pid", "ipc", "uts", "mount", "cgroup")),
+            **id_mappings(box),
             "seccomp": profile(),
             "maskedPaths": list(MASKED_PATHS),
             "readonlyPaths": list(READ_ONLY_PATHS),
@@ -80,7 +80,7 @@ def render_config(box: Box, cgroups_path: str | None = None) -> dict[str, Any]:
     }
 
 
-def _process(box: Box) -> dict[str, Any]:
+def process(box: Box) -> dict[str, Any]:
     # Nobody in a user namespace can raise a limit, so ours is the most that there is.
     open_files = min(box.open_files, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     return {
@@ -101,26 +101,27 @@ def _process(box: Box) -> dict[str, Any]:
     }
 
 
-def _namespaces(box: Box) -> list[dict[str, str]]:
+def namespaces(box: Box, kinds: Sequence[str]) -> list[dict[str, str]]:
     network = {"type": "network"} | ({"path": str(box.netns)} if box.netns else {})
-    return [{"type": kind} for kind in ("user", "pid", "ipc", "uts", "mount", "cgroup")] + [network]
+    return [{"type": kind} for kind in kinds] + [network]
 
 
-def _mapping(box: Box) -> dict[str, int]:
-    return {"containerID": 0, "hostID": box.id_base, "size": box.id_count}
+def id_mappings(box: Box) -> dict[str, Any]:
+    mapping = {"containerID": 0, "hostID": box.id_base, "size": box.id_count}
+    return {"uidMappings": [mapping], "gidMappings": [mapping]}
 
 
 def _mounts() -> list[dict[str, Any]]:
     return [
-        _mount("/proc", "proc", "nosuid", "noexec", "nodev"),
-        _mount("/dev", "tmpfs", "nosuid", "noexec", "mode=755", "size=65536"),
-        _mount("/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
-        _mount("/dev/shm", "tmpfs", "nosuid", "noexec", "nodev", "mode=1777", f"size={DEV_SHM_BYTES}"),
-        _mount("/dev/mqueue", "mqueue", "nosuid", "noexec", "nodev"),
+        mount("/proc", "proc", "nosuid", "noexec", "nodev"),
+        mount("/dev", "tmpfs", "nosuid", "noexec", "mode=755", "size=65536"),
+        mount("/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+        mount("/dev/shm", "tmpfs", "nosuid", "noexec", "nodev", "mode=1777", f"size={DEV_SHM_BYTES}"),
+        mount("/dev/mqueue", "mqueue", "nosuid", "noexec", "nodev"),
         # A sysfs of its own would need the network namespace to belong to the box, which then could change it; and
         # without that a runtime binds the host's whole /sys, cgroups included.
-        _mount("/sys", "tmpfs", "ro", "nosuid", "noexec", "nodev", "mode=755", "size=65536"),
-        *[_mount(part, "bind", "bind", "ro", "nosuid", "noexec", "nodev", source=part) for part in _present(SYS_PARTS)],
+        mount("/sys", "tmpfs", "ro", "nosuid", "noexec", "nodev", "mode=755", "size=65536"),
+        *[mount(part, "bind", "bind", "ro", "nosuid", "noexec", "nodev", source=part) for part in _present(SYS_PARTS)],
     ]
 
 
@@ -128,5 +129,5 @@ def _present(paths: tuple[str, ...]) -> list[str]:
     return [path for path in paths if Path(path).is_dir()]
 
 
-def _mount(destination: str, kind: str, *options: str, source: str = "") -> dict[str, Any]:
+def mount(destination: str, kind: str, *options: str, source: str = "") -> dict[str, Any]:
     return {"destination": destination, "type": kind, "source": source or kind, "options": list(options)}

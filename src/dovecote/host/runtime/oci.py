@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dovecote.errors import Conflict, Failed, Unsupported
-from dovecote.host.runtime.box import Box, Capabilities, parse_box_name
+from dovecote.host.runtime.box import Box, Capabilities, cannot_hibernate, parse_box_name
 from dovecote.host.runtime.bundle import write_bundle
+from dovecote.host.runtime.calls import CALL_WITHIN, has_ended, last_words, open_pidfd, read_json, run
 from dovecote.host.runtime.cgroups import Cgroups
 
 START_WITHIN = 30.0
-CALL_WITHIN = 15.0
 EXIT_WITHIN = 5.0
-WORDS = 600  # characters of a runtime's own message that we pass on
 
 # The listener comes as stdin because spawning can place it there whatever its number is. Hierarchies are hidden
 # (in this command's own mount namespace), groups are joined, and the rest becomes the runtime. PID 1 inherits its
@@ -135,9 +132,9 @@ class OCIRuntime:
             old.unlink(missing_ok=True)
         write_bundle(box, self._cgroups.path(box.cgroup) if self._flavor.enters_cgroup else None)
         join = () if self._flavor.enters_cgroup else self._cgroups.join_files(box.cgroup)
-        run = run_command(self._flavor, self._binary, self._state, box)
+        start = run_command(self._flavor, self._binary, self._state, box)
         try:
-            await self._launch(box, launch_command(self._hide, join, run))
+            await self._launch(box, launch_command(self._hide, join, start))
             return int(_pid_file(box).read_text())
         except BaseException:
             await asyncio.shield(self.delete(box.id))
@@ -146,7 +143,7 @@ class OCIRuntime:
     async def _launch(self, box: Box, command: list[str]) -> None:
         errors = box.directory / "launch.log"
         with errors.open("wb") as file:
-            code = await _run(command, START_WITHIN, stdin=box.listener_fd, stderr=file.fileno())
+            code = await run(command, START_WITHIN, stdin=box.listener_fd, stderr=file.fileno())
         if code == 0:
             return
         said = last_words(_log(box)) or last_words(errors) or f"it exited with {code}"
@@ -160,7 +157,7 @@ class OCIRuntime:
 
     async def kill(self, box_id: str, signal: int = signal.SIGKILL) -> None:
         parse_box_name(box_id)
-        code = await _run(kill_command(self._flavor, self._binary, self._state, box_id, signal), CALL_WITHIN)
+        code = await run(kill_command(self._flavor, self._binary, self._state, box_id, signal), CALL_WITHIN)
         if code != 0 and await self._pid(box_id):
             raise Failed(f"{self.name} could not signal {box_id}", code="runtime_failed")
 
@@ -172,7 +169,7 @@ class OCIRuntime:
         pid = await self._pid(box_id)
         handle = open_pidfd(pid) if pid else None
         try:
-            code = await _run(delete_command(self._flavor, self._binary, self._state, box_id), CALL_WITHIN)
+            code = await run(delete_command(self._flavor, self._binary, self._state, box_id), CALL_WITHIN)
             ended = handle is None or await has_ended(handle, EXIT_WITHIN)
         finally:
             if handle is not None:
@@ -187,39 +184,28 @@ class OCIRuntime:
         await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
 
     async def list(self) -> dict[str, int]:
-        output = await self._read(list_command(self._flavor, self._binary, self._state))
+        output = await read_json(list_command(self._flavor, self._binary, self._state))
         if output is None:
             raise Failed(f"{self.name} could not list its boxes", code="runtime_failed")
         return {str(item["id"]): int(item["pid"]) for item in output or ()}
 
+    async def pause(self, box_id: str) -> None:
+        raise cannot_hibernate(self.name)
+
+    async def resume(self, box_id: str) -> None:
+        raise cannot_hibernate(self.name)
+
+    async def save_memory(self, box_id: str, into: Path) -> None:
+        raise cannot_hibernate(self.name)
+
     async def _pid(self, box_id: str) -> int:
         """0 when it does not run, or is not known."""
-        output = await self._read(state_command(self._flavor, self._binary, self._state, box_id))
+        output = await read_json(state_command(self._flavor, self._binary, self._state, box_id))
         return int(output.get("pid", 0)) if isinstance(output, dict) else 0
 
-    async def _read(self, command: Sequence[str]) -> Any:
-        """What it prints as JSON (an empty list for `null`), or None when it fails."""
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        try:
-            output, _ = await asyncio.wait_for(process.communicate(), CALL_WITHIN)
-        except BaseException:
-            await _end(process)
-            raise
-        return (json.loads(output) or []) if process.returncode == 0 else None
 
-
-def find_runtime(level: str, state: Path, cgroups: Cgroups) -> OCIRuntime:
-    """The runtime of an isolation level, which keeps its state below `state`.
-
-    Raises Unsupported: `no_level` for a level that we do not have, `missing_tool` for a program to install.
-    """
-    if level not in FLAVORS:
-        raise Unsupported(f"no isolation level {level!r}", code="no_level", hint=f"use one of {', '.join(FLAVORS)}")
+def find_oci(level: str, state: Path, cgroups: Cgroups) -> OCIRuntime:
+    """Raises Unsupported `missing_tool` for a program to install."""
     flavor = FLAVORS[level]
     binary = shutil.which(flavor.name)
     for tool in (flavor.name, "unshare", "umount"):
@@ -228,65 +214,3 @@ def find_runtime(level: str, state: Path, cgroups: Cgroups) -> OCIRuntime:
             raise Unsupported(f"{tool} is not installed", code="missing_tool", hint=f"apt-get install {package}")
     assert binary
     return OCIRuntime(flavor, binary, state / flavor.name, cgroups)
-
-
-def last_words(log: Path) -> str:
-    """The last message of a runtime's log (JSON lines), or the end of what is not that; empty when there is none."""
-    try:
-        lines = log.read_text(errors="replace")[-65536:].strip().splitlines()
-    except FileNotFoundError:
-        return ""
-    for line in reversed(lines):
-        try:
-            entry = json.loads(line)
-            return str(entry["msg"])[:WORDS]
-        except (ValueError, KeyError, TypeError):
-            continue
-    return " ".join(lines)[-WORDS:]
-
-
-async def _run(command: Sequence[str], within: float, *, stdin: int = -3, stderr: int = -3) -> int | None:
-    """Its exit code, or None when it took longer than `within` seconds and was killed. -3 is DEVNULL."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=stdin,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=stderr,
-        start_new_session=True,  # an interrupt from our terminal is not for it
-        env={"PATH": os.environ.get("PATH", os.defpath)},
-    )
-    try:
-        return await asyncio.wait_for(process.wait(), within)
-    except TimeoutError:
-        await _end(process)
-        return None
-    except BaseException:
-        await _end(process)
-        raise
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.kill()
-        await asyncio.shield(process.wait())
-
-
-def open_pidfd(pid: int) -> int | None:
-    try:
-        return os.pidfd_open(pid)
-    except ProcessLookupError:
-        return None
-
-
-async def has_ended(pidfd: int, within: float) -> bool:
-    """Waits for a process to end, whosever child it is."""
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    loop.add_reader(pidfd, ended.set)
-    try:
-        await asyncio.wait_for(ended.wait(), within)
-    except TimeoutError:
-        return False
-    finally:
-        loop.remove_reader(pidfd)
-    return True

@@ -13,6 +13,13 @@ enum { STDOUT = 1, STDERR = 2, BEGIN_WITHIN = 30000 };
 static struct command *commands; /* oldest first */
 static uint32_t last_number, running, finished, left_open;
 
+bool commands_beginning(void) {
+    for (struct command *command = commands; command; command = command->next)
+        if (command->state == BEGINNING)
+            return true;
+    return false;
+}
+
 uint32_t commands_running(void) { return running; }
 
 static struct command *find(uint32_t number) {

@@ -308,6 +308,25 @@ void connections_listen(int fd) {
         _exit(71);
 }
 
+bool connection_is_there(const struct connection *wanted) {
+    for (struct connection *c = connections; c; c = c->next)
+        if (c == wanted)
+            return true;
+    return false;
+}
+
+bool connections_are_taken(void) { return listener.fd >= 0; }
+
+/* Nobody is taken any more, and those that are here are closed. */
+void connections_shut(struct connection *but) {
+    watch_close(&listener);
+    for (struct connection *c = connections, *next; c; c = next) {
+        next = c->next;
+        if (c != but)
+            connection_close(c);
+    }
+}
+
 static void tell_port(struct connection *c, const struct ports *ports) {
     uint8_t state = port_state(ports, c->port);
     if (state != PORT_LOOPBACK)

@@ -1,4 +1,4 @@
-/* PID 1 of a sandbox: takes requests of the host on an inherited listening socket, given by its number in argv[1]. */
+/* PID 1 of a sandbox: takes requests of the host on the socket in argv[1], an inherited listener's number or a path. */
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -67,7 +67,7 @@ void request(struct connection *c, uint8_t kind, struct input *in) {
         case RESIZE: number = take(in, 4), first = take(in, 2), second = take(in, 2); break;
         case WAIT_PORT: first = take(in, 2), second = take(in, 4); break;
         case SHUTDOWN: first = take(in, 4); break;
-        case HELLO: case LIST: case PORTS: case SYNC: break;
+        case HELLO: case LIST: case PORTS: case SYNC: case SUSPEND: break;
         default: in->bad = true;
     }
     if (in->bad || in->at != in->end) {
@@ -85,6 +85,7 @@ void request(struct connection *c, uint8_t kind, struct input *in) {
         case PORTS: say_ports(c); break;
         case WAIT_PORT: connection_wait_port(c, first, second); break;
         case SYNC: hand_to_helper(c, kind, in); break;
+        case SUSPEND: door_shut(c); break;
         case SHUTDOWN:
             c->mode = HOLDING; /* its end tells the client that we are gone */
             if (connection_send(c, DONE, NULL, 0))
@@ -151,19 +152,30 @@ static void fill_stdio(void) {
         close(fd);
 }
 
-int main(int argc, char **argv) {
-    int fd = argc > 1 ? atoi(argv[1]) : 3, listens = 0;
+static bool take_over(int fd) {
+    int listens = 0;
     socklen_t length = sizeof listens;
-    prctl(PR_SET_DUMPABLE, 0);
     if (fd < 3 || getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) || !listens)
-        return 64;
+        return false;
     fcntl(fd, F_SETFD, FD_CLOEXEC);
     fcntl(fd, F_SETFL, O_NONBLOCK);
+    return true;
+}
+
+int main(int argc, char **argv) {
+    const char *door = argc > 1 ? argv[1] : "3";
+    bool inherited = door[0] != '/';
+    prctl(PR_SET_DUMPABLE, 0);
+    if (inherited && !take_over(atoi(door)))
+        return 64;
     if (getpid() != 1)
         prctl(PR_SET_CHILD_SUBREAPER, 1);
     fill_stdio();
     choose_identity();
     loop_open();
-    connections_listen(fd);
+    if (inherited)
+        connections_listen(atoi(door));
+    else if (!door_open(door))
+        return 64;
     loop_run();
 }

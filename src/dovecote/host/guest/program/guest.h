@@ -39,6 +39,7 @@ enum kind {
     HELLO = 1, START, ATTACH, LIST, SIGNAL, STDIN, RESIZE, RELEASE,
     READ, WRITE, STAT, LIST_DIR, MAKE_DIR, REMOVE, RENAME,
     PORTS, WAIT_PORT, SYNC, SHUTDOWN, WATCH, LINK, ALTER,
+    SUSPEND = 31,
     DATA = 32, END, CLOSE,
     IS_HELLO = 128, STARTED, OUTPUT, DROPPED, EXITED, DONE, FAILED, COMMANDS, CONTENT, CONTENT_END, ENTRIES,
     IS_PORTS, IS_PORT, CHANGED,
@@ -89,6 +90,8 @@ void helper_exited(pid_t pid);
 pid_t fork_child(void);   /* with a clean signal state in the child */
 enum helper { BRIEF, WATCHING, HELPER_KINDS };
 pid_t fork_helper(enum helper, int keep_fd); /* counted (EUSERS: too many), with no descriptor but `keep_fd`, as 3 */
+int helpers_running(void);
+void kill_helpers(enum helper);
 uint64_t wall_ms(void);
 
 /* -- connections.c */
@@ -118,6 +121,8 @@ struct connection {
 };
 extern struct connection *connections;
 void connections_listen(int fd);
+bool connections_are_taken(void);
+void connections_shut(struct connection *but);
 void connections_tick(void);
 bool connection_send(struct connection *, uint8_t kind, const struct iovec *parts, int count);
 void connection_reply(struct connection *, uint8_t kind, const void *payload, size_t length); /* then closes */
@@ -125,8 +130,15 @@ void connection_fail(struct connection *, int problem, int error);              
 void connection_close(struct connection *);
 void connection_update(struct connection *);
 bool connection_open(const struct connection *);
+bool connection_is_there(const struct connection *); /* also of one that may have been freed */
 void connection_fed(struct connection *);
 void connection_wait_port(struct connection *, uint16_t port, uint32_t timeout_ms);
+
+/* -- door.c */
+
+bool door_open(const char *path);
+void door_shut(struct connection *); /* it gets the answer */
+void door_tick(void);
 
 /* -- guest.c */
 
@@ -193,6 +205,7 @@ void commands_note_finished(void);
 bool commands_make_memory(void); /* forgets the oldest finished command; false if there is none */
 void commands_tick(void);
 uint32_t commands_running(void);
+bool commands_beginning(void); /* a child of ours has not become its program yet */
 void commands_signal_all(int signo);
 
 /* -- streams.c */

@@ -134,6 +134,7 @@ noreturn void loop_run(void) {
             connections_tick();
             commands_tick();
             stop_tick();
+            door_tick();
         }
         while (graves) {
             struct dead *dead = graves;
@@ -164,6 +165,18 @@ void helper_exited(pid_t pid) {
         for (int i = 0; i < helpers[kind].count; i++)
             if (helpers[kind].pids[i] == pid)
                 helpers[kind].pids[i] = helpers[kind].pids[--helpers[kind].count];
+}
+
+int helpers_running(void) {
+    int count = 0;
+    for (int kind = 0; kind < HELPER_KINDS; kind++)
+        count += helpers[kind].count;
+    return count;
+}
+
+void kill_helpers(enum helper kind) {
+    for (int i = 0; i < helpers[kind].count; i++)
+        kill(helpers[kind].pids[i], SIGKILL);
 }
 
 /* Keeps our blocked signals: only SIGKILL ends a helper. One that watches ends also by SIGTERM, as at a shutdown. */
