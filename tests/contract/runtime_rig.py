@@ -97,9 +97,7 @@ class Rig:
     async def running(self, limits: Limits = LIMITS, **changes: Any) -> tuple[Box, int]:
         box = await self.box(limits, **changes)
         pid = await self.runtime.start(box)
-        async with asyncio.timeout(10):
-            while not _answers(box.directory / "sock"):
-                await asyncio.sleep(0.005)
+        assert await until(lambda: _answers(box.directory / "sock"))
         return box, pid
 
     async def ask(self, box: Box, line: str, within: float = 30) -> str:

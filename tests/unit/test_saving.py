@@ -120,6 +120,7 @@ class World:
             trees=cast(Any, self.trees),
             volumes=cast(Any, None),
             images=cast(Any, None),
+            memories=cast(Any, None),
         )
         self.saving = self.restarted()
 

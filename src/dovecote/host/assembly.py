@@ -17,13 +17,14 @@ from dovecote.errors import DovecoteError, Unsupported
 from dovecote.host.guest import ensure_guest
 from dovecote.host.instances import Death, Instances, Parts, Preparing, Saving, WarmPool
 from dovecote.host.network import Network
-from dovecote.host.runtime import LEVELS, Pauses, find_runtime, probe_cgroups
+from dovecote.host.runtime import LEVELS, Pauses, Runtime, find_runtime, probe_cgroups
 from dovecote.host.storage.bucket import Bucket, open_bucket
 from dovecote.host.storage.cache_limit import CacheLimit, limit_of
 from dovecote.host.storage.entrance import Entrance
 from dovecote.host.storage.images import Images, fence_command
 from dovecote.host.storage.log import SlotLog
 from dovecote.host.storage.lowers import PLAIN, pick
+from dovecote.host.storage.memories import Memories
 from dovecote.host.storage.own_templates import OwnTemplates, read_record
 from dovecote.host.storage.pins import host_name, write_pins
 from dovecote.host.storage.plain import PlainTrees
@@ -142,7 +143,7 @@ def store_url(settings: Settings) -> str:
 
 def _parts(settings: Settings, trees: Trees, limit: CacheLimit, driver: str) -> Parts:
     cgroups = probe_cgroups(f"dovecote-{settings.installation}")
-    runtimes = {}
+    runtimes: dict[str, Runtime] = {}
     for level in LEVELS:
         try:
             runtimes[level] = find_runtime(level, settings.run_dir / "runtimes", cgroups)
@@ -174,6 +175,7 @@ def _parts(settings: Settings, trees: Trees, limit: CacheLimit, driver: str) -> 
         trees=trees,
         volumes=_volumes(settings, driver),
         images=_images(settings, trees, roots, network),
+        memories=Memories(trees, settings.data_dir / "memory"),
     )
 
 

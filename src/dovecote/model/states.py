@@ -81,6 +81,7 @@ class InstanceState(StrEnum):
     READY = "ready"
     FREEZING = "freezing"  # new connections are refused, flows are being checked
     FROZEN = "frozen"
+    SUSPENDED = "suspended"  # its door is shut and nothing inside runs: its memory is being saved, or was
     STOPPING = "stopping"
     GONE = "gone"
 
@@ -88,11 +89,16 @@ class InstanceState(StrEnum):
 INSTANCE_MOVES: dict[InstanceState, frozenset[InstanceState]] = {
     InstanceState.PREPARED: frozenset({InstanceState.CLAIMED, InstanceState.STOPPING, InstanceState.GONE}),
     InstanceState.CLAIMED: frozenset({InstanceState.READY, InstanceState.STOPPING, InstanceState.GONE}),
-    InstanceState.READY: frozenset({InstanceState.FREEZING, InstanceState.STOPPING, InstanceState.GONE}),
+    InstanceState.READY: frozenset(
+        {InstanceState.FREEZING, InstanceState.SUSPENDED, InstanceState.STOPPING, InstanceState.GONE}
+    ),
     InstanceState.FREEZING: frozenset(
         {InstanceState.FROZEN, InstanceState.READY, InstanceState.STOPPING, InstanceState.GONE}
     ),
-    InstanceState.FROZEN: frozenset({InstanceState.READY, InstanceState.STOPPING, InstanceState.GONE}),
+    InstanceState.FROZEN: frozenset(
+        {InstanceState.READY, InstanceState.SUSPENDED, InstanceState.STOPPING, InstanceState.GONE}
+    ),
+    InstanceState.SUSPENDED: frozenset({InstanceState.READY, InstanceState.STOPPING, InstanceState.GONE}),
     InstanceState.STOPPING: frozenset({InstanceState.GONE}),
     InstanceState.GONE: frozenset(),
 }

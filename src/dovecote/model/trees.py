@@ -29,6 +29,15 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class Hibernated:
+    """Files and memory of one moment. `files` is a tree with all files, what rules leave out too; `memory` the digest
+    of a tree that a runtime reads."""
+
+    files: Saved
+    memory: str
+
+
+@dataclass(frozen=True)
 class Inside:
     """What a template is like for those who run in it: whom commands run as, where, with which variables."""
 

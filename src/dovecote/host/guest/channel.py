@@ -141,6 +141,17 @@ class Guest(FileCalls):
         """What was written is on the disk of the sandbox's root."""
         await self._ask(Kind.SYNC, Kind.DONE, subject="sync", timeout=timeout)
 
+    async def suspend(self, *, timeout: float = 10) -> None:
+        """Closes all connections, this one too, and its socket, and binds it again as soon as it can.
+
+        As it returns nothing of it leads out of the sandbox. Attached clients see a guest that closed; commands go on.
+        """
+        async with self._open() as connection:
+            await connection.send(render_frame(Kind.SUSPEND))
+            await _answer(connection, Kind.DONE, "suspend", timeout=timeout)
+            if not await connection.closed(timeout):
+                raise DeadlineExceeded("the guest did not close its socket in time", code="guest_unreachable")
+
     async def shutdown(self, grace: float) -> None:
         """SIGTERM to all, SIGKILL after `grace` seconds. As it returns, the guest is ending."""
         async with self._open() as connection:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
+import stat
 from pathlib import Path
 
 from dovecote.errors import Failed
@@ -13,7 +15,6 @@ from dovecote.host.guest.protocol import HEAD, MAX_FRAME, Kind, garbage, render_
 CONNECT_WITHIN = 5.0  # seconds; only a full backlog makes it wait at all
 SEND_WITHIN = 60.0  # seconds for a peer that takes nothing
 RECEIVED_AT_ONCE = 64 << 10
-SOCKET_PATH_BYTES = 107
 
 
 def unreachable(why: str) -> Failed:
@@ -128,17 +129,14 @@ class Connection:
 
 
 def _connect(sock: socket.socket, path: Path) -> bool:
-    """False if its backlog is full."""
-    name = str(path)
+    """False if its backlog is full. A path may be of any length, and a link is not followed: it may be a guest's."""
+    place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        if len(os.fsencode(name)) <= SOCKET_PATH_BYTES:
-            sock.connect(name)
-            return True
-        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            sock.connect(f"/proc/self/fd/{directory}/{path.name}")
-        finally:
-            os.close(directory)
+        if not stat.S_ISSOCK(os.fstat(place).st_mode):
+            raise OSError(errno.ENOTSOCK, "")
+        sock.connect(f"/proc/self/fd/{place}")
     except BlockingIOError:
         return False
+    finally:
+        os.close(place)
     return True

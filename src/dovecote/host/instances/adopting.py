@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,13 +12,13 @@ from pathlib import Path
 
 from dovecote.errors import NotFound
 from dovecote.host.instances.instance import Claim, Instance, Leftover, process_started, read_instance
-from dovecote.host.instances.preparing import Parts, Preparing
+from dovecote.host.instances.preparing import GUEST_ANSWERS_WITHIN, Parts, Preparing, remove_directory
 from dovecote.host.instances.saving import Saving
 from dovecote.model.states import InstanceState
 
 log = logging.getLogger(__name__)
 
-USABLE = (InstanceState.READY, InstanceState.FREEZING, InstanceState.FROZEN)
+USABLE = (InstanceState.READY, InstanceState.FREEZING, InstanceState.FROZEN, InstanceState.SUSPENDED)
 
 
 @dataclass
@@ -87,6 +86,10 @@ class Adoption:
         await self._parts.network.apply(instance.address, claim.network)
         if instance.state is InstanceState.FROZEN:
             await self._parts.network.refuse(instance.address)
+        elif instance.state is InstanceState.SUSPENDED:
+            # Its hibernation was cut short. If the memory was recorded all the same, control ends it.
+            await go_on(self._parts, instance)
+            await answer_again(self._parts, instance)
         else:
             # It may have been on its way into the ice, or out of it.
             await self._parts.cgroups.thaw(instance.id)
@@ -102,7 +105,7 @@ class Adoption:
         for runtime in self._parts.runtimes.values():
             await runtime.delete(name)
         await self._parts.cgroups.remove(name)
-        await asyncio.to_thread(shutil.rmtree, directory, True)
+        await asyncio.to_thread(remove_directory, directory)
 
     async def _disk(self, name: str) -> None:
         try:
@@ -126,6 +129,13 @@ class Adoption:
     async def _orphan(self, owner: str, disk: str) -> None:
         await self._saving.orphan(disk)
         self._found.orphans.setdefault(owner, set()).add(disk)
+
+
+async def go_on(parts: Parts, instance: Instance) -> None:
+    """Takes back what went before the saving of its memory, as far as that had come."""
+    await parts.cgroups.thaw(instance.id)
+    await parts.runtimes[instance.level].resume(instance.id)
+    await instance.door.let_bind(GUEST_ANSWERS_WITHIN)
 
 
 async def answer_again(parts: Parts, instance: Instance) -> None:

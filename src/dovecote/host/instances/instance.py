@@ -12,6 +12,7 @@ import orjson
 
 from dovecote.errors import NotFound
 from dovecote.host.guest import Guest
+from dovecote.host.instances.door import Door
 from dovecote.host.network import Attachment
 from dovecote.model.rules import SaveRules
 from dovecote.model.sizes import Limits, NetworkPolicy
@@ -42,11 +43,13 @@ class Claim:
     mounts: tuple[Mount, ...] = ()
     home: str = ""  # where ignore files are looked for; "" for nowhere
     rules: SaveRules = SaveRules()
+    memory: str | None = None  # a tree of `Memories`: processes go on as saved together with the workspace's files
 
 
 @dataclass(frozen=True)
 class Placed:
-    """`how` is `pool`, `cold`, `survivor` (its own files were still on the host) or `there` (it never left).
+    """`how` is `pool`, `cold`, `survivor` (its own files were still on the host), `memory` (its processes go on where
+    they were) or `there` (it never left). `note`: why it is not what was asked for.
 
     `left_out` are directories that are empty because rules had left out what was in them when they were saved.
     """
@@ -56,6 +59,7 @@ class Placed:
     pid: int
     how: str
     left_out: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,9 @@ class Instance:
     network_index: int
     id_base: int
     disk: str
-    pid: int
+    pid: int  # 0 where a claim starts its first process
     pid_started: int
+    has_door: bool = False  # its guest binds its socket there itself
     claim: Claim | None = None
     mounted: dict[str, int] = field(default_factory=dict)  # mount point inside -> number of the mount
     lock: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
@@ -119,7 +124,11 @@ class Instance:
 
     @property
     def socket(self) -> Path:
-        return self.directory / "guest.sock"
+        return self.door.socket if self.has_door else self.directory / "guest.sock"
+
+    @property
+    def door(self) -> Door:
+        return Door(self.directory / "door", self.id_base)
 
     @property
     def guest(self) -> Guest:
@@ -147,6 +156,7 @@ class Instance:
             "disk": self.disk,
             "pid": self.pid,
             "pid_started": self.pid_started,
+            "has_door": self.has_door,
             "mounted": self.mounted,
             "claim": render_claim(self.claim) if self.claim else None,
         }

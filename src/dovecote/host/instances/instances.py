@@ -14,12 +14,13 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from dovecote.background import Background
-from dovecote.errors import Conflict, DovecoteError, Failed, NoCapacity, NotFound, StorageFailed, Unsupported
+from dovecote.errors import Conflict, DovecoteError, Failed, NoCapacity, NotFound, StorageFailed
 from dovecote.host.guest import Guest
 from dovecote.host.instances import mounting
 from dovecote.host.instances.adopting import Adoption, answer_again
 from dovecote.host.instances.capturing import capture
 from dovecote.host.instances.checkpoints import Checkpoints
+from dovecote.host.instances.hibernating import awaken, hibernate
 from dovecote.host.instances.instance import (
     Claim,
     Death,
@@ -31,6 +32,7 @@ from dovecote.host.instances.instance import (
 from dovecote.host.instances.leftovers import Leftovers
 from dovecote.host.instances.past import archived, diff
 from dovecote.host.instances.preparing import Parts, Preparing
+from dovecote.host.instances.rooting import give_root
 from dovecote.host.instances.saving import Saving
 from dovecote.host.instances.warm import WarmPool
 from dovecote.host.storage.changes import changes
@@ -38,7 +40,7 @@ from dovecote.host.storage.images import Images
 from dovecote.host.storage.volumes import Volumes
 from dovecote.model.sizes import MIB, NetworkPolicy
 from dovecote.model.states import InstanceState
-from dovecote.model.trees import Change, FileDiff, Lag, Saved, Workspace
+from dovecote.model.trees import Change, FileDiff, Hibernated, Lag, Saved, Workspace
 from dovecote.model.volumes import Mount
 
 log = logging.getLogger(__name__)
@@ -89,6 +91,7 @@ class Instances:
     async def start(self, *, warm: bool = True) -> None:
         """Adopts what runs, removes what is nobody's, and begins to fill the warm pool unless told not to."""
         await self._preparing.ensure()
+        await asyncio.to_thread(self._parts.memories.clear)
         found = await Adoption(self._parts, self._preparing, self._saving).find(fits=self._warm.fits)
         for instance in found.claimed:
             self._keep(instance)
@@ -164,18 +167,12 @@ class Instances:
                 code="no_such_level",
                 hint="it has " + ", ".join(sorted(self._parts.runtimes)),
             )
-        if not self._parts.runtimes[claim.level].capabilities.can_swap_root:
-            raise Unsupported(
-                f"at level {claim.level} a prepared instance cannot be given its root",
-                code="no_root_swap",
-                hint="use crun",
-            )
 
     async def _brought_up(self, claim: Claim) -> Claim:
         """The claim with the newest checkpoint of the owner's log: a host that was lost may have saved after the owner
         heard of it last. Not where what an instance left on this host is at least as new."""
-        if not claim.keeps_files or claim.epoch <= 1:
-            return claim
+        if not claim.keeps_files or claim.epoch <= 1 or claim.memory:
+            return claim  # memory goes with the files that it was saved with
         left = self._leftovers.get(claim.owner)
         try:
             newest = await self._saving.newest(claim.owner)
@@ -198,7 +195,7 @@ class Instances:
         left = self._leftovers.get(claim.owner)
         if left is None:
             return None
-        if left.generation >= claim.generation:
+        if left.generation >= claim.generation and not claim.memory:
             return left
         await self._leftovers.orphan(claim.owner)
         return None
@@ -253,17 +250,16 @@ class Instances:
         instance.record()
         # All come to their end before the first failure is raised: what undoes them must not race with them.
         done = await asyncio.gather(
-            self._parts.cgroups.limit(instance.id, claim.limits),
+            self._parts.cgroups.limit(instance.id, self._parts.runtimes[claim.level].capabilities.roomy(claim.limits)),
             self._parts.disks.limit(instance.disk, max_bytes=claim.limits.disk_bytes),
             self._parts.network.apply(instance.address, claim.network),
-            self._swap_root(instance, claim, is_new=is_new),
+            give_root(self._parts, instance, claim, is_new=is_new, guest=self._preparing.guest_binary),
             self._own(instance, claim, is_new=is_new),
             return_exceptions=True,
         )
         for failure in done:
             if isinstance(failure, BaseException):
                 raise failure
-        await mounting.mount_all(self._parts, instance)
         instance.become(InstanceState.READY)
         instance.quiet_since = time.monotonic()
         instance.record()
@@ -282,20 +278,6 @@ class Instances:
                 raise
             # Work goes on where the files are; whoever else writes to the log is found out by the first checkpoint.
             log.warning("%s goes on without a seal, the store fails: %s", claim.owner, error)
-
-    async def _swap_root(self, instance: Instance, claim: Claim, *, is_new: bool) -> None:
-        root = await self._parts.roots.assemble(
-            claim.workspace,
-            disk=self._parts.disks.path(instance.disk),
-            id_base=instance.id_base,
-            setuid=claim.allow_setuid,
-            is_new=is_new,
-        )
-        instance.holds_root = True
-        try:
-            await self._parts.entrance.swap_root(instance.pid, root, id_base=instance.id_base)
-        finally:
-            os.close(root)
 
     async def freeze(self, instance_id: str, *, force: bool = False) -> bool:
         """Stops its processes where they are; False when a request is on its way, and then nothing has changed.
@@ -332,6 +314,17 @@ class Instances:
                 return
             await self._parts.cgroups.thaw(instance.id)
             await answer_again(self._parts, instance)
+
+    async def hibernate(self, instance_id: str) -> Hibernated:
+        """Its memory and its files, of one moment, in the store. It stands still from then on until `stop` or `awaken`.
+
+        Raises Unsupported (cannot_hibernate), Failed, StorageFailed, Conflict (sealed); then it goes on.
+        """
+        return await hibernate(self._parts, self._saving, self._get(instance_id))
+
+    async def awaken(self, instance_id: str) -> None:
+        """One that was hibernated goes on where it stands."""
+        await awaken(self._parts, self._get(instance_id))
 
     async def save(self, instance_id: str, *, whole: bool = False) -> Saved:
         """A checkpoint of its files while it goes on. Raises StorageFailed, Conflict (sealed)."""
@@ -565,6 +558,8 @@ class Instances:
             self._watch(instance)
 
     def _watch(self, instance: Instance) -> None:
+        if not instance.pid:
+            return  # a claim starts its first process
         try:
             instance.pidfd = os.pidfd_open(instance.pid)
         except ProcessLookupError:

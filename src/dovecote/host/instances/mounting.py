@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import replace
+from pathlib import Path
 
-from dovecote.errors import Conflict
+from dovecote.errors import Conflict, Unsupported
 from dovecote.host.instances.instance import Instance
 from dovecote.host.instances.preparing import Parts
 from dovecote.host.storage import mounts
+from dovecote.host.storage.inside import place
 from dovecote.host.storage.volumes import open_mount
 from dovecote.model.volumes import Mount, covers
 
@@ -21,9 +23,21 @@ async def mount_all(parts: Parts, instance: Instance) -> None:
             await _attach(parts, instance, mount)
 
 
+async def place_all(parts: Parts, instance: Instance, root: Path) -> None:
+    """The same into a root in which nothing runs yet, mounted on the host."""
+    assert instance.claim is not None
+    for each in instance.claim.mounts:
+        detached, _ = await asyncio.to_thread(_open, parts, instance, each)
+        try:
+            await asyncio.to_thread(place, detached, root, each.at, owner=instance.id_base)
+        finally:
+            os.close(detached)
+
+
 async def mount(parts: Parts, instance: Instance, wanted: Mount) -> None:
     """One more. May be repeated. Raises Conflict (exists) when another mount is there, NotFound, StorageFailed."""
     assert instance.claim is not None
+    _check_live(parts, instance)
     if wanted in instance.claim.mounts and wanted.at in instance.mounted:
         return
     for there in instance.claim.mounts:
@@ -37,12 +51,22 @@ async def mount(parts: Parts, instance: Instance, wanted: Mount) -> None:
 async def unmount(parts: Parts, instance: Instance, at: str, *, force: bool) -> None:
     """May be repeated. Raises StorageFailed (busy) unless forced."""
     assert instance.claim is not None
+    _check_live(parts, instance)
     number = instance.mounted.get(at)
     if number is not None:
         await parts.entrance.detach(instance.pid, number, lazy=force)
         del instance.mounted[at]
     instance.claim = replace(instance.claim, mounts=tuple(m for m in instance.claim.mounts if m.at != at))
     instance.record()
+
+
+def _check_live(parts: Parts, instance: Instance) -> None:
+    if not parts.runtimes[instance.level].capabilities.can_mount_live:
+        raise Unsupported(
+            f"at isolation level {instance.level} mounts of a running sandbox stay as they are",
+            code="no_live_mount",
+            hint="park the session first: it wakes with the mounts that it has then",
+        )
 
 
 async def _attach(parts: Parts, instance: Instance, mount: Mount) -> None:

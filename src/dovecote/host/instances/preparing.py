@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dovecote.errors import DovecoteError, Failed, NoCapacity, NotFound
-from dovecote.host.guest import Guest
 from dovecote.host.instances.instance import Instance, process_started, read_instance
 from dovecote.host.network import Attachment, Network
 from dovecote.host.runtime import Box, Cgroups, Pauses, Runtime, ensure_stub
+from dovecote.host.storage import mounts
 from dovecote.host.storage.entrance import Entrance
 from dovecote.host.storage.images import Images
+from dovecote.host.storage.memories import Memories
 from dovecote.host.storage.pool import Disks
 from dovecote.host.storage.roots import Roots
 from dovecote.host.storage.trees import Trees
@@ -34,6 +35,7 @@ FIRST_ID = 1 << 21  # below it are the host's own users and the usual subordinat
 ID_COUNT = 1 << 16
 RANGES = (1 << 32) // ID_COUNT - FIRST_ID // ID_COUNT - 1
 GUEST_ANSWERS_WITHIN = 5.0  # seconds
+HOSTNAME = "sandbox"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Parts:
     trees: Trees
     volumes: Volumes
     images: Images
+    memories: Memories
 
 
 class IdRanges:
@@ -89,6 +92,10 @@ class Preparing:
         self._instances_dir.chmod(0o711)
         ensure_stub(self._stub, self._guest_binary)
 
+    @property
+    def guest_binary(self) -> Path:
+        return self._guest_binary
+
     def directories(self) -> list[Path]:
         return [path for path in self._instances_dir.iterdir() if path.is_dir()]
 
@@ -105,7 +112,8 @@ class Preparing:
     async def prepare(
         self, *, level: str, allow_setuid: bool, limits: Limits, id_base: int | None = None, disk: str | None = None
     ) -> Instance:
-        """A guest that runs in the stub root with a network, a cgroup and a disk of its own.
+        """A guest that runs in the stub root with a network, a cgroup and a disk of its own; without the guest where
+        roots cannot be swapped.
 
         With `disk` (and the `id_base` that its files are owned by) an upper that survived is used again.
         Whatever fails, nothing of it is left behind. Raises NoCapacity, Failed, StorageFailed.
@@ -115,7 +123,7 @@ class Preparing:
         directory = self._instances_dir / instance_id
         directory.mkdir(mode=0o711)
         async with contextlib.AsyncExitStack() as undo:
-            undo.callback(shutil.rmtree, directory, True)
+            undo.callback(remove_directory, directory)
             base = self.ids.acquire() if id_base is None else id_base
             if id_base is None:
                 undo.callback(self.ids.release, base)
@@ -125,7 +133,7 @@ class Preparing:
                 undo.push_async_callback(self.parts.disks.delete, instance_id)
             made = await asyncio.gather(
                 self.parts.network.attach(),
-                self.parts.cgroups.create(instance_id, limits),
+                self.parts.cgroups.create(instance_id, runtime.capabilities.roomy(limits)),
                 self._disk(disk or instance_id, limits, base, exists=disk is not None),
                 return_exceptions=True,
             )
@@ -137,29 +145,6 @@ class Preparing:
                     raise failure
             assert isinstance(attachment, Attachment)
             undo.push_async_callback(runtime.delete, instance_id)
-            with _listen(directory / "guest.sock") as listener:
-                pid = await runtime.start(
-                    Box(
-                        id=instance_id,
-                        directory=directory,
-                        rootfs=self._stub,
-                        id_base=base,
-                        id_count=ID_COUNT,
-                        netns=attachment.netns,
-                        cgroup=instance_id,
-                        listener=listener,
-                        argv=("/guest", "3"),
-                        hostname="sandbox",
-                        allow_setuid=allow_setuid,
-                        open_files=limits.open_files,
-                    )
-                )
-            await asyncio.gather(
-                Guest(directory / "guest.sock").hello(timeout=GUEST_ANSWERS_WITHIN), self.parts.roots.prepare(base)
-            )
-            started = process_started(pid)
-            if started is None:
-                raise Failed("the guest ended at once", code="runtime_failed")
             instance = Instance(
                 id=instance_id,
                 directory=directory,
@@ -171,13 +156,40 @@ class Preparing:
                 network_index=attachment.index,
                 id_base=base,
                 disk=disk or instance_id,
-                pid=pid,
-                pid_started=started,
+                pid=0,
+                pid_started=0,
                 quiet_since=time.monotonic(),
             )
+            if runtime.capabilities.can_swap_root:
+                await self._start_in_stub(instance, limits)
+            await self.parts.roots.prepare(base)
             instance.record()
             undo.pop_all()
             return instance
+
+    async def _start_in_stub(self, instance: Instance, limits: Limits) -> None:
+        with _listen(instance.socket) as listener:
+            instance.pid = await self.parts.runtimes[instance.level].start(
+                Box(
+                    id=instance.id,
+                    directory=instance.directory,
+                    rootfs=self._stub,
+                    id_base=instance.id_base,
+                    id_count=ID_COUNT,
+                    netns=instance.netns,
+                    cgroup=instance.id,
+                    listener=listener,
+                    argv=("/guest", "3"),
+                    hostname=HOSTNAME,
+                    allow_setuid=instance.allow_setuid,
+                    open_files=limits.open_files,
+                )
+            )
+        await instance.guest.hello(timeout=GUEST_ANSWERS_WITHIN)
+        started = process_started(instance.pid)
+        if started is None:
+            raise Failed("the guest ended at once", code="runtime_failed")
+        instance.pid_started = started
 
     async def _disk(self, name: str, limits: Limits, owner: int, *, exists: bool) -> None:
         if exists:
@@ -199,6 +211,7 @@ class Preparing:
         await step(self.parts.runtimes[instance.level].kill(instance.id))
         await step(self.parts.cgroups.kill(instance.id))
         await step(self.parts.runtimes[instance.level].delete(instance.id))
+        await step(asyncio.to_thread(unmount_below, instance.directory))
         await step(self.parts.network.detach(instance.address))
         await step(self.parts.cgroups.remove(instance.id))
         if instance.claim is not None and instance.holds_root:
@@ -213,7 +226,20 @@ class Preparing:
             instance.pidfd = -1
         if failures:
             raise failures[0]
-        shutil.rmtree(instance.directory, ignore_errors=True)
+        remove_directory(instance.directory)
+
+
+def unmount_below(directory: Path) -> None:
+    """Roots, volumes in them, and doors."""
+    for point in mounts.mounted_below(directory):
+        mounts.unmount(point, detach=True)
+
+
+def remove_directory(directory: Path) -> None:
+    """Never through a mount: what is below one belongs to others."""
+    unmount_below(directory)
+    if not mounts.mounted_below(directory):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _listen(path: Path) -> socket.socket:

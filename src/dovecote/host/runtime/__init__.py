@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dovecote.errors import Unsupported
-from dovecote.host.runtime.box import DOOR, Box, Capabilities, ensure_stub
+from dovecote.host.runtime.box import DOOR, Box, Capabilities, cannot_hibernate, ensure_stub
 from dovecote.host.runtime.cgroups import Cgroups, Usage
 from dovecote.host.runtime.gvisor import NAME as GVISOR
 from dovecote.host.runtime.gvisor import GVisorRuntime, missing_tools
@@ -93,6 +93,7 @@ __all__ = [
     "Pauses",
     "Runtime",
     "Usage",
+    "cannot_hibernate",
     "ensure_stub",
     "find_runtime",
     "probe_cgroups",

@@ -6,10 +6,11 @@ import os
 import re
 import shutil
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dovecote.errors import Invalid, Unsupported
+from dovecote.model.sizes import Limits
 
 LISTENER_FD = 3
 DOOR = "/run/.dovecote"
@@ -26,6 +27,11 @@ class Capabilities:
     can_mount_live: bool  # a directory can be mounted into a running container
     extra_memory_bytes: int = 0  # that it takes itself, besides what the processes inside may have
     extra_pids: int = 0
+
+    def roomy(self, limits: Limits) -> Limits:
+        """What the cgroup of a box must allow so that its processes have what they may have."""
+        memory = limits.memory_bytes + self.extra_memory_bytes
+        return replace(limits, memory_bytes=memory, pids=limits.pids + self.extra_pids)
 
 
 @dataclass(frozen=True)

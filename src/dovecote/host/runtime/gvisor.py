@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dovecote.errors import Conflict, Failed
 from dovecote.host.runtime.box import Box, Capabilities, parse_box_name
-from dovecote.host.runtime.calls import CALL_WITHIN, has_ended, last_words, open_pidfd, run
+from dovecote.host.runtime.calls import CALL_WITHIN, has_ended, last_words, open_pidfd, read_json, run
 from dovecote.host.runtime.cgroups import Cgroups
 from dovecote.host.runtime.gvisor_bundle import render_sandbox
 from dovecote.model.sizes import MIB
@@ -79,9 +79,13 @@ def resume_command(binary: str, state: Path, box_id: str) -> list[str]:
     return [*_runtime(binary, state), "resume", box_id]
 
 
+def state_command(binary: str, state: Path, box_id: str) -> list[str]:
+    return [*_runtime(binary, state), "state", box_id]
+
+
 def save_command(binary: str, state: Path, box_id: str, into: Path) -> list[str]:
     # Not compressed: whoever keeps it does that better.
-    image = ("--compression=none", "--image-path", str(into))
+    image = ("--compression=none", "--exclude-committed-zero-pages", "--image-path", str(into))
     return [*_runtime(binary, state), "checkpoint", "--leave-running", *image, box_id]
 
 
@@ -177,13 +181,16 @@ class GVisorRuntime:
         await self._call(pause_command(self._binary, self._state, box_id), CALL_WITHIN, f"pause {box_id}")
 
     async def resume(self, box_id: str) -> None:
+        state = await read_json(state_command(self._binary, self._state, box_id))
+        if isinstance(state, dict) and state.get("status") == "running":
+            return
         await self._call(resume_command(self._binary, self._state, box_id), CALL_WITHIN, f"resume {box_id}")
 
     async def save_memory(self, box_id: str, into: Path) -> None:
         into.mkdir(mode=0o700, exist_ok=True)
         await self._call(save_command(self._binary, self._state, box_id, into), SAVE_WITHIN, f"save {box_id}")
 
-    async def _call(self, command: list[str], within: float, what: str) -> None:
+    async def _call(self, command: Sequence[str], within: float, what: str) -> None:
         log = self._state / f".{os.getpid()}-{id(command)}.log"
         try:
             with log.open("wb") as file:

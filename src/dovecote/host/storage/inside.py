@@ -147,18 +147,45 @@ def swap_root(step: Step, target: int, root: int, id_base: int, run_bytes: int) 
 
 
 def attach(step: Step, target: int, mount: int, path: str, owner: int | None) -> None:
-    parts = Path(path).parts[1:]
-    if not path.startswith("/") or not parts or ".." in parts or parts[0] in (*KEPT, "run"):
-        step.name = f"{path[:200]} is not a place for a mount"
-        raise OSError(errno.EINVAL, "")
+    step.name = f"{path[:200]} is not a place for a mount"
+    parts = _parts(path)
     step.name = "setns"
     mounts.enter_mounts(target)
     step.name = f"open {path[:200]}"
-    place = os.open("/", os.O_PATH | os.O_DIRECTORY)
-    for part in parts:
-        place = _own_directory(place, part, owner)
+    place = _walk("/", parts, owner)
     step.name = f"attach at {path[:200]}"
     mounts.move_mount(mount, place)
+
+
+def place(mount: int, root: Path, path: str, *, owner: int) -> None:
+    """Attaches a detached mount in a root that is mounted on the host, as `attach` does in one that runs.
+
+    Raises StorageFailed where the path is a trick.
+    """
+    with mounts.reported(f"attaching at {path[:200]}"):
+        parts = _parts(path)
+        descriptor = _walk(root, parts, owner)
+        try:
+            mounts.move_mount(mount, descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    parts = Path(path).parts[1:]
+    if not path.startswith("/") or not parts or ".." in parts or parts[0] in (*KEPT, "run"):
+        raise OSError(errno.EINVAL, "not a place for a mount")
+    return parts
+
+
+def _walk(root: str | Path, parts: tuple[str, ...], owner: int | None) -> int:
+    """The directory there; missing ones are made when an owner is named."""
+    descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    for part in parts:
+        inner = _own_directory(descriptor, part, owner)
+        os.close(descriptor)
+        descriptor = inner
+    return descriptor
 
 
 def detach(step: Step, target: int, mount_id: int, *, lazy: bool) -> None:
