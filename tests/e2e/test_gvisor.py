@@ -1,0 +1,121 @@
+"""Sandboxes with a kernel of their own: what holds at every level holds at `runsc` too."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from dovecote.sdk import Dovecote, Mount, Unsupported
+from tests.e2e import test_sandboxes, test_sessions
+from tests.e2e.installation import Installation, running, until
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(shutil.which("runsc") is None, reason="install runsc (deploy/install.sh gvisor)"),
+]
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Installation]:
+    with running(level="runsc", quiet_after=1.5, tick=0.2, start_timeout=20, pool_size=1) as there:
+        yield there
+
+
+@pytest.fixture
+def client(own: Installation) -> Iterator[Dovecote]:
+    with own.client() as client:
+        yield client
+
+
+AS_ELSEWHERE = [
+    test_sessions.test_the_base_template_can_do_what_an_agent_needs,
+    test_sessions.test_a_quiet_session_freezes_and_a_request_thaws_it,
+    test_sessions.test_an_idle_session_is_parked_and_its_next_request_is_held_until_its_server_answers,
+    test_sessions.test_a_running_command_keeps_its_session_awake,
+    test_sessions.test_a_killed_instance_loses_no_file,
+    test_sessions.test_a_lost_session_can_be_parked_from_what_its_instance_left,
+    test_sessions.test_output_streams_and_a_dropped_reader_does_not_end_the_command,
+    test_sessions.test_a_server_on_127_0_0_1_only_is_named,
+    test_sessions.test_a_command_that_never_ends_is_ended_with_all_it_started,
+    test_sessions.test_output_without_end_harms_nobody,
+    test_sessions.test_a_full_disk_hurts_only_its_own_sandbox,
+    test_sandboxes.test_a_snapshot_that_outlives_its_sandbox_begins_another,
+]
+
+
+@pytest.mark.parametrize("claim", AS_ELSEWHERE, ids=lambda claim: claim.__name__.removeprefix("test_"))
+def test_as_at_every_level(claim: Callable[[Dovecote], None], client: Dovecote) -> None:
+    claim(client)
+
+
+def test_files_survive_parking_and_writes_reach_the_store(client: Dovecote) -> None:
+    with client.sessions.create() as session:
+        assert "gVisor" in session.run("dmesg", check=True).stdout
+        script = "echo kept > file; ln -s file link; mkdir -p a/b; chmod 600 file; echo t > /tmp/t; mv /tmp/t t; id -un"
+        assert session.run(script, check=True).stdout == "user\n"
+        session.run("echo changed >> /etc/motd; rm /etc/issue; touch /run/a /dev/shm/a", user="root", check=True)
+        until(lambda: session.lag().state == "saved", "all is saved")
+        assert session.park().state == "parked"
+        found = session.run(
+            "cat file link t; stat -c %a file; ls -d a/b; tail -1 /etc/motd; ls /etc/issue /run/a /dev/shm/a 2>/dev/null"
+        )
+        assert found.stdout == "kept\nkept\nt\n600\na/b\nchanged\n"
+
+
+def test_commands_survive_a_kill_of_dovecote(own: Installation, client: Dovecote) -> None:
+    with client.sessions.create() as session, client.sessions.create() as frozen:
+        command = session.start("for i in $(seq 100); do echo tick $i; sleep 0.1; done")
+        frozen.run("echo before > file", check=True)
+        frozen.freeze()
+        instance = session.instance().instance_id
+        own.kill()
+        own.start()
+        assert session.refresh().state == "ready"
+        assert session.instance().instance_id == instance
+        assert frozen.refresh().state == "frozen"
+        assert frozen.run("cat file").stdout == "before\n"
+        text = "".join(getattr(event, "data", "") for event in command.output())
+        assert text == "".join(f"tick {i}\n" for i in range(1, 101))
+
+
+def test_volumes_are_there_from_the_start_and_not_mounted_live(client: Dovecote) -> None:
+    client.volumes.create("shared", max_bytes=64 << 20)
+    try:
+        with client.sessions.create(mounts=[Mount("shared", "/data/deep")]) as session:
+            session.run("echo one > /data/deep/file; test $(stat -c %U /data/deep/file) = user", check=True)
+            with pytest.raises(Unsupported) as refused:
+                session.mounts.add(Mount("shared", "/more"))
+            assert refused.value.code == "no_live_mount"
+            session.park()
+            assert session.run("cat /data/deep/file", check=True).stdout == "one\n"
+            with client.sessions.create(mounts=[Mount("shared", "/data", read_only=True)]) as other:
+                writing = other.run("cat /data/file; echo two > /data/file || echo no", user="root")
+                assert writing.stdout == "one\nno\n"
+    finally:
+        client.volumes.delete("shared", force=True)
+
+
+def test_bombs_hurt_only_their_own_sandbox(client: Dovecote) -> None:
+    """There is no limit of processes inside that its kernel would answer for: it ends, and its files stay."""
+    with client.sessions.create() as bomb, client.sessions.create() as other:
+        bomb.run("echo kept > file", check=True)
+        for script in (":(){ :|:& };:; sleep 5", "head -c 3G /dev/zero | tail"):
+            try:
+                bomb.run(f"bash -c '{script}'", timeout=20)
+            except Exception as error:  # its guest may end in the middle of an answer
+                print(error)
+        assert other.run("echo fine").stdout == "fine\n"
+        assert until(lambda: bomb.run("cat file").stdout, "it is back") == "kept\n"
+
+
+def test_the_gateway_and_other_sandboxes_are_out_of_reach(client: Dovecote) -> None:
+    with client.sessions.create() as one, client.sessions.create() as other:
+        one.set_start("python3 -m http.server $PORT", 8000)
+        one.wake()
+        address = one.instance().address
+        for place in (f"http://{address}:8000/", "http://169.254.169.254/", "http://169.254.1.1:80/"):
+            assert other.run(f"curl -s -m 3 {place}").exit_code in (7, 28), place
+        with client.http_for(one.url(8000)) as web:
+            assert web.get("/").status_code == 200
