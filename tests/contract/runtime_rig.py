@@ -10,7 +10,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dovecote.host.runtime import DOOR, Box, Cgroups, Runtime, ensure_stub, find
 from dovecote.model.sizes import MIB, Limits
 
 PROBE = Path(__file__).with_name("runtime_probe.c")
+DOOR_ARGV = (f"{DOOR}/guest", f"{DOOR}/sock")
 LIMITS = Limits(cpus=1.0, memory_bytes=64 * MIB, pids=32, open_files=256)
 
 
@@ -92,13 +94,17 @@ class Rig:
         shutil.copyfile(self.stub / "guest", door / "guest")
         (door / "guest").chmod(0o755)
         (box.directory / "sock").symlink_to(door / "sock")
-        return replace(box, rootfs=root, door=door, argv=(f"{DOOR}/guest", f"{DOOR}/sock"))
+        return replace(box, rootfs=root, door=door, argv=DOOR_ARGV)
 
     async def running(self, limits: Limits = LIMITS, **changes: Any) -> tuple[Box, int]:
         box = await self.box(limits, **changes)
         pid = await self.runtime.start(box)
-        assert await until(lambda: _answers(box.directory / "sock"))
+        if box.door:
+            assert await self.answers(box)
         return box, pid
+
+    async def answers(self, box: Box) -> bool:
+        return await until(lambda: _answers(box.directory / "sock"))
 
     async def ask(self, box: Box, line: str, within: float = 30) -> str:
         """What the probe in the box answers."""
@@ -122,6 +128,15 @@ class Rig:
         for listener in self.listeners:
             listener.close()
         shutil.rmtree(self.directory)
+
+
+@asynccontextmanager
+async def opened(level: str) -> AsyncIterator[Rig]:
+    rig = Rig(level)
+    try:
+        yield rig
+    finally:
+        await rig.close()
 
 
 def _answers(path: Path) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dovecote.host.runtime import LEVELS, Box
+from dovecote.host.runtime import SHARING, Box
 from dovecote.host.storage import mounts
 from dovecote.host.storage.entrance import Entrance
 from dovecote.model.sizes import GIB, Limits
@@ -18,7 +18,7 @@ from tests.contract.runtime_rig import Rig, missing, status
 pytestmark = [
     pytest.mark.system,
     pytest.mark.anyio,
-    pytest.mark.skipif(bool(missing(*LEVELS)), reason=missing(*LEVELS)),
+    pytest.mark.skipif(bool(missing(*SHARING)), reason=missing(*SHARING)),
 ]
 
 LIMITS = Limits(cpus=2.0, memory_bytes=2 * GIB, pids=512, open_files=4096)
@@ -34,7 +34,7 @@ class Sandbox:
         return await self.rig.ask(self.box, f"sh exec 2>&1; {line}", within=120)
 
 
-@pytest.fixture(params=LEVELS)
+@pytest.fixture(params=SHARING)
 async def sandbox(request: pytest.FixtureRequest) -> AsyncIterator[Sandbox]:
     rig = Rig(request.param)
     entrance = Entrance()

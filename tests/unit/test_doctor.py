@@ -44,7 +44,7 @@ class Machine:
         self.machine = "x86_64"
         self.user = 0
         self.problems: list[Problem] = []
-        self.levels = {"crun": "", "runc": ""}  # what each lacks
+        self.levels = {"crun": "", "runc": "", "runsc": ""}  # what each lacks
         self.cgroups = ""
         self.compilers = [["gcc"]]
         self.lowers = ""  # what stands in the way of all of them
@@ -196,7 +196,10 @@ REQUIRED = [
     ),
     pytest.param(having(cgroups="no controllers"), "cgroups", "mount the controllers", id="cgroups"),
     pytest.param(
-        having(levels={"crun": "too old", "runc": ""}), "isolation level crun", "apt-get install crun", id="own level"
+        having(levels={"crun": "too old", "runc": "", "runsc": ""}),
+        "isolation level crun",
+        "apt-get install crun",
+        id="own level",
     ),
     pytest.param(closed_run_directory, "run directory", "DOVECOTE_RUN_DIR", id="closed run directory"),
 ]
@@ -218,7 +221,10 @@ ADVISED = [
     pytest.param(having(memory=GIB), "memory", "2 GiB", id="memory"),
     pytest.param(having(free=4 * GIB), "disk", "5 GiB", id="disk"),
     pytest.param(
-        having(levels={"crun": "", "runc": "missing"}), "isolation level runc", "apt-get install runc", id="other level"
+        having(levels={"crun": "", "runc": "missing", "runsc": ""}),
+        "isolation level runc",
+        "apt-get install runc",
+        id="other level",
     ),
 ]
 

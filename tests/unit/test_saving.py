@@ -20,6 +20,7 @@ from dovecote.host.instances.saving import Saving
 from dovecote.host.storage import pool
 from dovecote.host.storage.bucket import Bucket, open_bucket
 from dovecote.host.storage.log import SlotLog
+from dovecote.host.storage.memories import Memories
 from dovecote.host.storage.trees import TreeSaved, Usage
 from dovecote.model.rules import SaveRules, parse_rules
 from dovecote.model.sizes import Limits, NetworkPolicy
@@ -120,7 +121,7 @@ class World:
             trees=cast(Any, self.trees),
             volumes=cast(Any, None),
             images=cast(Any, None),
-            memories=cast(Any, None),
+            memories=Memories(cast(Any, self.trees), Path("/nowhere/memory")),
         )
         self.saving = self.restarted()
 

@@ -16,7 +16,8 @@ from dovecote.host.runtime.oci import FLAVORS, OCIRuntime, find_oci
 from dovecote.host.runtime.pauses import Pauses
 from dovecote.host.runtime.probe import probe_cgroups
 
-LEVELS = (*FLAVORS, GVISOR)
+SHARING = tuple(FLAVORS)  # the machine's kernel
+LEVELS = (*SHARING, GVISOR)
 
 
 class Runtime(Protocol):
@@ -85,6 +86,7 @@ def find_runtime(level: str, state: Path, cgroups: Cgroups) -> Runtime:
 __all__ = [
     "DOOR",
     "LEVELS",
+    "SHARING",
     "Box",
     "Capabilities",
     "Cgroups",
