@@ -55,7 +55,7 @@ for group in "${@:-run}"; do
     run) wanted="$wanted $run" ;;
     gvisor) runsc=yes ;;
     test) wanted="$wanted $test"; runsc=yes ;;
-    bench) wanted="$wanted $bench" ;;
+    bench) wanted="$wanted $bench"; runsc=yes ;;
     *) echo "install.sh: no group $group; there are run, gvisor, test and bench" >&2; exit 2 ;;
   esac
 done
