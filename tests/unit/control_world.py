@@ -56,7 +56,9 @@ class World:
     def join(self) -> None:
         fleet = Fleet({HOST_ID: self.host})
         self.tenancy = Tenancy(self.store)
-        self.functions = Functions(self.store, templates={"base": BASE}, level="crun", levels=frozenset({"crun"}))
+        self.functions = Functions(
+            self.store, templates={"base": BASE}, level="crun", levels=frozenset({"crun", "runsc"})
+        )
         self.sessions = Sessions(
             self.store, fleet, self.functions, self.tenancy, quiet_after=10, start_timeout=self.start_timeout
         )

@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from dovecote.control.fleet import SERVER_TAG, Claim, Command, Death, Leftover, Observed, Output, Placed
-from dovecote.errors import Conflict, Failed, NoCapacity, NotFound, StorageFailed
+from dovecote.errors import Conflict, Failed, NoCapacity, NotFound, StorageFailed, Unsupported
 from dovecote.host.guest import CommandStatus, Dropped, Exited, Finished, Guest, PortState, Started, Stat
 from dovecote.model.sizes import NetworkPolicy
 from dovecote.model.states import InstanceState, check_instance_move
-from dovecote.model.trees import Change, FileDiff, Lag, LagState, Saved
+from dovecote.model.trees import Change, FileDiff, Hibernated, Lag, LagState, Saved
 from dovecote.model.volumes import Mount
 from tests.unit.memory_images import MemoryImages
 from tests.unit.memory_volumes import MemoryVolumes
@@ -26,6 +26,8 @@ Method = Literal[
     "freeze",
     "thaw",
     "save",
+    "hibernate",
+    "awaken",
     "stop",
     "save_leftover",
     "discard",
@@ -116,6 +118,8 @@ class MemoryHost:
         self.left: dict[str, Left] = {}
         self.orphans: dict[str, list[Left]] = {}
         self.trees: dict[str, dict[str, bytes]] = {}
+        self.memories: dict[str, list[Running]] = {}
+        self.spoilt: set[str] = set()  # memories that cannot be restored
         self.logs: dict[str, list[Saved]] = {}
         self.left_out: tuple[str, ...] = ()  # of every tree
         self.installs: tuple[int | None, bytes] = (0, b"installed\n")  # how reinstalling ends; None: not by itself
@@ -183,7 +187,7 @@ class MemoryHost:
                 raise Conflict("a later epoch has claimed it", code="sealed")
             self._epochs[claim.owner] = claim.epoch
         left = self.left.get(claim.owner)
-        if left is not None and left.generation >= claim.generation:
+        if left is not None and left.generation >= claim.generation and not claim.memory:
             del self.left[claim.owner]
             instance, how = self._made(claim, left.files, left.generation), "survivor"
         else:
@@ -191,6 +195,13 @@ class MemoryHost:
                 self._orphan(claim.owner)
             tree = claim.workspace.tree
             instance, how = self._made(claim, dict(self.trees[tree]) if tree else {}, claim.generation), "pool"
+        if claim.memory and how == "pool":
+            if claim.memory in self.spoilt:
+                return Placed(
+                    instance.id, instance.address, instance.pid, "cold", note="its processes could not be restored"
+                )
+            instance.commands = [replace(each) for each in self.memories[claim.memory]]
+            return Placed(instance.id, instance.address, instance.pid, "memory")
         is_restored = how == "pool" and claim.workspace.tree is not None
         left_out = self.left_out if is_restored else ()
         return Placed(instance.id, instance.address, instance.pid, how, left_out)
@@ -218,6 +229,27 @@ class MemoryHost:
             instance.become(InstanceState.READY)
             instance.quiet_since = self.clock.now
             await instance.tell()
+
+    async def hibernate(self, instance_id: str) -> Hibernated:
+        instance = self._get(instance_id)
+        if instance.claim.level != "runsc":
+            raise Unsupported(f"{instance.claim.level} cannot", code="cannot_hibernate", hint="use runsc")
+        instance.become(InstanceState.SUSPENDED)
+        try:
+            await self._enter("hibernate", instance.claim.owner)
+        except BaseException:
+            instance.become(InstanceState.READY)
+            raise
+        saved = self._append(instance.claim.owner, instance.files)
+        memory = f"memory-of-{saved.tree}"
+        self.memories[memory] = [replace(each) for each in instance.commands]
+        return Hibernated(saved, memory)
+
+    async def awaken(self, instance_id: str) -> None:
+        instance = self._get(instance_id)
+        await self._enter("awaken", instance.claim.owner)
+        if instance.state is InstanceState.SUSPENDED:
+            instance.become(InstanceState.READY)
 
     async def save(self, instance_id: str, *, whole: bool = False) -> Saved:
         instance = self._get(instance_id)

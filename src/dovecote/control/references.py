@@ -21,11 +21,14 @@ async def tree_references(store: Store) -> dict[str, list[str]]:
             if digest:
                 users.setdefault(digest, []).append(f"{whose} (revision {revision.number})")
     async for session in everyone.sessions.each():
-        if session.tree and session.state is not SessionState.ENDED:  # an ended one's may have been collected
-            users.setdefault(session.tree, []).append(f"session {session.id}")
+        if session.state is not SessionState.ENDED:  # an ended one's may have been collected
+            for digest in (session.tree, session.memory):
+                if digest:
+                    users.setdefault(digest, []).append(f"session {session.id}")
     async for snapshot in everyone.snapshots.each():
-        for digest in (snapshot.template, snapshot.tree):
-            users.setdefault(digest, []).append(f"snapshot {snapshot.id} of session {snapshot.session_id}")
+        for digest in (snapshot.template, snapshot.tree, snapshot.memory):
+            if digest:
+                users.setdefault(digest, []).append(f"snapshot {snapshot.id} of session {snapshot.session_id}")
     async for template in everyone.templates.each():
         if template.digest:
             users.setdefault(template.digest, []).append(f"template {template.name} ({template.id})")
@@ -39,11 +42,11 @@ async def living_trees(store: Store) -> tuple[frozenset[str], dict[str, datetime
     ended: dict[str, datetime] = {}
     async for session in everyone.sessions.each():
         if session.state is not SessionState.ENDED:
-            trees.add(session.tree)
+            trees |= {session.tree, session.memory}
         elif session.ended_at is not None:
             ended[session.id] = session.ended_at
     async for snapshot in everyone.snapshots.each():
-        trees |= {snapshot.template, snapshot.tree}
+        trees |= {snapshot.template, snapshot.tree, snapshot.memory}
     async for revision in everyone.revisions.each():
         trees |= {revision.template, revision.tree}
     async for template in everyone.templates.each():

@@ -8,7 +8,7 @@ from typing import Any
 
 from dovecote.model.rules import Reinstall, SaveRules
 from dovecote.model.sizes import NetworkPolicy
-from dovecote.model.states import AtTimeout, Desired, SessionState, SnapshotCause, TemplateState
+from dovecote.model.states import AtTimeout, Desired, Park, SessionState, SnapshotCause, TemplateState
 from dovecote.model.trees import Inside
 from dovecote.model.volumes import Mount
 
@@ -167,6 +167,8 @@ class Session:
     ended_at: datetime | None = None
     mounts: tuple[Mount, ...] = ()  # of its own, besides those of its revision
     reinstall: Reinstall | None = None  # of dependencies that rules had left out, at the last restoring
+    park: Park = Park.FILES
+    memory: str | None = None  # tree of its processes as saved with `tree`; None once it has gone on from there
     live_marker: str = "live"  # the session's own id once ended, so that the key becomes free again
     metadata: dict[str, str] = field(default_factory=dict)  # the client's own words, to find it by
     timeout_at: datetime | None = None  # moved by its client, taken away by a pause
@@ -176,6 +178,11 @@ class Session:
     needs_token: bool = True  # where a client names it by its slug: whether that alone will do
     network: NetworkPolicy | None = None  # overrides its revision's
     generation: int = 0
+
+    @property
+    def is_hibernated(self) -> bool:
+        """Its processes go on where they were when it wakes."""
+        return self.memory is not None
 
     @property
     def is_paused(self) -> bool:
@@ -236,7 +243,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A checkpoint of a session's files that can be named: `tree` over `template`. Of files only, not of memory."""
+    """A checkpoint of a session that can be named: files are `tree` over `template`, processes are `memory` if any."""
 
     id: str
     tenant_id: str
@@ -251,6 +258,7 @@ class Snapshot:
     created_at: datetime
     is_pinned: bool = False  # kept whatever the tier says
     outlives_session: bool = False  # kept after the end of its session; pinned then
+    memory: str | None = None  # tree of the processes as they were with these files
     generation: int = 0
 
 

@@ -64,6 +64,13 @@ class AtTimeout(StrEnum):
     PAUSE = "pause"  # it stays, paused, and has no timeout until it is given one
 
 
+class Park(StrEnum):
+    """What is kept of a session when it is parked because nobody uses it."""
+
+    FILES = "files"
+    MEMORY = "memory"  # processes too, where its isolation level can
+
+
 class SnapshotCause(StrEnum):
     """Why a snapshot was taken."""
 

@@ -138,6 +138,8 @@ class SessionView:
     timeout_at: datetime | None = None
     at_timeout: str = "end"
     is_paused: bool = False
+    is_hibernated: bool = False
+    park: str = "files"
     resumes_on_use: bool = True
     metadata: dict[str, str] = field(default_factory=dict)
     network: Network | None = None
@@ -179,6 +181,7 @@ class Snapshot:
     is_pinned: bool
     created_at: datetime
     outlives_session: bool = False
+    has_memory: bool = False
 
 
 @dataclass(frozen=True)

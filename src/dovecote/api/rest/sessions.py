@@ -25,7 +25,7 @@ from dovecote.api.rest.shapes import (
 )
 from dovecote.control.metering import Sample
 from dovecote.control.sessions import Wishes
-from dovecote.model.states import AtTimeout
+from dovecote.model.states import AtTimeout, Park
 
 routes = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 
@@ -44,6 +44,9 @@ class NewSession(Body):
     ttl_seconds: Seconds | None = Field(None, description="Ends so long after its creation, used or not.")
     timeout_seconds: Seconds | None = Field(None, description="`at_timeout` comes so long from now; may be moved.")
     at_timeout: AtTimeout = Field(AtTimeout.END, description="end, or pause: it stays until it is resumed.")
+    park: Park = Field(
+        Park.FILES, description="What is kept when nobody uses it: files, or memory where its level can."
+    )
     resumes_on_use: bool = Field(True, description="Whether any use ends a pause; if not, only `:resume` does.")
     metadata: dict[str, str] = Field(default_factory=dict, description="Your own words, to find it by.")
     template: str | None = Field(None, max_length=200, description="Of a sandbox; the function's own if null.")
@@ -62,6 +65,12 @@ class NewTimeout(Body):
 
 class Resume(Body):
     at_least_seconds: Seconds | None = Field(None, description="Its timeout is not sooner than that from now.")
+
+
+class Pause(Body):
+    hibernate: bool | None = Field(
+        None, description="Whether its memory goes to the store; where its isolation level can if null."
+    )
 
 
 class ChangedSession(Body):
@@ -84,6 +93,7 @@ async def create_session(here: Here, new: NewSession) -> SessionShape:
         ttl=duration(new.ttl_seconds),
         timeout=duration(new.timeout_seconds),
         at_timeout=new.at_timeout,
+        park=new.park,
         resumes_on_use=new.resumes_on_use,
         env=new.env,
         metadata=new.metadata,
@@ -157,8 +167,10 @@ async def wake_session(here: Here, session_id: SessionId) -> SessionShape:
 
 
 @routes.post("/{session_id}:pause", summary="Stop its processes where they are, until it is used or resumed")
-async def pause_session(here: Here, session_id: SessionId) -> SessionShape:
-    return session_shape(await here.rooms.sessions.pause(here.tenant_id, session_id), here.rooms.addresses)
+async def pause_session(here: Here, session_id: SessionId, pause: Pause | None = None) -> SessionShape:
+    hibernate = pause.hibernate if pause else None
+    session = await here.rooms.sessions.pause(here.tenant_id, session_id, hibernate=hibernate)
+    return session_shape(session, here.rooms.addresses)
 
 
 @routes.post("/{session_id}:resume", summary="End a pause; ready whether it was paused or not")

@@ -111,6 +111,8 @@ class SessionShape(BaseModel):
     timeout_at: datetime | None = Field(description="`at_timeout` comes then; null while it is paused.")
     at_timeout: str = Field(description="end or pause.")
     is_paused: bool
+    is_hibernated: bool = Field(description="Parked with its processes: they go on where they were.")
+    park: str = Field(description="What is kept when nobody uses it: files or memory.")
     resumes_on_use: bool = Field(description="Whether any use ends a pause; if not, only `:resume` does.")
     metadata: dict[str, str]
     network: NetworkShape | None = Field(description="Its own; null leaves it to its function.")
@@ -356,6 +358,8 @@ def session_shape(session: records.Session, addresses: Addresses) -> SessionShap
         timeout_at=session.timeout_at,
         at_timeout=session.at_timeout,
         is_paused=session.is_paused,
+        is_hibernated=session.is_hibernated,
+        park=session.park,
         resumes_on_use=session.resumes_on_use,
         metadata=session.metadata,
         network=_network_shape(session.network),

@@ -30,6 +30,7 @@ class SnapshotShape(BaseModel):
     total_bytes: int
     is_pinned: bool
     outlives_session: bool
+    has_memory: bool = Field(description="Sessions that begin with it go on with its processes.")
     created_at: datetime
 
 
@@ -44,6 +45,7 @@ class NewSnapshot(Body):
     label: str = Field("", max_length=200)
     is_pinned: bool = Field(False, description="Kept whatever the tier says.")
     outlives_session: bool = Field(False, description="Kept after the end of its session, until it is deleted.")
+    memory: bool = Field(False, description="Saves its processes too, where its isolation level can.")
 
 
 class Rewind(Body):
@@ -64,6 +66,7 @@ class Fork(Body):
     key: str | None = Field(None, description="Your own name for the new session.")
     user: str | None = Field(None, min_length=1, max_length=200, description="Its end user; the original's if null.")
     env: dict[str, str] = Field(default_factory=dict, description="Added to the environment of the original.")
+    memory: bool = Field(False, description="With its processes as they are now, where its isolation level can.")
     wake: bool = True
 
 
@@ -75,6 +78,7 @@ async def create_snapshot(here: Here, session_id: SessionId, new: NewSnapshot) -
         label=new.label,
         is_pinned=new.is_pinned,
         outlives_session=new.outlives_session,
+        memory=new.memory,
     )
     return _shape(taken)
 
@@ -169,6 +173,7 @@ async def fork_session(here: Here, session_id: SessionId, fork: Fork) -> Session
         key=fork.key,
         user=fork.user,
         env=fork.env,
+        memory=fork.memory,
         wake=fork.wake,
     )
     return session_shape(session, here.rooms.addresses)
@@ -207,5 +212,6 @@ def _shape(snapshot: Snapshot) -> SnapshotShape:
         total_bytes=snapshot.total_bytes,
         is_pinned=snapshot.is_pinned,
         outlives_session=snapshot.outlives_session,
+        has_memory=snapshot.memory is not None,
         created_at=snapshot.created_at,
     )

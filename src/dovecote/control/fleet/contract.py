@@ -10,7 +10,7 @@ from dovecote.host.instances import Claim, Leftover, Observed, Placed
 from dovecote.host.storage.images import Images
 from dovecote.host.storage.volumes import Volumes
 from dovecote.model.sizes import NetworkPolicy
-from dovecote.model.trees import Change, FileDiff, Lag, Saved
+from dovecote.model.trees import Change, FileDiff, Hibernated, Lag, Saved
 from dovecote.model.volumes import Mount
 
 
@@ -28,6 +28,16 @@ class Host(Protocol):
 
     async def thaw(self, instance_id: str) -> None:
         """Called on the path of a request; takes about a millisecond."""
+
+    async def hibernate(self, instance_id: str) -> Hibernated:
+        """Its memory and its files, of one moment, in the store. It stands still from then on until `stop` or `awaken`.
+
+        Called when a session is paused, or its processes are to be forked. Raises Unsupported (cannot_hibernate),
+        Failed, StorageFailed, Conflict (sealed); then it goes on.
+        """
+
+    async def awaken(self, instance_id: str) -> None:
+        """One that was hibernated goes on where it stands."""
 
     async def save(self, instance_id: str, *, whole: bool = False) -> Saved:
         """A checkpoint while it goes on. `whole` answers a tree with what rules leave out too, for an app.

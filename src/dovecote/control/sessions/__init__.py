@@ -2,7 +2,7 @@
 
 from dovecote.control.sessions.keeping import Keeping
 from dovecote.control.sessions.live import Live
-from dovecote.control.sessions.opening import Wishes
+from dovecote.control.sessions.opening import Origin, Wishes
 from dovecote.control.sessions.routing import Routing
 from dovecote.control.sessions.sessions import InstanceView, Sessions
 from dovecote.control.sessions.starting import ensure_started, wait_for_port, wait_until_ready
@@ -11,6 +11,7 @@ __all__ = [
     "InstanceView",
     "Keeping",
     "Live",
+    "Origin",
     "Routing",
     "Sessions",
     "Wishes",

@@ -67,9 +67,14 @@ class Keeping:
                 if session.state is SessionState.LOST:
                     session = await self._sessions.settle(session, SessionState.STARTING, None)
                 live.session = await self._sessions.settle(session, state, seen.instance_id, host_id=host_id)
+                live.session = await self._sessions.went_on(live.session)
                 self._sessions.live.add(live)
                 await self._sessions.pace(live.session)
                 self._sessions.resume_reinstall(live)
+            elif session.is_hibernated and session.state is SessionState.STARTING:
+                # Nobody has seen anything of what went on for a moment.
+                await host.discard(session.id)
+                await self._sessions.settle(session, SessionState.PARKED, None, host_id=host_id)
             elif is_left:
                 await self._sessions.settle(session, SessionState.LOST, None, host_id=host_id)
             elif (
@@ -104,6 +109,9 @@ class Keeping:
             await host.erase(owner)
         elif seen is None and not is_left:
             return  # an orphan of a session that goes on
+        elif session is not None and session.is_hibernated:
+            # What its record names was saved when it stood still; what ran on after the crash nobody has seen.
+            await host.discard(owner)
         elif session is not None and session.state is SessionState.PARKED:
             # Whether its save came before the last write nobody can tell by now.
             async with self._sessions.live.lock(owner):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypedDict
 
@@ -12,7 +12,7 @@ from dovecote.model.ids import new_id, parse_session_key, random_text
 from dovecote.model.networks import parse_policy
 from dovecote.model.records import Function, Session, User
 from dovecote.model.sizes import NetworkPolicy
-from dovecote.model.states import AtTimeout, Desired, SessionState
+from dovecote.model.states import AtTimeout, Desired, Park, SessionState
 from dovecote.model.volumes import Mount
 
 TOKEN_LENGTH = 40
@@ -34,6 +34,7 @@ class Wishes(TypedDict, total=False):
     quiet_after: timedelta | None
     ttl: timedelta | None
     timeout: timedelta | None
+    park: Park
     at_timeout: AtTimeout
     resumes_on_use: bool
     needs_token: bool
@@ -70,6 +71,7 @@ def new_session(function: Function, owner: User, wishes: Wishes, now: datetime) 
         env=dict(wishes.get("env") or {}),
         metadata=parse_metadata(wishes.get("metadata") or {}),
         at_timeout=wishes.get("at_timeout", AtTimeout.END),
+        park=wishes.get("park", Park.FILES),
         resumes_on_use=wishes.get("resumes_on_use", True),
         token=random_text(TOKEN_LENGTH),
         needs_token=wishes.get("needs_token", True),
@@ -77,14 +79,25 @@ def new_session(function: Function, owner: User, wishes: Wishes, now: datetime) 
     )
 
 
-def forked(session: Session, source: Session, tree: str, *, is_for_another: bool) -> Session:
-    """The new session as it is when it begins with files of `source`. What it wishes itself goes first."""
+@dataclass(frozen=True)
+class Origin:
+    """What a fork begins with: files of `source`, and processes that were saved with them."""
+
+    source: Session
+    tree: str
+    memory: str | None = None
+
+
+def forked(session: Session, origin: Origin, *, is_for_another: bool) -> Session:
+    """The new session as it is when it begins there. What it wishes itself goes first."""
+    source = origin.source
     return replace(
         session,
         user_id=session.user_id if is_for_another else source.user_id,
         function_id=source.function_id,
         revision_id=source.revision_id,
-        tree=tree,
+        tree=origin.tree,
+        memory=origin.memory,
         env={**source.env, **session.env},
         start=source.start,
         network=session.network or source.network,

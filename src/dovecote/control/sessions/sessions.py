@@ -17,7 +17,7 @@ from dovecote.control.fleet import SERVER_TAG, Claim, Command, Death, Fleet, Hos
 from dovecote.control.functions import SANDBOX, Functions
 from dovecote.control.sessions.live import Live, LiveSessions
 from dovecote.control.sessions.mounting import added, without
-from dovecote.control.sessions.opening import Wishes, forked, new_session
+from dovecote.control.sessions.opening import Origin, Wishes, forked, new_session
 from dovecote.control.sessions.reinstalling import Reinstalling
 from dovecote.control.sessions.rules import (
     alive,
@@ -40,7 +40,7 @@ from dovecote.model.networks import parse_policy
 from dovecote.model.records import Session, Start
 from dovecote.model.rules import ReinstallState
 from dovecote.model.sizes import SPECS, NetworkPolicy
-from dovecote.model.states import LIVE_SESSION, Desired, SessionState, check_session_move
+from dovecote.model.states import LIVE_SESSION, Desired, Park, SessionState, check_session_move
 from dovecote.model.trees import Lag, Workspace
 from dovecote.model.volumes import Mount
 from dovecote.store import Holding, Store
@@ -90,7 +90,7 @@ class Sessions:
         tenant_id: str,
         *,
         wake: bool = True,
-        fork_of: tuple[Session, str] | None = None,
+        fork_of: Origin | None = None,
         **wishes: Unpack[Wishes],
     ) -> Session:
         """A new session. `fork_of` is a session and a tree of its: the new one begins there, of the same revision.
@@ -110,7 +110,7 @@ class Sessions:
                 )
             session = replace(session, revision_id=(await self._functions.sandbox(tenant_id, **size)).id)
         if fork_of is not None:
-            session = forked(session, *fork_of, is_for_another=wishes.get("user") is not None)
+            session = forked(session, fork_of, is_for_another=wishes.get("user") is not None)
         if wishes.get("mounts"):
             revision = await self._functions.revision(tenant_id, session.revision_id)
             for mount in wishes["mounts"]:
@@ -301,16 +301,18 @@ class Sessions:
 
     # -- paused, until somebody says or does otherwise
 
-    async def pause(self, tenant_id: str, session_id: str) -> Session:
-        """Its processes stop where they are, whatever they do; open connections stand still. Takes its timeout away.
+    async def pause(self, tenant_id: str, session_id: str, *, hibernate: bool | None = None) -> Session:
+        """Its processes stop where they are, whatever they do. Takes its timeout away.
 
-        Its memory is kept until its idle time is over, its files always. Raises Conflict (paused).
+        Hibernated where its isolation level can: memory and files are in the store for as long as it exists, and open
+        connections end. Else, or with `hibernate` False, frozen: connections stand still, and its memory is kept until
+        its idle time is over. Raises Conflict (paused); with `hibernate` True also Unsupported (cannot_hibernate).
         """
         async with self.live.lock(session_id):
             session = await self._living(tenant_id, session_id)
             if session.is_paused:
                 raise Conflict("the session is paused already", code="paused", hint="resume it")
-            return await self._pause(session, "paused")
+            return await self._pause(session, "paused", hibernate)
 
     async def pause_if_due(self, tenant_id: str, session_id: str) -> None:
         """Its timeout may have been moved since somebody looked. May be repeated."""
@@ -320,14 +322,92 @@ class Sessions:
             if due is not None and due <= datetime.now(UTC):
                 await self._pause(session, "paused, its timeout has passed")
 
-    async def _pause(self, session: Session, reason: str) -> Session:
+    async def _pause(self, session: Session, reason: str, hibernate: bool | None = None) -> Session:
         """Called under its lock."""
         live = self.live.get(session.id)
+        if live is not None and hibernate is not False:
+            try:
+                session = await self._hibernate(live, reason)
+            except DovecoteError as error:
+                if hibernate:
+                    raise
+                if error.code != "cannot_hibernate":
+                    log.warning("session %s is frozen, hibernating it failed: %s", session.id, error)
+                session = live.session
+            else:
+                return await self._change(session, desired=Desired.PARKED, timeout_at=None)
+        elif hibernate and not session.is_hibernated:
+            raise Conflict("the session has no processes now", code="no_instance", hint="wake it first")
         if live is not None and live.is_ready:
             await live.host.freeze(live.instance_id, force=True)
             live.become(SessionState.FROZEN)
             session = live.session
         return await self._change(session, desired=Desired.PARKED, timeout_at=None, reason=reason)
+
+    async def _hibernate(self, live: Live, reason: str) -> Session:
+        """Its processes and files to the store, its instance ended. What fails leaves it as it was."""
+        before = live.session
+        await self._change(before, state=SessionState.PARKING, reason=reason)
+        try:
+            hibernated = await live.host.hibernate(live.instance_id)
+            session = await self._swap(
+                live.session,
+                state=SessionState.PARKED,
+                tree=hibernated.files.tree,
+                memory=hibernated.memory,
+                saved_generation=hibernated.files.generation,
+                saved_at=datetime.now(UTC),
+                instance_id=None,
+                reason=reason,
+            )
+        except BaseException:
+            await asyncio.shield(self._take_back(live, before))
+            raise
+        self.live.drop(session.id)
+        with contextlib.suppress(NotFound):
+            await live.host.stop(live.instance_id, grace=0)
+        await live.host.discard(session.id)
+        return session
+
+    async def _take_back(self, live: Live, before: Session) -> None:
+        """It goes on as it was before, unless it has died meanwhile or cannot: then its files are left on the host."""
+        try:
+            await live.host.awaken(live.instance_id)
+            if before.state is SessionState.FROZEN:
+                await live.host.freeze(live.instance_id, force=True)
+        except NotFound:
+            return  # whoever is told of its death waits for the lock
+        except DovecoteError as error:
+            log.error("session %s does not go on after its memory was saved: %s", before.id, error)
+            self.live.drop(before.id)
+            with contextlib.suppress(NotFound):
+                await live.host.stop(live.instance_id, grace=0)
+            await self._swap(live.session, state=SessionState.LOST, instance_id=None, reason=error.message[:500])
+            return
+        if self.live.get(before.id) is live:
+            live.session = await self._swap(live.session, state=before.state, reason=before.reason)
+
+    async def remembered(self, tenant_id: str, session_id: str) -> Session:
+        """With its processes as they are now saved beside its files, of one moment; it goes on.
+
+        Its `memory` is for the caller: the record of one that goes on has none. One that is hibernated is not woken.
+        Raises Unsupported (cannot_hibernate), Failed, StorageFailed.
+        """
+        session = await self.get(tenant_id, session_id)
+        if session.is_hibernated and session.state is SessionState.PARKED:
+            return session
+        async with self.use(tenant_id, session_id) as live, self.live.lock(session_id):
+            before = live.session
+            await self._change(before, state=SessionState.PARKING)
+            try:
+                hibernated = await live.host.hibernate(live.instance_id)
+            finally:
+                await asyncio.shield(self._take_back(live, before))
+            files = hibernated.files
+            session = await self._change(
+                live.session, tree=files.tree, saved_generation=files.generation, saved_at=datetime.now(UTC)
+            )
+            return replace(session, memory=hibernated.memory)
 
     async def resume(self, tenant_id: str, session_id: str, *, at_least: timedelta | None = None) -> Session:
         """Ready, paused or not. With `at_least` its timeout is not sooner than that from now; it may be later."""
@@ -451,6 +531,7 @@ class Sessions:
                     mounts=(*revision.mounts, *session.mounts),
                     home=revision.inside.home,
                     rules=revision.rules,
+                    memory=session.memory,
                 )
             )
         except BaseException as error:
@@ -463,6 +544,7 @@ class Sessions:
             host_id=host_id,
             instance_id=placed.instance_id,
             reason=_how(placed),
+            memory=None,
             last_active_at=datetime.now(UTC),
         )
         live = Live(session, revision, host, placed.instance_id, placed.address, placed.pid)
@@ -538,13 +620,20 @@ class Sessions:
             is_asked = live is not None and unless_used_since is not None
             if live is not None and is_asked and (live.busy or await _used(live, unless_used_since)):
                 return session
-            session = await self._put_away(session, reason or "asked to")
+            keeps_memory = is_asked and session.park is Park.MEMORY
+            session = await self._put_away(session, reason or "asked to", keeps_memory=keeps_memory)
             return session if reason else await self._change(session, desired=Desired.PARKED)
 
-    async def _put_away(self, session: Session, reason: str) -> Session:
+    async def _put_away(self, session: Session, reason: str, *, keeps_memory: bool = False) -> Session:
         """Ends its instance and saves what that leaves. Called under its lock."""
         live = self.live.get(session.id)
         if live is not None:
+            if keeps_memory:
+                try:
+                    return await self._hibernate(live, reason)
+                except DovecoteError as error:
+                    log.info("session %s is parked without its processes: %s", session.id, error)
+                    session = live.session
             session = await self._change(session, state=SessionState.PARKING, reason=reason)
             self.live.drop(session.id)
             with contextlib.suppress(NotFound):
@@ -584,6 +673,7 @@ class Sessions:
                 epoch=session.epoch + 1,
                 state=SessionState.PARKED if session.state is SessionState.DAMAGED else session.state,
                 tree=files.tree,
+                memory=None,
                 saved_generation=session.saved_generation + 1,
                 saved_at=datetime.now(UTC),
                 reason="rewound",
@@ -652,6 +742,10 @@ class Sessions:
             session = await self._swap(session, state=SessionState.READY)
         return await self._swap(session, state=state, instance_id=instance_id, host_id=host_id)
 
+    async def went_on(self, session: Session) -> Session:
+        """After a restart, of one that was seen to run: what it went on from is behind it."""
+        return await self._swap(session, memory=None) if session.is_hibernated else session
+
     # -- inside
 
     def _hosts_of(self, session: Session) -> Sequence[Host]:
@@ -673,6 +767,8 @@ class Sessions:
 
     async def _swap(self, session: Session, **changes: object) -> Session:
         wanted = replace(session, **changes)  # type: ignore[arg-type]
+        if wanted.tree != session.tree and "memory" not in changes:
+            wanted = replace(wanted, memory=None)  # it goes with the files that it was saved with
         check_session_move(session.state, wanted.state)
         return await self._store.tenant(session.tenant_id).sessions.swap(wanted)
 
@@ -723,7 +819,8 @@ async def _used(live: Live, since: float | None) -> bool:
 
 
 def _how(placed: Placed) -> str:
-    return {"survivor": "its own files were still on the host", "pool": "", "cold": "", "there": ""}[placed.how]
+    how = {"survivor": "its own files were still on the host", "memory": "its processes go on where they were"}
+    return placed.note[:500] or how.get(placed.how, "")
 
 
 async def _end(host: Host, instance_id: str | None, owner: str) -> None:

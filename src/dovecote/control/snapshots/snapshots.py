@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Unpack
 
 from dovecote.control.functions import Functions
-from dovecote.control.sessions import Sessions, Wishes
+from dovecote.control.sessions import Origin, Sessions, Wishes
 from dovecote.control.snapshots.retention import expired, moment_after
 from dovecote.errors import Conflict, DovecoteError, Invalid, NotFound
 from dovecote.model.ids import new_id
@@ -41,18 +41,21 @@ class Snapshots:
         label: str = "",
         is_pinned: bool = False,
         outlives_session: bool = False,
+        memory: bool = False,
         cause: SnapshotCause = SnapshotCause.ASKED,
     ) -> Snapshot:
         """Saves the session as it is now, and names that. A parked one is not woken. Raises StorageFailed.
 
-        One that outlives its session is kept until it is deleted itself.
+        With `memory` its processes are saved too, and sessions that begin there go on with them; raises Unsupported
+        (cannot_hibernate). One that outlives its session is kept until it is deleted itself.
         """
         if len(label) > LONGEST_LABEL:
             raise Invalid(f"a label has at most {LONGEST_LABEL} characters")
-        session = await self._saved(tenant_id, session_id)
+        session = await (self._sessions.remembered if memory else self._saved)(tenant_id, session_id)
         return await self._record(
             session,
             cause,
+            memory=session.memory if memory else None,
             label=label,
             is_pinned=is_pinned or outlives_session,
             outlives_session=outlives_session,
@@ -151,25 +154,28 @@ class Snapshots:
         session_id: str,
         *,
         snapshot_id: str | None = None,
+        memory: bool = False,
         wake: bool = True,
         **wishes: Unpack[Wishes],
     ) -> Session:
         """A new session of the same revision that begins with the files of a snapshot, or as they are now.
 
+        With its processes too where the snapshot has them, or with `memory` as they are now.
+
         Of the same user and tier, unless another user is named, whose own tier it then has. Its session may have ended
         where a snapshot of it is named.
         """
         if snapshot_id is None:
-            source = await self._saved(tenant_id, session_id)
-            tree = source.tree
+            source = await (self._sessions.remembered if memory else self._saved)(tenant_id, session_id)
+            tree, saved = source.tree, source.memory if memory else None
         else:
             snapshot = await self.get(tenant_id, session_id, snapshot_id)
             source = await self._sessions.get(tenant_id, session_id)
-            tree = snapshot.tree
+            tree, saved = snapshot.tree, snapshot.memory
         assert tree is not None
         if wishes.get("user") is None and wishes.get("tier") is None:
             wishes["tier"] = source.tier
-        return await self._sessions.create(tenant_id, wake=wake, fork_of=(source, tree), **wishes)
+        return await self._sessions.create(tenant_id, wake=wake, fork_of=Origin(source, tree, saved), **wishes)
 
     async def begin(self, tenant_id: str, snapshot_id: str, *, wake: bool = True, **wishes: Unpack[Wishes]) -> Session:
         """A new session with the files of a snapshot of whichever session. Raises NotFound."""
@@ -271,6 +277,7 @@ class Snapshots:
         session: Session,
         cause: SnapshotCause,
         *,
+        memory: str | None = None,
         label: str = "",
         is_pinned: bool = False,
         outlives_session: bool = False,
@@ -288,6 +295,7 @@ class Snapshots:
             cause=cause,
             template=revision.template,
             tree=session.tree,
+            memory=memory,
             saved_generation=session.saved_generation,
             files=saved.files if saved else 0,
             total_bytes=saved.total_bytes if saved else 0,

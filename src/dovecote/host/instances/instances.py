@@ -143,14 +143,17 @@ class Instances:
             self._admit(claim)
             claim = await self._brought_up(claim)
             survivor = await self._survivor(claim)
+            note = ""
             if survivor is not None:
                 instance, how = await self._revive(claim, survivor), "survivor"
+            elif claim.memory:
+                instance, how, note = await self._remembering(claim)
             else:
                 instance, how = await self._fresh(claim)
             left_out: list[str] = []
             if how != "survivor" and claim.keeps_files and claim.workspace.tree is not None:
                 left_out = await asyncio.to_thread(self._parts.trees.left_out, claim.workspace.tree)
-            return Placed(instance.id, instance.address, instance.pid, how, tuple(left_out))
+            return Placed(instance.id, instance.address, instance.pid, how, tuple(left_out), note)
 
     def _admit(self, claim: Claim) -> None:
         available = _available_memory()
@@ -215,6 +218,18 @@ class Instances:
             await self._give_up(instance, keep_disk=False)
             raise
         return instance, how
+
+    async def _remembering(self, claim: Claim) -> tuple[Instance, str, str]:
+        """Where its processes were, or from its files alone, with the reason."""
+        try:
+            instance, _ = await self._fresh(claim)
+        except Failed as error:
+            if error.code != "restore_failed":
+                raise
+            log.warning("the processes of %s are lost: %s", claim.owner, error)
+            instance, how = await self._fresh(replace(claim, memory=None))
+            return instance, how, f"its processes could not be restored, it began from its files: {error.message}"
+        return instance, "memory", ""
 
     async def _revive(self, claim: Claim, left: Leftover) -> Instance:
         record = await self._saving.read(left.disk)

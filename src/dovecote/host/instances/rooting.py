@@ -6,7 +6,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from dovecote.errors import Failed
+from dovecote.errors import DovecoteError, Failed, NoCapacity
 from dovecote.host.instances.door import PROGRAM, SOCKET, Door
 from dovecote.host.instances.instance import Claim, Instance, process_started
 from dovecote.host.instances.mounting import mount_all, place_all
@@ -49,14 +49,18 @@ async def _start(parts: Parts, instance: Instance, claim: Claim, guest: Path) ->
         if claim.memory and image:
             await asyncio.to_thread(parts.memories.bring, claim.memory, image)
         instance.pid = await parts.runtimes[instance.level].start(_box(instance, claim, door, image))
+        started = process_started(instance.pid)
+        if started is None:
+            raise Failed("the sandbox ended at once", code="runtime_failed")
+        instance.pid_started = started
+        await door.let_bind(GUEST_ANSWERS_WITHIN)
+    except DovecoteError as error:
+        if not image or isinstance(error, NoCapacity):
+            raise
+        raise Failed(error.message, code="restore_failed", hint=error.hint) from error
     finally:
         if image:
             await asyncio.to_thread(parts.memories.drop, image)
-    started = process_started(instance.pid)
-    if started is None:
-        raise Failed("the sandbox ended at once", code="runtime_failed")
-    instance.pid_started = started
-    await door.let_bind(GUEST_ANSWERS_WITHIN)
 
 
 def _box(instance: Instance, claim: Claim, door: Door, image: Path | None) -> Box:

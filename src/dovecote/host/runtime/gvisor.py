@@ -141,7 +141,7 @@ class GVisorRuntime:
             said = f"it did not answer within {START_WITHIN:g} s; {said}"
         raise Failed(
             f"{self.name} could not start {box.id}: {said}",
-            code="restore_failed" if box.memory else "runtime_failed",
+            code="runtime_failed",
             hint="`dovecote doctor` checks what the runtime needs of this machine",
         )
 

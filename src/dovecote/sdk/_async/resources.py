@@ -61,6 +61,7 @@ class AsyncSessions:
         ttl: float | None = None,
         timeout: float | None = None,
         at_timeout: str | None = None,
+        park: str | None = None,
         resumes_on_use: bool = True,
         env: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
@@ -75,7 +76,8 @@ class AsyncSessions:
         """Opens a session. `key` is your own name for it; times are in seconds. Raises Conflict (exists).
 
         `template`, `spec` and `level` are for sandboxes. `snapshot` is the id of one, with whose files it begins.
-        `at_timeout` is `end` or `pause`: what happens when `timeout` has passed.
+        `at_timeout` is `end` or `pause`: what happens when `timeout` has passed. `park` is `files` or `memory`: what is
+        kept when nobody uses it.
         """
         body = _given(
             function=function,
@@ -87,6 +89,7 @@ class AsyncSessions:
             ttl_seconds=ttl,
             timeout_seconds=timeout,
             at_timeout=at_timeout,
+            park=park,
             resumes_on_use=resumes_on_use,
             metadata=dict(metadata or {}),
             template=template,

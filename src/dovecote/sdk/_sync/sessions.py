@@ -272,9 +272,13 @@ class Session:
     def park(self) -> SessionView:
         return self._see("POST", ":park")
 
-    def pause(self) -> SessionView:
-        """Its processes stop where they are until it is used again, or resumed. Raises Conflict (paused)."""
-        return self._see("POST", ":pause")
+    def pause(self, *, hibernate: bool | None = None) -> SessionView:
+        """Its processes stop where they are until it is used again, or resumed. Raises Conflict (paused).
+
+        Its memory goes to the store where its isolation level can. With `hibernate` True it must, or this raises
+        Unsupported (cannot_hibernate); with False it stays on the host.
+        """
+        return self._see("POST", ":pause", {"hibernate": hibernate})
 
     def resume(self, *, at_least: float | None = None) -> SessionView:
         """Ready, paused or not. Its timeout is not sooner than `at_least` seconds from now."""
@@ -293,9 +297,11 @@ class Session:
 
     # -- its past
 
-    def snapshot(self, label: str = "", *, is_pinned: bool = False, outlives_session: bool = False) -> Snapshot:
-        """Saves its files under a name. A parked session is not woken for it."""
-        body = {"label": label, "is_pinned": is_pinned, "outlives_session": outlives_session}
+    def snapshot(
+        self, label: str = "", *, is_pinned: bool = False, outlives_session: bool = False, memory: bool = False
+    ) -> Snapshot:
+        """Saves its files under a name, with `memory` its processes too. A parked session is not woken for files."""
+        body = {"label": label, "is_pinned": is_pinned, "outlives_session": outlives_session, "memory": memory}
         return read(Snapshot, self._wire.call("POST", f"{self._path}/snapshots", json=body))
 
     def snapshots(self) -> list[Snapshot]:
@@ -346,10 +352,21 @@ class Session:
         key: str | None = None,
         user: str | None = None,
         env: Mapping[str, str] | None = None,
+        memory: bool = False,
         wake: bool = True,
     ) -> Session:
-        """A new session with the files of a snapshot, or as they are now; this one stays as it is."""
-        body = {"snapshot": snapshot_id, "key": key, "user": user, "env": dict(env or {}), "wake": wake}
+        """A new session with the files of a snapshot, or as they are now; this one stays as it is.
+
+        With `memory` its processes as they are now go on in the new one too. Those of a snapshot do so anyway.
+        """
+        body = {
+            "snapshot": snapshot_id,
+            "key": key,
+            "user": user,
+            "env": dict(env or {}),
+            "memory": memory,
+            "wake": wake,
+        }
         answer = self._wire.call("POST", f"{self._path}:fork", json=body)
         return Session(self._wire, read(SessionView, answer))
 
