@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from dovecote.sdk import Dovecote, Mount, Unsupported
+from dovecote.sdk import Conflict, Dovecote, Mount, NotFound, Session, Unsupported
 from tests.e2e import test_sandboxes, test_sessions
 from tests.e2e.installation import Installation, running, until
 
@@ -126,3 +127,135 @@ def test_the_gateway_and_other_sandboxes_are_out_of_reach(client: Dovecote) -> N
             assert other.run(f"curl -s -m 3 {place}").exit_code in (7, 28), place
         with client.http_for(one.url(8000)) as web:
             assert web.get("/").status_code == 200
+
+
+COUNTER = """
+import http.server, time
+count, born = 0, time.time()
+
+class Counter(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        global count
+        count += 1
+        with open("log", "a") as log:
+            log.write(f"{count}\\n")
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(str(count).encode())
+
+http.server.ThreadingHTTPServer(("", 8000), Counter).serve_forever()
+"""
+
+
+def counting(session: Session) -> int:
+    """A server whose memory nobody could rebuild: the number of its command."""
+    session.files.write("counter.py", COUNTER)
+    number = session.start("python3 counter.py").number
+    until(lambda: [port.port for port in session.ports()] == [8000], "it listens")
+    return number
+
+
+def count(client: Dovecote, session: Session) -> int:
+    with client.http_for(session.url(8000)) as web:
+        return int(web.get("/").raise_for_status().text)
+
+
+def test_a_paused_sandbox_is_in_the_store_and_goes_on_with_its_memory(own: Installation, client: Dovecote) -> None:
+    with client.sessions.create() as session:
+        number = counting(session)
+        shell = session.start("secret=kept; read line; echo $secret $line", stdin=True)
+        assert [count(client, session) for _ in range(3)] == [1, 2, 3]
+        before = session.instance()
+        view = session.pause(hibernate=True)
+        assert (view.state, view.is_paused, view.is_hibernated) == ("parked", True, True)
+        with pytest.raises(NotFound):
+            session.instance()
+        with pytest.raises(Conflict, match="paused"):
+            session.pause()
+        own.stop()
+        own.start()
+        assert count(client, session) == 4
+        view = session.refresh()
+        assert (view.state, view.is_hibernated, view.reason) == ("ready", False, "its processes go on where they were")
+        assert session.instance().address != before.address
+        assert session.files.read_text("log") == "1\n2\n3\n4\n"
+        assert {each.number for each in session.commands() if each.is_running} >= {number, shell.number}
+        shell.write("again\n")
+        assert shell.wait().stdout == "kept again\n"
+        session.park()
+        assert session.files.read_text("log") == "1\n2\n3\n4\n"
+        assert [each for each in session.commands() if each.is_running] == []
+
+
+def test_forks_of_what_runs_go_their_own_ways(client: Dovecote) -> None:
+    with client.sessions.create() as session:
+        counting(session)
+        assert count(client, session) == 1
+        with session.fork(memory=True) as fork, session.fork(memory=True) as other:
+            assert count(client, session) == 2
+            assert [count(client, fork) for _ in range(3)] == [2, 3, 4]
+            assert count(client, other) == 2
+            assert fork.files.read_text("log") == "1\n2\n3\n4\n"
+            assert session.files.read_text("log") == "1\n2\n"
+        kept = session.snapshot(memory=True, outlives_session=True)
+        assert kept.has_memory
+        assert count(client, session) == 3
+    with client.sessions.create(snapshot=kept.id, wake=False) as begun:
+        assert begun.view.is_hibernated
+        assert count(client, begun) == 3
+        assert begun.refresh().reason == "its processes go on where they were"
+
+
+def test_an_idle_sandbox_keeps_its_processes_if_it_says_so(client: Dovecote) -> None:
+    with client.sessions.create(park="memory", idle_after=2) as session:
+        counting(session)
+        count(client, session)
+        # A running command keeps it awake; what was started as its server does not.
+        for each in session.commands():
+            if each.is_running:
+                session.command(each.number).signal("SIGKILL")
+        session.set_start("python3 counter.py", 8000)
+        session.wake()
+        first = count(client, session)
+        until(lambda: session.refresh().is_hibernated, "it is hibernated")
+        assert count(client, session) == first + 1
+
+
+def test_where_memory_cannot_be_saved_the_level_that_can_is_named(client: Dovecote) -> None:
+    with client.sessions.create(level="crun") as plain:
+        with pytest.raises(Unsupported) as refused:
+            plain.pause(hibernate=True)
+        assert refused.value.code == "cannot_hibernate"
+        assert "runsc" in refused.value.hint
+        assert plain.run("echo goes on").stdout == "goes on\n"
+        assert plain.pause().state == "frozen"
+
+
+REFUSING = """#!/bin/sh
+case " $* " in *" restore "*) echo "of another date" >&2; exit 1 ;; esac
+exec {runsc} "$@"
+"""
+
+
+def test_memory_that_cannot_be_restored_costs_no_file(own: Installation, client: Dovecote, tmp_path: Path) -> None:
+    with client.sessions.create() as session:
+        counting(session)
+        assert count(client, session) == 1
+        assert session.pause().is_hibernated
+        other = tmp_path / "runsc"
+        other.write_text(REFUSING.format(runsc=shutil.which("runsc")))
+        other.chmod(0o755)
+        path = own.environ["PATH"]
+        own.stop()
+        own.environ["PATH"] = f"{tmp_path}:{path}"
+        own.start()
+        try:
+            assert session.resume().state == "ready"
+            assert session.view.reason.startswith("its processes could not be restored, it began from its files")
+            assert "of another date" in session.view.reason
+            assert session.files.read_text("log") == "1\n"
+            assert session.commands() == []
+        finally:
+            own.stop()
+            own.environ["PATH"] = path
+            own.start()
