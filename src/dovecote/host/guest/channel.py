@@ -148,7 +148,7 @@ class Guest(FileCalls):
         """
         async with self._open() as connection:
             await connection.send(render_frame(Kind.SUSPEND))
-            await _answer(connection, Kind.DONE, "suspend", timeout=timeout)
+            await answer(connection, Kind.DONE, "suspend", timeout=timeout)
             if not await connection.closed(timeout):
                 raise DeadlineExceeded("the guest did not close its socket in time", code="guest_unreachable")
 

@@ -38,10 +38,11 @@ class Memories:
 
     def bring(self, digest: str, place: Path) -> None:
         """Its files in a directory, fetched and checked. Raises StorageFailed (corrupt)."""
-        for entry in self._trees.ensure_contents(digest):
-            if entry.kind is Kind.FILE:
-                to = place / os.fsdecode(entry.path)
-                if entry.size:
-                    os.link(self._trees.object_file(entry.digest), to)
-                else:
-                    to.touch()
+        with self._trees.contents(digest) as entries:
+            for entry in entries:
+                if entry.kind is Kind.FILE:
+                    to = place / os.fsdecode(entry.path)
+                    if entry.size:
+                        os.link(self._trees.object_file(entry.digest), to)
+                    else:
+                        to.touch()
