@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.e2e.installation import Installation, free_port, until
 
-from bench import checkpointing, restoring, stored
+from bench import checkpointing, hibernating, restoring, stored
 from bench.figures import Row, row
 from bench.rivals import Crun, static_envoy
 from bench.volumes import quota_set
@@ -316,6 +316,7 @@ MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
     "checkpoint_one_file": checkpointing.one_file,
     "checkpoint_cpu_share": checkpointing.cpu_share,
     "command_while_saving": checkpointing.command_while_saving,
+    "hibernate": hibernating.hibernate,
     "stored": stored.stored,
     "stored_1000_sessions": stored.sessions_1000,
 }
