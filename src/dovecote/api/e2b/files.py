@@ -22,7 +22,7 @@ from dovecote.api.e2b.multipart import Multipart, parse_boundary
 from dovecote.control.sandboxes import Sandboxes, Stat
 from dovecote.errors import Failed, Invalid, NotFound, Unsupported
 
-INFLATED_AT_ONCE = 1 << 20  # bytes
+INFLATED_AT_ONCE = 256 << 10  # bytes
 METADATA = "x-metadata-"
 MOST_DRAINED = 16 << 20  # bytes
 BYTES = b"application/octet-stream"

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 ROOT = "root"
 PATIENCE = 20.0  # seconds
-MOST_KEPT = 8 << 20  # bytes of an upload that can be sent again as root
+MOST_KEPT = 2 << 20  # bytes of an upload that can be sent again as root
 TYPES = {"file": "FILE_TYPE_FILE", "directory": "FILE_TYPE_DIRECTORY", "link": "FILE_TYPE_SYMLINK"}
 LETTERS = {"directory": "d", "link": "L", "fifo": "p", "socket": "S", "block": "D", "character": "Dc"}  # as Go has them
 DEEPEST = 64  # levels of a listing
