@@ -37,6 +37,11 @@ def clients() -> Mapping[str, Path]:
 
 @pytest.fixture
 def variables(installation: Installation) -> dict[str, str]:
+    return environment(installation)
+
+
+def environment(installation: Installation) -> dict[str, str]:
+    """What a client is given."""
     printed = installation.command("env", "e2b")
     assert printed.returncode == 0, printed.stderr
     found = dict(re.findall(r"^export (\w+)='?([^'\n]*)'?$", printed.stdout, re.MULTILINE))

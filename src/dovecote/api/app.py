@@ -31,4 +31,4 @@ def build(rooms: Rooms, *, tools: ASGIApp, is_ready: Callable[[], bool], version
     own = (*files.UPLOADS, *templates.UPLOADS, Upload("POST", TOOLS, MOST_MESSAGE))
     theirs = (*e2b_templates.UPLOADS, *e2b_volumes.UPLOADS)
     edge = Edge(entrance, rooms.tenancy.authenticate, rooms.tickets, (*own, *theirs))
-    return Ports(edge, rooms.sessions, rooms.addresses.domain, {ENVD: Envd(rooms.sandboxes)})
+    return Ports(edge, rooms.sessions, rooms.addresses.domain, {ENVD: Envd(rooms.sandboxes, rooms.metering)})

@@ -28,6 +28,7 @@ from dovecote.api.e2b.messages import Json, Message
 from dovecote.api.e2b.ports import NOT_RUNNING
 from dovecote.api.e2b.process import Processes
 from dovecote.api.e2b.watching import Watching
+from dovecote.control.metering import Metering
 from dovecote.control.sandboxes import Sandboxes
 from dovecote.errors import DovecoteError, Invalid, NotFound, Unsupported
 from dovecote.model.records import Session
@@ -42,7 +43,8 @@ Fed = Callable[[Call, AsyncIterator[Message]], Awaitable[Json]]
 class Envd:
     """Serves requests whose sandbox is known and whose right to it was looked at."""
 
-    def __init__(self, sandboxes: Sandboxes) -> None:
+    def __init__(self, sandboxes: Sandboxes, metering: Metering) -> None:
+        self._metering = metering
         processes = Processes(sandboxes)
         filesystem = Filesystem(sandboxes)
         watches = Watching(sandboxes, filesystem)
@@ -120,8 +122,25 @@ class Envd:
                 await self._files.upload(call, query, headers, receive, send)
         elif route == ("GET", "/envs"):
             await send_json(send, 200, session.env)
+        elif route == ("GET", "/metrics"):
+            await send_json(send, 200, await self._metrics(session))
         else:
             raise NotFound(f"no route {path[:200]}", code="no_such_route")
+
+    async def _metrics(self, session: Session) -> Json:
+        samples = await self._metering.history(session.tenant_id, session.id)
+        if not samples:
+            raise NotFound("nothing was measured yet", code="no_sample", hint="ask again in a few seconds")
+        last = samples[-1]
+        return {
+            "ts": int(last.at.timestamp()),
+            "cpu_count": max(1, round(last.limits.cpus)),
+            "cpu_used_pct": last.cpu_percent,
+            "mem_total": last.limits.memory_bytes,
+            "mem_used": last.memory_bytes,
+            "disk_total": last.limits.disk_bytes,
+            "disk_used": last.disk_bytes,
+        }
 
 
 def _expect(kind: str, wanted: str) -> None:

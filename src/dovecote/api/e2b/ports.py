@@ -25,7 +25,9 @@ from dovecote.model.records import Session
 FILES = "/files"
 OPEN = frozenset({"/health"})  # of every sandbox, for whoever knows its name
 NOT_RUNNING = frozenset({"no_such_session", "session_expired", "paused"})
-CROSSING = re.compile(r"/(files|health|envs|execute|contexts(/.*)?|(process\.Process|filesystem\.Filesystem)/\w+)")
+CROSSING = re.compile(
+    r"/(files|health|envs|metrics|execute|contexts(/.*)?|(process\.Process|filesystem\.Filesystem)/\w+)"
+)
 
 log = logging.getLogger("dovecote.api")
 

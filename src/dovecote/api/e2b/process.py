@@ -18,7 +18,7 @@ from dovecote.errors import DeadlineExceeded, DovecoteError, Invalid, NotFound
 
 PING: Json = {"event": {"keepalive": {}}}
 MOST_REMEMBERED = 10_000  # how commands were started; what is forgotten is read from the sandbox's /proc
-MOST_CMDLINE = 64 << 10
+MOST_PROC = 64 << 10  # bytes
 TERMINAL = (24, 80)
 SIGNALS = {"SIGNAL_SIGTERM": int(SIGTERM), "SIGNAL_SIGKILL": int(SIGKILL)}
 
@@ -174,18 +174,17 @@ class Processes:
         begun = self._begun.get((call.session.id, status.number, status.started_at))
         if begun is not None:
             return begun
-        words: list[str] = []
-        has_terminal = False
         with contextlib.suppress(DovecoteError):  # it may end at any time
-            output = await self._sandboxes.stat(*call.place, f"/proc/{status.pid}/fd/1", user="root")
-            has_terminal = output.kind == "character"
-            words = await self._cmdline(call, status.pid)
-        return Beginning(tuple(words), {}, None, has_terminal)
+            words = (await self._proc(call, status.pid, "cmdline")).rstrip("\0").split("\0")
+            # After the name, which may hold anything: state, parent, group, session, terminal.
+            fields = (await self._proc(call, status.pid, "stat")).rpartition(")")[2].split()
+            return Beginning(tuple(words), {}, None, has_terminal=len(fields) > 4 and fields[4] != "0")
+        return Beginning((), {}, None, has_terminal=False)
 
-    async def _cmdline(self, call: Call, pid: int) -> list[str]:
-        content = self._sandboxes.read_file(*call.place, f"/proc/{pid}/cmdline", user="root", length=MOST_CMDLINE)
-        data = b"".join([chunk async for chunk in content])
-        return data.decode("utf-8", "replace").rstrip("\0").split("\0")
+    async def _proc(self, call: Call, pid: int, name: str) -> str:
+        """What the sandbox's /proc says of a process. Everybody inside may read it."""
+        content = self._sandboxes.read_file(*call.place, f"/proc/{pid}/{name}", user="root", length=MOST_PROC)
+        return b"".join([chunk async for chunk in content]).decode("utf-8", "replace")
 
 
 def _size(message: Message) -> tuple[int, int]:
