@@ -198,18 +198,18 @@ async def patiently(act: Callable[[], Awaitable[T]], may_repeat: Callable[[], bo
 
 def render_entry(path: str, stat: Stat) -> Json:
     body: Json = {
-        "name": posixpath.basename(path) or "/",
+        "name": shown(posixpath.basename(path)) or "/",
         "type": TYPES.get(stat.kind, "FILE_TYPE_UNSPECIFIED"),
         "path": shown(path),
         "size": str(stat.size),
         "mode": stat.mode & 0o777,
         "permissions": permissions(stat),
-        "owner": stat.owner or str(stat.uid),
-        "group": stat.group or str(stat.gid),
+        "owner": shown(stat.owner) or str(stat.uid),
+        "group": shown(stat.group) or str(stat.gid),
         "modifiedTime": datetime.fromtimestamp(stat.modified_at.timestamp(), UTC).isoformat().replace("+00:00", "Z"),
     }
     if stat.metadata:
-        body["metadata"] = dict(stat.metadata)
+        body["metadata"] = {shown(name): shown(text) for name, text in stat.metadata.items()}
     if stat.kind == "link":
         target = posixpath.normpath(posixpath.join(posixpath.dirname(path), stat.target))
         body |= {"symlinkTarget": shown(target), "isSymlink": True}

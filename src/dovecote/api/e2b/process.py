@@ -12,6 +12,7 @@ from datetime import datetime
 from signal import SIGKILL, SIGTERM, Signals
 
 from dovecote.api.e2b.call import Call, absolute
+from dovecote.api.e2b.filesystem import shown
 from dovecote.api.e2b.messages import Json, Message
 from dovecote.control.sandboxes import LONGEST_COMMAND, CommandStatus, Event, Exited, Output, Sandboxes, Started
 from dovecote.errors import DeadlineExceeded, DovecoteError, Invalid, NotFound
@@ -50,7 +51,7 @@ class Processes:
         for status in await self._sandboxes.commands(*call.place):
             if status.is_running:
                 body = {"config": (await self._beginning(call, status)).render(), "pid": status.pid}
-                found.append(body | ({"tag": status.tag} if status.tag else {}))
+                found.append(body | ({"tag": shown(status.tag)} if status.tag else {}))
         return {"processes": found}
 
     async def start(self, call: Call, message: Message) -> AsyncGenerator[Json, None]:
