@@ -12,6 +12,7 @@ from dovecote.cli import keyboard, session
 from dovecote.cli.copying import cp, place
 from dovecote.cli.execute import SessionId, execute, pairs
 from dovecote.cli.following import follow
+from dovecote.cli.metrics import metrics
 from dovecote.cli.network import network
 from dovecote.cli.shell import shell
 from dovecote.cli.show import age, problem, table
@@ -168,5 +169,6 @@ commands.command("exec", context_settings={"allow_interspersed_args": False})(ex
 commands.command()(shell)
 commands.command()(cp)
 commands.command()(network)
+commands.command()(metrics)
 for act in (session.snapshot, session.fork, session.rm):
     commands.command()(act)
