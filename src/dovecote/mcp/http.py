@@ -16,12 +16,12 @@ from starlette.types import Message, Receive, Scope, Send
 from dovecote.errors import Failed, Forbidden, Invalid
 from dovecote.mcp.calls import CallName, Calls
 from dovecote.mcp.origins import is_own
-from dovecote.sdk import AsyncDovecote
 
 if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
     from dovecote.mcp.arguments import Call
+    from dovecote.sdk import AsyncDovecote
 
 PATH = "/mcp"
 KEY = "dovecote.key"  # where the edge put the caller's key, which it has checked
@@ -83,6 +83,7 @@ class Endpoint:
         from mcp.server.transport_security import TransportSecuritySettings
 
         from dovecote.mcp.server import build_server
+        from dovecote.sdk import AsyncDovecote
 
         transport = _Shared(self._make_transport())
 
