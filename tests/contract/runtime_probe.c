@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
@@ -113,6 +114,8 @@ static void bomb(void) {
     while (n--) kill(children[n], SIGKILL);
 }
 
+static int *counter; // of this box, in memory that all of its processes share
+
 static void serve(char *line) {
     char *argument = strchr(line, ' ');
     if (argument) *argument++ = 0;
@@ -120,6 +123,10 @@ static void serve(char *line) {
     if (!strcmp(line, "read")) copy_file(argument);
     if (!strcmp(line, "hog")) hog(atol(argument));
     if (!strcmp(line, "bomb")) bomb();
+    if (!strcmp(line, "count")) printf("%d", ++*counter);
+    if (!strcmp(line, "shut")) kill(1, SIGUSR1);
+    if (!strcmp(line, "unlink")) printf("%d", unlink(argument) ? errno : 0);
+    if (!strcmp(line, "create")) printf("%d", open(argument, O_CREAT | O_WRONLY, 0600) < 0 ? errno : 0);
     if (!strcmp(line, "spin") && !fork()) {
         close(1);
         close(2);
@@ -133,18 +140,36 @@ static void serve(char *line) {
     fflush(stdout);
 }
 
-static void open_door(const char *path) {
+static const char *door;
+static volatile int is_asked;
+
+static void asked_to_shut(int number) { is_asked = number; }
+
+// Tries until it may, as the guest does.
+static void open_door(void) {
     struct sockaddr_un at = {.sun_family = AF_UNIX};
-    strncpy(at.sun_path, path, sizeof at.sun_path - 1);
-    if (dup2(socket(AF_UNIX, SOCK_STREAM, 0), 3) < 0 || bind(3, (struct sockaddr *)&at, sizeof at) || listen(3, 64))
-        _exit(8);
+    strncpy(at.sun_path, door, sizeof at.sun_path - 1);
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    while (bind(fd, (struct sockaddr *)&at, sizeof at)) usleep(5000);
+    if (fd != 3 && (dup2(fd, 3) < 0 || close(fd))) _exit(8);
+    if (listen(3, 64)) _exit(8);
 }
 
 int main(int count, char **arguments) {
-    if (count > 1) open_door(arguments[1]);
+    if (count > 1) {
+        door = arguments[1];
+        open_door();
+    }
+    counter = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    sigaction(SIGUSR1, &(struct sigaction){.sa_handler = asked_to_shut}, 0);
     for (;;) {
         int connection = accept(3, 0, 0);
-        while (waitpid(-1, 0, WNOHANG) > 0) {}
+        while (waitpid(-1, 0, is_asked ? 0 : WNOHANG) > 0) {}
+        if (is_asked) {
+            is_asked = 0;
+            close(3);
+            open_door();
+        }
         if (connection < 0) continue;
         if (!fork()) {
             char line[65536];

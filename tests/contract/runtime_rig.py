@@ -104,7 +104,11 @@ class Rig:
         return box, pid
 
     async def answers(self, box: Box) -> bool:
-        return await until(lambda: _answers(box.directory / "sock"))
+        return await until(lambda: self.is_open(box))
+
+    def is_open(self, box: Box) -> bool:
+        with socket.socket(socket.AF_UNIX) as caller:
+            return caller.connect_ex(str(box.directory / "sock")) == 0
 
     async def ask(self, box: Box, line: str, within: float = 30) -> str:
         """What the probe in the box answers."""
@@ -137,11 +141,6 @@ async def opened(level: str) -> AsyncIterator[Rig]:
         yield rig
     finally:
         await rig.close()
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as caller:
-        return caller.connect_ex(str(path)) == 0
 
 
 async def until(condition: Callable[[], bool], within: float = 10) -> bool:
