@@ -24,8 +24,8 @@ async def rig() -> AsyncIterator[Rig]:
 
 
 FORBIDDEN = [
-    "mount", "bind", "umount", "umount_mask", "remount", "open_tree", "pivot_root", "unshare_mount", "clone_net",
-    "setns", "mknod", "bpf", "perf", "userfaultfd", "io_uring", "kexec", "module", "raw", "hostname", "more_files",
+    "mount", "bind", "umount", "umount_mask", "remount", "open_tree", "pivot_root", "unshare_mount",
+    "setns", "bpf", "perf", "userfaultfd", "io_uring", "kexec", "module", "raw", "hostname", "more_files",
     "sysctl", "kcore", "kmsg", "init_memory", "write_sys",
 ]  # fmt: skip
 
@@ -36,6 +36,17 @@ async def test_attacks_fail(rig: Rig, allow_setuid: bool) -> None:
     results = {name: int(await rig.ask(box, f"attack {name}")) for name in FORBIDDEN}
     assert [name for name, error in results.items() if error in (0, 9999)] == []
     assert status(pid)["Seccomp"] == "2"  # of the kernel itself
+
+
+async def test_what_it_lets_do_stays_inside(rig: Rig) -> None:
+    """A device that is made is one of its own kernel's, and a namespace too."""
+    box, pid = await rig.running()
+    before = os.stat(f"/proc/{pid}/ns/net").st_ino
+    for name in ("mknod", "clone_net", "keyctl"):
+        await rig.ask(box, f"attack {name}")
+    assert os.stat(f"/proc/{pid}/ns/net").st_ino == before
+    made = [entry for entry in box.rootfs.rglob("*") if not (entry.is_dir() or entry.is_file())]
+    assert made == []
 
 
 async def test_its_kernel_and_its_files_are_not_the_machines(rig: Rig) -> None:
