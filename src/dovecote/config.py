@@ -29,6 +29,11 @@ class Settings:
     domain: str = setting(
         "localhost", "Addresses end in it: `*.box`, `*.fn` and `*.app` below it must resolve to the gateway."
     )
+    tls_port: int = setting(0, "A second port that speaks TLS, for all that the first one has; 0 for none.")
+    tls_certificate: str = setting(
+        "", "File with the certificate of that port and its chain; empty means one of an authority of our own."
+    )
+    tls_key: str = setting("", "File with the key of that certificate.")
     database_url: str = setting("", "`postgresql://user:password@host/name`; empty means SQLite in the data directory.")
     objects_url: str = setting(
         "",
@@ -99,6 +104,12 @@ class Settings:
             object.__setattr__(self, name, Path(getattr(self, name)).expanduser().absolute())
         if not 0 < self.port < 65536:
             raise Invalid(f"not a port: {self.port}", hint="set DOVECOTE_PORT to 1-65535")
+        if not 0 <= self.tls_port < 65536 or self.tls_port == self.port:
+            raise Invalid(f"not a second port: {self.tls_port}", hint="set DOVECOTE_TLS_PORT to 1-65535, or 0 for none")
+        if bool(self.tls_certificate) is not bool(self.tls_key):
+            raise Invalid(
+                "a certificate and its key go together", hint="set DOVECOTE_TLS_CERTIFICATE and DOVECOTE_TLS_KEY"
+            )
         if self.volumes_driver not in ("auto", "btrfs", "loop", "juicefs"):
             raise Invalid(
                 f"no such driver: {self.volumes_driver}",

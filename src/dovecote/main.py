@@ -39,6 +39,8 @@ from dovecote.control.volumes import Contents, Volumes
 from dovecote.credentials import write_credentials
 from dovecote.errors import Conflict, DovecoteError, NotFound, Unsupported
 from dovecote.gateway import Answer, Ask, Gateway, stop_envoy
+from dovecote.gateway.certificates import LOOK_EVERY as LOOK_AT_CERTIFICATE_EVERY
+from dovecote.gateway.certificates import Authority, Files
 from dovecote.gateway.directory import Directory
 from dovecote.host.assembly import LocalHost, assemble, disassemble, open_objects, recorded_templates, remove_run_dir
 from dovecote.host.doctor import Finding, examine
@@ -238,6 +240,8 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
         start_timeout=settings.start_timeout + HOLD_LONGER,
         resolve=resolve,
         render=api_errors.render,
+        certificates=_certificates(settings),
+        tls_port=settings.tls_port,
     )
     host = await assemble(settings, on_death=died)
     fleet = Fleet({HOST_ID: host.instances})
@@ -282,7 +286,7 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
         templates=templates,
         metering=metering,
         contents=Contents(store, sessions, volumes),
-        addresses=Addresses(settings.domain, settings.port),
+        addresses=Addresses(settings.domain, settings.port, settings.tls_port),
     )
     app = build_api(rooms_of_api, tools=tools, is_ready=lambda: server.is_open, version=__version__)
     api = _ApiServer(
@@ -320,6 +324,14 @@ def _own_api(settings: Settings) -> httpx.AsyncBaseTransport:
     return httpx.AsyncHTTPTransport(uds=str(_api_socket(settings)), limits=limits)
 
 
+def _certificates(settings: Settings) -> Authority | Files | None:
+    if not settings.tls_port:
+        return None
+    if settings.tls_certificate:
+        return Files(Path(settings.tls_certificate), Path(settings.tls_key))
+    return Authority(settings.data_dir, settings.domain.lower())
+
+
 async def _run(server: Server) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -335,6 +347,7 @@ async def _run(server: Server) -> None:
         asyncio.ensure_future(_every(server.settings.tick, server.apps.tick)),
         asyncio.ensure_future(_every(RETAIN_EVERY, server.snapshots.retain)),
         asyncio.ensure_future(_every(LOOK_EVERY, server.collect)),
+        asyncio.ensure_future(_every(LOOK_AT_CERTIFICATE_EVERY, server.gateway.renew)),
         asyncio.ensure_future(_every(SAMPLE_EVERY, server.metering.tick)),
         asyncio.ensure_future(_every(cache_limit.LOOK_EVERY, server.host.limit.tick)),
     ]

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 
 from dovecote.errors import Invalid
 from dovecote.gateway.apps import LINGER, AppFile, plan_apps, read_apps, render_apps
-from dovecote.gateway.bootstrap import Front, Sockets, bootstrap
+from dovecote.gateway.bootstrap import Front, Sockets, bootstrap, render_certificate
+from dovecote.gateway.certificates import Authority
 from dovecote.gateway.clusters import KEY_HEADER, Json
 from dovecote.gateway.envoy import envoy_command, envoy_path
 from dovecote.gateway.replies import REPLIES
@@ -25,14 +27,18 @@ ADDRESSES = st.lists(st.builds("10.201.{}.{}:{}".format, *[st.integers(1, 254)] 
 APPS = st.dictionaries(NAMES, ADDRESSES, max_size=5)
 
 
-def rendered(directory: Path) -> Json:
-    names = ("api.sock", "python.sock", "wake.sock", "admin.sock", "apps/clusters.json")
-    front = Front("127.0.0.1", 8080, "localhost", 10, 60.0, "secret")
+def rendered(directory: Path, tls_port: int = 0) -> Json:
+    names = ("api.sock", "python.sock", "wake.sock", "admin.sock", "tls/certificate.json", "apps/clusters.json")
+    front = Front("127.0.0.1", 8080, "localhost", 10, 60.0, "secret", tls_port)
     return bootstrap(front, Sockets(*(directory / name for name in names)))
 
 
-def test_envoy_accepts_the_configuration_and_the_apps(tmp_path: Path) -> None:
-    config = rendered(tmp_path)
+@pytest.mark.parametrize("tls_port", [0, 8443])
+def test_envoy_accepts_the_configuration_and_the_apps(tmp_path: Path, tls_port: int) -> None:
+    config = rendered(tmp_path, tls_port)
+    (tmp_path / "tls").mkdir()
+    pair = Authority(tmp_path, "localhost").current(datetime.now(UTC))
+    (tmp_path / "tls" / "certificate.json").write_text(json.dumps(render_certificate(*pair)))
     apps = render_apps({"shop": ["10.0.0.1:80", "10.0.0.2:80"], "idle": []})
     for cluster in apps["resources"]:
         config["static_resources"]["clusters"].append({key: value for key, value in cluster.items() if key != "@type"})

@@ -91,6 +91,20 @@ def mcp() -> None:
 
 
 @app.command()
+def ca() -> None:
+    """Print the file that clients of the TLS port have to trust."""
+    from dovecote.config import read_settings
+    from dovecote.errors import NotFound
+    from dovecote.gateway.certificates import authority_path
+
+    settings = read_settings()
+    path = authority_path(settings.data_dir, settings.domain.lower())
+    if not path.exists():
+        raise NotFound("no authority was made yet", code="no_authority", hint="start the server with DOVECOTE_TLS_PORT")
+    print(path)
+
+
+@app.command()
 def openapi() -> None:
     """Print the description of the API that this server has."""
     from dovecote.sdk import Dovecote

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from typing import Annotated
 
 import typer
 
@@ -10,12 +11,19 @@ commands = typer.Typer(help="Variables that point other programs at this server.
 
 
 @commands.command("e2b")
-def e2b() -> None:
+def e2b(
+    domain: Annotated[
+        bool, typer.Option("--domain", help="By names and TLS, on the server's machine; it needs DOVECOTE_TLS_PORT.")
+    ] = False,
+) -> None:
     """Print what points an unmodified E2B SDK at this server: `eval "$(dovecote env e2b)"`."""
     from dovecote.api.e2b.auth import encode_key
     from dovecote.sdk._settings import find_access
 
     access = find_access(None, None)
+    if domain:
+        show({**_by_domain(), "E2B_API_KEY": encode_key(access.api_key)})
+        return
     show(
         {
             "E2B_API_URL": access.url,
@@ -29,6 +37,22 @@ def e2b() -> None:
 @commands.callback()
 def env() -> None:
     """Without this the one command below would be the whole of `dovecote env`."""
+
+
+def _by_domain() -> dict[str, str]:
+    from dovecote.config import read_settings
+    from dovecote.errors import Unsupported
+    from dovecote.gateway.certificates import authority_path
+    from dovecote.model.addresses import Addresses
+
+    settings = read_settings()
+    if not settings.tls_port:
+        raise Unsupported("the server has no port with TLS", code="no_tls", hint="set DOVECOTE_TLS_PORT, for both")
+    names = {"E2B_DOMAIN": Addresses(settings.domain, settings.port, settings.tls_port).boxes("https")}
+    if settings.tls_certificate:
+        return names
+    trusted = str(authority_path(settings.data_dir, settings.domain.lower()))
+    return {**names, "SSL_CERT_FILE": trusted, "NODE_EXTRA_CA_CERTS": trusted}
 
 
 def show(variables: dict[str, str]) -> None:

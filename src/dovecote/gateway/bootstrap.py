@@ -32,6 +32,7 @@ BUFFER_BYTES = 1 << 20  # of a connection, after which its sender has to wait
 # What a retry may repeat. More than a connection's buffer, so that a held request keeps its body however long that is.
 REPLAY_BYTES = 4 << 20
 STREAM_IDLE = "3600s"
+CERTIFICATE = "gateway"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Sockets:
     python: Path  # the wake question: Python listens
     wake: Path  # held requests: Envoy's second listener
     admin: Path  # Envoy's admin interface
+    certificate: Path  # of the TLS listener and its key, a file; Envoy watches its directory
     clusters: Path  # the apps and their instances, a file; Envoy watches its directory
 
 
@@ -55,6 +57,7 @@ class Front:
     route_ttl: int  # seconds
     start_timeout: float  # seconds
     secret: str
+    tls_port: int = 0
 
 
 def bootstrap(front: Front, sockets: Sockets) -> Json:
@@ -85,7 +88,7 @@ def bootstrap(front: Front, sockets: Sockets) -> Json:
             }
         },
         "static_resources": {
-            "listeners": [_front_listener(front), _wake_listener(front, sockets)],
+            "listeners": [*_front_listeners(front, sockets), _wake_listener(front, sockets)],
             "clusters": [
                 local_cluster("api", sockets.api, idle="3s"),
                 local_cluster("python", sockets.python, idle="30s"),
@@ -102,7 +105,8 @@ def bootstrap(front: Front, sockets: Sockets) -> Json:
 # -- listeners
 
 
-def _front_listener(front: Front) -> Json:
+def _front_listeners(front: Front, sockets: Sockets) -> list[Json]:
+    """The one port, and the same again with TLS."""
     virtual_hosts: list[Json] = [
         {
             "name": kind,
@@ -134,7 +138,8 @@ def _front_listener(front: Front) -> Json:
     virtual_hosts.append(
         {
             "name": "api",
-            "domains": ["*"],
+            # The second name is the API's in E2B's way of naming; it looks like a sandbox's, and goes first.
+            "domains": ["*", f"api.box.{front.domain}"],
             "routes": [_api_route()],
         }
     )
@@ -159,8 +164,35 @@ def _front_listener(front: Front) -> Json:
             "initial_connection_window_size": 4 * BUFFER_BYTES,
         },
     }
-    address = {"socket_address": {"address": front.bind, "port_value": front.port}}
-    return _listener("front", address, manager)
+    listeners = [_listener("front", _socket_address(front.bind, front.port), manager)]
+    if front.tls_port:
+        secure = _listener("front_tls", _socket_address(front.bind, front.tls_port), manager)
+        secure["filter_chains"][0]["transport_socket"] = _tls(sockets.certificate)
+        listeners.append(secure)
+    return listeners
+
+
+def _socket_address(bind: str, port: int) -> Json:
+    return {"socket_address": {"address": bind, "port_value": port}}
+
+
+def _tls(certificate: Path) -> Json:
+    watched = {"path": str(certificate), "watched_directory": {"path": str(certificate.parent)}}
+    source = {"path_config_source": watched, "resource_api_version": "V3"}
+    context = {
+        "alpn_protocols": ["h2", "http/1.1"],
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
+        "tls_certificate_sds_secret_configs": [{"name": CERTIFICATE, "sds_config": source}],
+    }
+    kind = TYPE + "extensions.transport_sockets.tls.v3.DownstreamTlsContext"
+    return {"name": "tls", "typed_config": {"@type": kind, "common_tls_context": context}}
+
+
+def render_certificate(chain: str, key: str) -> Json:
+    """What the watched file holds; both PEM."""
+    kind = TYPE + "extensions.transport_sockets.tls.v3.Secret"
+    pair = {"certificate_chain": {"inline_string": chain}, "private_key": {"inline_string": key}}
+    return {"resources": [{"@type": kind, "name": CERTIFICATE, "tls_certificate": pair}]}
 
 
 def _wake_listener(front: Front, sockets: Sockets) -> Json:

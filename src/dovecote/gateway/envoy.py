@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -74,7 +75,9 @@ def envoy_command(binary: Path, config: Path, concurrency: int) -> list[str]:
 class Envoy:
     """`start` may find it running already; from then on until `stop` it is kept running."""
 
-    def __init__(self, directory: Path, *, config: Json, bind: str, port: int, concurrency: int, admin: Admin) -> None:
+    def __init__(
+        self, directory: Path, *, config: Json, bind: str, ports: Sequence[int], concurrency: int, admin: Admin
+    ) -> None:
         self._binary = envoy_path()
         self._config_path = directory / "envoy.json"
         self._log_path = directory / "envoy.log"
@@ -84,7 +87,7 @@ class Envoy:
         version = self._binary.stat()
         told = f"{version.st_size} {version.st_mtime_ns} {concurrency} {text}"
         self._digest = hashlib.sha256(told.encode()).hexdigest()
-        self._bind, self._port, self._concurrency, self._admin = bind, port, concurrency, admin
+        self._bind, self._ports, self._concurrency, self._admin = bind, ports, concurrency, admin
         self._child: subprocess.Popen[bytes] | None = None
         self._running: Running | None = None
         self._pidfd = -1
@@ -162,18 +165,22 @@ class Envoy:
 
     def _prepare(self) -> None:
         _bound_log(self._log_path)
-        _write_private(self._config_path, self._text)
+        write_private(self._config_path, self._text)
+        for port in self._ports:
+            self._check_free(port)
+
+    def _check_free(self, port: int) -> None:
         # Envoy shares its port with any other process that allows it, so a second one would go unnoticed.
         with socket.socket(socket.AF_INET6 if ":" in self._bind else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((self._bind, self._port))
+                probe.bind((self._bind, port))
                 probe.listen()
             except OSError as error:
                 raise Conflict(
-                    f"the gateway cannot listen on {self._bind}:{self._port}: {error.strerror}",
+                    f"the gateway cannot listen on {self._bind}:{port}: {error.strerror}",
                     code="port_taken",
-                    hint="stop what uses it, or set DOVECOTE_PORT",
+                    hint="stop what uses it, or set DOVECOTE_PORT or DOVECOTE_TLS_PORT",
                 ) from error
 
     def _spawn(self) -> None:
@@ -189,7 +196,7 @@ class Envoy:
             )
         _raise_file_limit(self._child.pid)
         running = Running(self._child.pid, _began(self._child.pid) or 0, self._digest)
-        _write_private(self._record_path, json.dumps(asdict(running)))
+        write_private(self._record_path, json.dumps(asdict(running)))
         self._hold(running)
 
     # -- one process
@@ -280,7 +287,7 @@ def _tail(path: Path) -> str:
     return "it left no log"
 
 
-def _write_private(path: Path, text: str) -> None:
+def write_private(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.new")
     with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import secrets
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 from dovecote.errors import Invalid
 from dovecote.gateway.apps import AppFile
-from dovecote.gateway.bootstrap import Front, Sockets, bootstrap
-from dovecote.gateway.envoy import Envoy
+from dovecote.gateway.bootstrap import Front, Sockets, bootstrap, render_certificate
+from dovecote.gateway.envoy import Envoy, write_private
 from dovecote.gateway.stats import Admin, Load, app_loads
 from dovecote.gateway.wake import MOST_HELD, Render, Resolve, Wake
 
 LONGEST_SOCKET_PATH = 107  # bytes, a limit of the kernel
+
+
+class Certificates(Protocol):
+    """Where the TLS port's certificate comes from: `certificates.py` has two ways."""
+
+    def current(self, now: datetime) -> tuple[str, str]:
+        """Chain and key, PEM. Blocks. Raises Invalid (bad_certificate)."""
 
 
 class Gateway:
@@ -37,6 +47,8 @@ class Gateway:
         start_timeout: float,
         resolve: Resolve,
         render: Render,
+        certificates: Certificates | None = None,
+        tls_port: int = 0,
         concurrency: int | None = None,
         most_held: int = MOST_HELD,
     ) -> None:
@@ -47,6 +59,7 @@ class Gateway:
             python=self._directory / "python.sock",
             wake=self._directory / "wake.sock",
             admin=self._directory / "admin.sock",
+            certificate=self._directory / "tls" / "certificate.json",
             clusters=self._apps.path,
         )
         for path in (self._sockets.api, self._sockets.python):
@@ -54,7 +67,8 @@ class Gateway:
                 raise Invalid(f"too long for a Unix socket: {path}", hint="set DOVECOTE_RUN_DIR to a shorter path")
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         secret = _secret(self._directory / "secret")
-        front = Front(bind, port, domain.lower(), max(1, route_ttl), start_timeout, secret)
+        front = Front(bind, port, domain.lower(), max(1, route_ttl), start_timeout, secret, tls_port)
+        self._certificates = certificates
         self._wake = Wake(
             self._sockets.python,
             domain=front.domain,
@@ -69,7 +83,7 @@ class Gateway:
             self._directory,
             config=bootstrap(front, self._sockets),
             bind=bind,
-            port=port,
+            ports=(port, tls_port) if tls_port else (port,),
             concurrency=concurrency or os.cpu_count() or 1,
             admin=self._admin,
         )
@@ -79,6 +93,7 @@ class Gateway:
 
     async def start(self) -> None:
         """Adopts an Envoy that runs with this configuration, else starts one. Raises Conflict, Failed, Unsupported."""
+        await self.renew()
         await self._wake.start()
         try:
             await self._envoy.start()
@@ -91,6 +106,18 @@ class Gateway:
         await self._envoy.stop(keep=keep_envoy)
         await self._wake.stop()
         await self._admin.close()
+
+    async def renew(self) -> None:
+        """Gives Envoy the certificate that is good now. Called at times; open connections go on. Raises Invalid."""
+        if self._certificates is not None:
+            await asyncio.to_thread(self._renew, self._certificates)
+
+    def _renew(self, certificates: Certificates) -> None:
+        path = self._sockets.certificate
+        text = json.dumps(render_certificate(*certificates.current(datetime.now(UTC))))
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        if not path.exists() or path.read_text() != text:
+            write_private(path, text)
 
     async def set_apps(self, apps: Mapping[str, Sequence[str]]) -> None:
         """Who serves what: `{name: ["ip:port", ...]}` of all apps. Takes effect in milliseconds; may be repeated."""

@@ -15,6 +15,7 @@ class Addresses:
 
     domain: str
     port: int
+    tls_port: int = 0
 
     def _url(self, host: str) -> str:
         return f"http://{host}:{self.port}" if self.port != 80 else f"http://{host}"
@@ -27,8 +28,9 @@ class Addresses:
 
     def boxes(self, scheme: str) -> str:
         """What the names of sandboxes' ports end in, with the port where a URL would need it."""
+        port = self.tls_port if scheme == "https" and self.tls_port else self.port
         domain = f"box.{self.domain}"
-        return domain if (scheme, self.port) == ("http", 80) else f"{domain}:{self.port}"
+        return domain if (scheme, port) in (("http", 80), ("https", 443)) else f"{domain}:{port}"
 
     def function(self, name: str) -> str:
         return self._url(f"{name}.fn.{self.domain}")
