@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import pytest
 
 from dovecote.sdk import Dovecote
-from tests.e2e.installation import Installation, running
+from tests.e2e.installation import Installation, free_port, running
 
 
 @pytest.fixture(scope="session")
 def installation() -> Iterator[Installation]:
-    with running(quiet_after=1.5, tick=0.2, start_timeout=15) as there:
+    with running(quiet_after=1.5, tick=0.2, start_timeout=15, tls_port=free_port()) as there:
         yield there
 
 
