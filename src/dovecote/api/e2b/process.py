@@ -13,6 +13,7 @@ from signal import SIGKILL, SIGTERM, Signals
 
 from dovecote.api.e2b.call import Call, absolute
 from dovecote.api.e2b.filesystem import shown
+from dovecote.api.e2b.holding import held
 from dovecote.api.e2b.messages import Json, Message
 from dovecote.control.sandboxes import LONGEST_COMMAND, CommandStatus, Event, Exited, Output, Sandboxes, Started
 from dovecote.errors import DeadlineExceeded, DovecoteError, Invalid, NotFound
@@ -82,7 +83,7 @@ class Processes:
             assert isinstance(started, Started)
             self._remember(call, started.number, started.started_at, begun)
             yield {"event": {"start": {"pid": started.pid}}}
-            async for body in self._told(call, started.number, events, begun.has_terminal):
+            async for body in self._told(call, started.number, held(events), begun.has_terminal):
                 yield body
 
     async def connect(self, call: Call, message: Message) -> AsyncGenerator[Json, None]:
@@ -92,7 +93,7 @@ class Processes:
         yield {"event": {"start": {"pid": status.pid}}}
         events = self._sandboxes.attach(*call.place, status.number)
         async with aclosing(events):
-            async for body in self._told(call, status.number, events, begun.has_terminal):
+            async for body in self._told(call, status.number, held(events), begun.has_terminal):
                 yield body
 
     async def update(self, call: Call, message: Message) -> Json:
@@ -142,21 +143,20 @@ class Processes:
         raise NotFound(f"process with {f'pid {pid}' if pid else f'tag {tag!r}'} not found", code="no_such_process")
 
     async def _told(
-        self, call: Call, number: int, events: AsyncIterator[Event], has_terminal: bool
+        self, call: Call, number: int, events: AsyncGenerator[Event, None], has_terminal: bool
     ) -> AsyncGenerator[Json, None]:
         """What a running command does, as messages. Once it has ended and nobody reads it, it is forgotten."""
         key = (call.session.id, number)
         self._readers[key] += 1
         has_ended = False
         try:
-            async for event in events:
-                if isinstance(event, Output):
-                    yield {"event": {"data": _data(event, has_terminal)}}
-                elif isinstance(event, Exited):
-                    has_ended = True
-                    if event.timed_out:
-                        raise DeadlineExceeded("the command took longer than its timeout", code="command_timeout")
-                    yield {"event": {"end": _end(event)}}
+            async with aclosing(events):
+                async for event in events:
+                    if isinstance(event, Output):
+                        yield {"event": {"data": _data(event, has_terminal)}}
+                    elif isinstance(event, Exited):
+                        has_ended = True
+                        yield {"event": {"end": _end(event)}}
         finally:
             self._readers[key] -= 1
             if not self._readers[key]:
@@ -203,7 +203,9 @@ def _data(output: Output, has_terminal: bool) -> Json:
 
 
 def _end(exited: Exited) -> Json:
-    """As Go's os/exec words it, which is what clients of E2B know."""
+    """As Go's os/exec words it, which clients of E2B know. Raises DeadlineExceeded for one that took too long."""
+    if exited.timed_out:
+        raise DeadlineExceeded("the command took longer than its timeout", code="command_timeout")
     if exited.exit_code is None:
         status = f"signal: {_signal_word(exited.signal or 0)}"
         return {"exitCode": -1, "exited": False, "status": status, "error": status}
