@@ -71,6 +71,22 @@ async def test_a_timeout_kills_the_whole_tree_even_what_left_the_session() -> No
         await until(lambda: not rig.processes("4712.2"))
 
 
+async def test_a_kill_ends_what_left_the_group_and_a_terminal_with_its_jobs() -> None:
+    async with running() as rig:
+        jobs = "set -m; trap '' HUP; sleep 4711.2 & sleep 4711.2"  # each job is a group of its own
+        for command in (
+            shell("setsid sleep 4711.2 & sleep 4711.2"),
+            Command(("/bin/bash", "-c", jobs), pty=(24, 80)),
+        ):
+            started = await rig.guest.start(command)
+            await until(lambda: len(rig.processes("sleep\0004711.2")) == 2)
+            await rig.guest.signal(started.number, signal.SIGKILL)
+            await until(lambda: not rig.processes("sleep\0004711.2"))
+            events = [e async for e in rig.guest.attach(started.number)]
+            assert isinstance(events[-1], Exited)
+            assert events[-1].signal == signal.SIGKILL
+
+
 async def test_a_reader_that_left_comes_back_and_misses_nothing() -> None:
     async with running() as rig:
         first: list[Event] = []

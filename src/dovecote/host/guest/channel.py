@@ -102,7 +102,7 @@ class Guest(FileCalls):
         return protocol.parse_commands(await self._ask(Kind.LIST, Kind.COMMANDS, subject="commands"))
 
     async def signal(self, number: int, signo: int) -> None:
-        """To its process group. One that has ended already is no error."""
+        """To its process group; SIGKILL to all that it started. One that has ended already is no error."""
         request = struct.pack("<II", fits(number, 32), fits(signo, 32))
         await self._ask(Kind.SIGNAL, Kind.DONE, request, subject=f"command {number}")
 

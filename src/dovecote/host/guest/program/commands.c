@@ -336,10 +336,13 @@ void command_signal(struct connection *c, uint32_t number, uint32_t signo) {
         connection_fail(c, NO_SUCH_COMMAND, 0);
     else if (signo > 64)
         connection_fail(c, BAD_REQUEST, 0);
-    else if (command->state == RUNNING && kill(-command->pid, signo))
+    else if (command->state == RUNNING && signo != SIGKILL && kill(-command->pid, signo))
         connection_fail(c, IO, errno);
-    else
+    else {
+        if (command->state == RUNNING && signo == SIGKILL)
+            kill_tree(command->pid);
         connection_reply(c, DONE, NULL, 0); /* one that has just ended needs no signal */
+    }
 }
 
 void command_resize(struct connection *c, uint32_t number, uint16_t rows, uint16_t cols) {
