@@ -65,6 +65,18 @@ class Rig:
                     found.append(int(entry.name))
         return found
 
+    def helpers(self) -> list[int]:
+        """Host pids of the processes that the guest forked and that are no commands."""
+        found = []
+        for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{child}/comm").read_text() == Path(f"/proc/{self.pid}/comm").read_text():
+                    found.append(int(child))
+        return found
+
+    def descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
     async def sh(self, script: str, *, user: str = "root", **more: object) -> Finished:
         return await self.guest.run(Command(("/bin/sh", "-c", script), user=user, **more))  # type: ignore[arg-type]
 

@@ -8,7 +8,6 @@ import os
 import random
 import signal
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 
 import pytest
 
@@ -57,16 +56,6 @@ async def watching(rig: Rig, path: str, *, user: str = "root", recursive: bool =
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-
-
-def watch_processes(rig: Rig) -> list[int]:
-    """Host pids of the guest's helpers that watch."""
-    found = []
-    for child in Path(f"/proc/{rig.pid}/task/{rig.pid}/children").read_text().split():
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{child}/comm").read_text() == Path(f"/proc/{rig.pid}/comm").read_text():
-                found.append(int(child))
-    return found
 
 
 async def test_each_kind_of_change_is_told_with_its_path() -> None:
@@ -254,7 +243,7 @@ async def test_when_the_kernel_drops_events_it_is_told_and_the_watch_goes_on_eve
     async with running() as rig:
         await rig.sh("mkdir /tmp/w")
         async with watching(rig, "/tmp/w", recursive=True) as watch:
-            stopped = watch_processes(rig)
+            stopped = rig.helpers()
             for pid in stopped:
                 os.kill(pid, signal.SIGSTOP)
             await rig.sh("cd /tmp/w; seq 1 20000 | xargs touch; mkdir -p new/er")
@@ -287,7 +276,7 @@ async def test_watches_are_bounded_in_number_and_leave_nothing_behind() -> None:
             assert (await rig.sh("echo fine")).stdout == b"fine\n"
             await rig.guest.write_file("/tmp/x", b"x", user="root")
             assert rig.rss_bytes("RssAnon") < 1 << 20
-        await until(lambda: not watch_processes(rig))
+        await until(lambda: not rig.helpers())
 
 
 async def test_a_shutdown_does_not_wait_for_watches() -> None:
