@@ -8,7 +8,8 @@ import re
 import socket
 import struct
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dovecote.errors import Conflict, DovecoteError, Failed, Forbidden, Invalid, NotFound, StorageFailed
-from dovecote.host.guest import Command, Guest, files, protocol
+from dovecote.host.guest import Command, Guest, channel, file_calls, files, protocol
 from dovecote.host.guest.build import SOURCES
 from dovecote.host.guest.connection import Connection
 from dovecote.host.guest.protocol import Kind, render_frame, render_start
@@ -249,6 +250,84 @@ async def test_more_of_a_file_or_a_listing_than_was_asked_for_is_garbage() -> No
     async with answering(render_frame(Kind.ENTRIES, entry * 5), then_close=False) as guest:
         with pytest.raises(Failed, match="more entries"):
             await guest.list_dir("/x", user="u", most=4)
+
+
+@pytest.mark.anyio
+async def test_a_guest_that_talks_without_end_costs_a_bounded_time_and_its_caller_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(channel, "LAST_EVENT_WITHIN", 0.05)
+    monkeypatch.setattr(file_calls, "TREE_WITHIN", 0.1)
+    names = b"".join(map(protocol.text, ("x", "", "", "")))
+    entry = struct.pack("<BIIIQq", ord("-"), 0, 0, 0, 0, 0) + names + b"\0\0"
+    output = render_frame(Kind.OUTPUT, struct.pack("<BQ", 1, 0) + b"x")
+    calls: list[tuple[bytes, bytes, Callable[[Guest], Awaitable[object]]]] = [
+        (STARTED, output, lambda guest: guest.run(Command(("x",), timeout=0.05))),
+        (b"", render_frame(Kind.ENTRIES, entry), lambda guest: guest.list_dir("/x", user="u")),
+    ]
+    for first, endless, call in calls:
+        with talking(first, endless * 100) as guest:
+            turns = 0
+
+            async def others() -> None:
+                nonlocal turns
+                while True:
+                    await asyncio.sleep(0)
+                    turns += 1
+
+            counting = asyncio.ensure_future(others())
+            async with asyncio.timeout(20):
+                with pytest.raises(Failed) as error:
+                    await call(guest)
+            counting.cancel()
+            assert error.value.code in ("guest_unreachable", "guest_protocol")
+            assert turns > 10
+
+
+@contextlib.contextmanager
+def talking(first: bytes, endless: bytes) -> Iterator[Guest]:
+    """Faster than we can listen: a thread that says `endless` again and again to the first who connects."""
+
+    def talk(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            peer, _ = listener.accept()
+            with peer:
+                peer.sendall(first)
+                while True:
+                    peer.sendall(endless)
+
+    with tempfile.TemporaryDirectory(prefix="guest-") as directory, socket.socket(socket.AF_UNIX) as listener:
+        path = Path(directory) / "s"
+        listener.bind(str(path))
+        listener.listen(8)
+        thread = threading.Thread(target=talk, args=(listener,))
+        thread.start()
+        try:
+            yield Guest(path)
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(20)
+
+
+@pytest.mark.anyio
+async def test_frames_that_are_there_already_are_received_without_keeping_others_waiting() -> None:
+    async with answering(render_frame(Kind.DONE) * 5000) as guest:
+        connection = await Connection.open(guest._path)
+        await connection.send(b"x")
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        counting = asyncio.ensure_future(others())
+        for _ in range(5000):
+            assert await connection.receive(20) == (Kind.DONE, b"")
+        counting.cancel()
+        connection.close()
+        assert turns >= 5000 // 64
 
 
 @pytest.mark.anyio

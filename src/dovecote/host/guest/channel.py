@@ -12,7 +12,7 @@ from signal import SIGKILL
 from dovecote.errors import DeadlineExceeded, DovecoteError, Failed
 from dovecote.host.guest import protocol
 from dovecote.host.guest.calls import ANSWER_WITHIN, answer, fits, receive
-from dovecote.host.guest.connection import Connection
+from dovecote.host.guest.connection import Connection, unreachable
 from dovecote.host.guest.file_calls import FileCalls
 from dovecote.host.guest.protocol import (
     Command,
@@ -89,7 +89,7 @@ class Guest(FileCalls):
             feeding = asyncio.ensure_future(_feed(connection, stdin)) if stdin is not None else None
             try:
                 try:
-                    return await _collect(_events(connection, _name(command), command.timeout), max_output)
+                    return await self._finish(connection, command, max_output)
                 finally:
                     if feeding is not None:
                         feeding.cancel()
@@ -159,6 +159,16 @@ class Guest(FileCalls):
             await answer(connection, Kind.DONE, "shutdown")
             if not await connection.closed(grace + 5):
                 raise DeadlineExceeded("the guest did not end in time", code="guest_unreachable")
+
+    async def _finish(self, connection: Connection, command: Command, max_output: int) -> Finished:
+        """Bounded as a whole: a guest may go on talking."""
+        events = _events(connection, _name(command), None)
+        patience = None if command.timeout is None else command.timeout + LAST_EVENT_WITHIN
+        try:
+            async with asyncio.timeout(patience):
+                return await _collect(events, max_output)
+        except TimeoutError:
+            raise unreachable("a command goes on after its end") from None
 
     async def _stdin(self, number: int, data: bytes, last: Kind, timeout: float) -> None:
         async with self._open() as connection:

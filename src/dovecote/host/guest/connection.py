@@ -15,6 +15,7 @@ from dovecote.host.guest.protocol import HEAD, MAX_FRAME, Kind, garbage, render_
 CONNECT_WITHIN = 5.0  # seconds; only a full backlog makes it wait at all
 SEND_WITHIN = 60.0  # seconds for a peer that takes nothing
 RECEIVED_AT_ONCE = 64 << 10
+FRAMES_AT_ONCE = 64  # received without a wait, after which others have their turn
 
 
 def unreachable(why: str) -> Failed:
@@ -28,6 +29,8 @@ class Connection:
         self._socket = sock
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray()
+        self._parsed = 0  # bytes at its beginning
+        self._at_once = 0
 
     @classmethod
     async def open(cls, path: Path, *, timeout: float = CONNECT_WITHIN) -> Connection:
@@ -70,6 +73,10 @@ class Connection:
 
     async def receive(self, timeout: float | None) -> tuple[int, bytes]:
         """The next frame, whole, within `timeout` seconds."""
+        self._at_once += 1
+        if self._at_once >= FRAMES_AT_ONCE:
+            self._at_once = 0
+            await asyncio.sleep(0)  # what is there already is received without one
         frame = self._parse()
         if frame is not None:
             return frame
@@ -79,7 +86,7 @@ class Connection:
                     data = await self._loop.sock_recv(self._socket, RECEIVED_AT_ONCE)
                     if not data:
                         raise unreachable("it closed the connection")
-                    self._buffer += data
+                    self._keep(data)
                     frame = self._parse()
                     if frame is not None:
                         return frame
@@ -91,9 +98,9 @@ class Connection:
     def has_answer(self) -> bool:
         """Whether the guest has said something already, or has gone. Does not wait."""
         try:
-            self._buffer += self._socket.recv(RECEIVED_AT_ONCE)
+            self._keep(self._socket.recv(RECEIVED_AT_ONCE))
         except BlockingIOError:
-            return bool(self._buffer)
+            return self._parsed < len(self._buffer)
         except OSError:
             pass
         return True
@@ -113,18 +120,22 @@ class Connection:
     def close(self) -> None:
         self._socket.close()
 
+    def _keep(self, data: bytes) -> None:
+        del self._buffer[: self._parsed]
+        self._parsed = 0
+        self._buffer += data
+
     def _parse(self) -> tuple[int, bytes] | None:
-        buffer = self._buffer
-        if len(buffer) < HEAD.size:
+        begin = self._parsed + HEAD.size
+        if len(self._buffer) < begin:
             return None
-        length, kind = HEAD.unpack_from(buffer)
+        length, kind = HEAD.unpack_from(self._buffer, self._parsed)
         if length > MAX_FRAME:
             raise garbage(f"a frame of {length} bytes")
-        end = HEAD.size + length
-        if len(buffer) < end:
+        if len(self._buffer) < begin + length:
             return None
-        payload = bytes(memoryview(buffer)[HEAD.size : end])
-        del buffer[:end]
+        payload = bytes(memoryview(self._buffer)[begin : begin + length])
+        self._parsed = begin + length
         return kind, payload
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -9,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dovecote.errors import Failed, Invalid
 from dovecote.host.guest import files
 from dovecote.host.guest.calls import ANSWER_WITHIN, Calls, answer, fits, receive
-from dovecote.host.guest.connection import Connection
+from dovecote.host.guest.connection import Connection, unreachable
 from dovecote.host.guest.files import Entry, FileChange, Listing, Stat, parse_change, parse_entries, render_metadata
 from dovecote.host.guest.protocol import Kind, garbage, render_frame, text
 
@@ -75,21 +76,13 @@ class FileCalls(Calls):
         if not 0 < depth <= MOST_DEPTH or not 0 < most <= MOST_ENTRIES:
             raise Invalid(f"depth is from 1 to {MOST_DEPTH}, and entries at most {MOST_ENTRIES}")
         request = _at(user, path) + struct.pack("<HIB", depth, most, follow)
-        found: list[Entry] = []
-        received = 0
-        async with self._open() as connection:
-            await connection.send(render_frame(Kind.LIST_DIR, request))
-            while True:
-                kind, data = await receive(connection, path)
-                received += len(data)
-                if kind == Kind.CONTENT_END and len(data) == 1:
-                    break
-                if kind != Kind.ENTRIES or not data:
-                    raise garbage(f"a message of kind {kind} in a listing")
-                found += parse_entries(data)
-                if len(found) > most or received > MOST_ENTRY_BYTES:
-                    raise garbage("more entries than were asked for")
-        return Listing(sorted(found, key=lambda entry: entry.path), is_cut=data != b"\0")
+        try:
+            async with asyncio.timeout(TREE_WITHIN), self._open() as connection:
+                await connection.send(render_frame(Kind.LIST_DIR, request))
+                found, is_cut = await _entries(connection, path, most)
+        except TimeoutError:
+            raise unreachable("a listing without an end") from None
+        return Listing(sorted(found, key=lambda entry: entry.path), is_cut)
 
     async def make_dir(self, path: str, *, user: str, mode: int = 0o755) -> bool:
         """With those above it. Says whether it was made; one that exists is no error."""
@@ -140,6 +133,22 @@ async def _next(connection: Connection, item: Kind, end: Kind, subject: str) -> 
     if kind != item or not data:
         raise garbage(f"a message of kind {kind} where {item.name} was due")
     return data
+
+
+async def _entries(connection: Connection, path: str, most: int) -> tuple[list[Entry], bool]:
+    """And whether there were more."""
+    found: list[Entry] = []
+    received = 0
+    while True:
+        kind, data = await receive(connection, path)
+        received += len(data)
+        if kind == Kind.CONTENT_END and len(data) == 1:
+            return found, data != b"\0"
+        if kind != Kind.ENTRIES or not data:
+            raise garbage(f"a message of kind {kind} in a listing")
+        found += parse_entries(data)
+        if len(found) > most or received > MOST_ENTRY_BYTES:
+            raise garbage("more entries than were asked for")
 
 
 async def _send_content(connection: Connection, chunks: AsyncIterator[bytes] | bytes) -> None:
