@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from dovecote.sdk import Dovecote, File, FileChange, Forbidden, Mount, NotFound, Session, Watcher
+from dovecote.sdk import Dovecote, File, FileChange, Forbidden, Mount, NotFound, Output, Session, Watcher
 
 pytestmark = pytest.mark.e2e
 
@@ -139,3 +139,17 @@ def test_a_very_full_directory_is_listed_in_part_and_says_so(session: Session) -
     assert (len(cut), cut.truncated) == (10_000, True)
     whole = session.files.list("many", limit=12_000)
     assert (len(whole), whole.truncated) == (12_000, False)
+
+
+def test_one_sandbox_that_watches_a_lot_does_not_keep_another_from_it(dovecote: Dovecote, session: Session) -> None:
+    """The kernel counts the watches of all sandboxes together: they are its creator's."""
+    hog = (
+        "import ctypes, time; init = ctypes.CDLL(None).inotify_init; "
+        "print(sum(init() >= 0 for _ in range(900)), flush=True); time.sleep(600)"
+    )
+    with dovecote.sessions.create() as greedy:
+        for event in greedy.stream(["sh", "-c", f"ulimit -n 1024; exec python3 -c '{hog}'"]):
+            if isinstance(event, Output):
+                assert event.data == "900\n"
+                break
+        assert next(session.files.watch(".")).type == "watching"

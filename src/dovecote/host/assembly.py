@@ -18,6 +18,7 @@ from dovecote.host.guest import ensure_guest
 from dovecote.host.instances import Death, Instances, Parts, Preparing, Saving, WarmPool
 from dovecote.host.network import Network
 from dovecote.host.runtime import LEVELS, Pauses, Runtime, find_runtime, probe_cgroups
+from dovecote.host.runtime.inotify import ensure_room
 from dovecote.host.storage.bucket import Bucket, open_bucket
 from dovecote.host.storage.cache_limit import CacheLimit, limit_of
 from dovecote.host.storage.entrance import Entrance
@@ -74,6 +75,7 @@ class LocalHost:
 async def assemble(settings: Settings, *, on_death: Callable[[Death], None]) -> LocalHost:
     """A host that has adopted what runs and fills its warm pool. Its first start builds the base template."""
     guest = await asyncio.to_thread(ensure_guest, settings.cache_dir)
+    ensure_room()
     bucket = open_objects(settings)
     await asyncio.to_thread(bucket.probe)
     trees = Trees(bucket, settings.data_dir / "trees")
