@@ -12,13 +12,14 @@ from dovecote.api.e2b import volumes as e2b_volumes
 from dovecote.api.e2b.app import build as build_control
 from dovecote.api.e2b.entrance import Entrance
 from dovecote.api.e2b.envd import Envd
-from dovecote.api.e2b.ports import Ports
+from dovecote.api.e2b.interpreter import Interpreter
+from dovecote.api.e2b.ports import Ports, Served
 from dovecote.api.edge import TOOLS, Edge
 from dovecote.api.rest import files, templates
 from dovecote.api.rest.app import build as build_rest
 from dovecote.api.rooms import Rooms
 from dovecote.api.uploads import Upload
-from dovecote.model.addresses import ENVD
+from dovecote.model.addresses import ENVD, INTERPRETER
 
 MOST_MESSAGE = 4 << 20  # bytes of a message to tools: files are written by them
 
@@ -31,4 +32,8 @@ def build(rooms: Rooms, *, tools: ASGIApp, is_ready: Callable[[], bool], version
     own = (*files.UPLOADS, *templates.UPLOADS, Upload("POST", TOOLS, MOST_MESSAGE))
     theirs = (*e2b_templates.UPLOADS, *e2b_volumes.UPLOADS)
     edge = Edge(entrance, rooms.tenancy.authenticate, rooms.tickets, (*own, *theirs))
-    return Ports(edge, rooms.sessions, rooms.addresses.domain, {ENVD: Envd(rooms.sandboxes, rooms.metering)})
+    ports: dict[int, Served] = {
+        ENVD: Envd(rooms.sandboxes, rooms.metering),
+        INTERPRETER: Interpreter(rooms.sandboxes),
+    }
+    return Ports(edge, rooms.sessions, rooms.addresses.domain, ports)
