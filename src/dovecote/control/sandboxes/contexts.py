@@ -144,7 +144,7 @@ class Contexts:
                 context, offset = await self._default(live, parse_language(language))
             else:
                 context, offset = await _find(live, context_id)
-            reading = Reading(execution_id, context.id, timeout, most_bytes=2 * max_output)
+            reading = Reading(execution_id, context.id, timeout, most_bytes=2 * max_output, most_raw=max_output)
             await self._tell(live, context, {**request, "id": execution_id})
             async with aclosing(live.guest.attach(context.number, offset=offset)) as output:
                 async for happening in reading.events(output):
@@ -160,7 +160,9 @@ class Contexts:
         async with self._sessions.use(tenant_id, session_id) as live:
             context, _ = await _find(live, context_id)
             asked = new_id("req")
-            reading = Reading(execution_id, context.id, LONGEST, most_bytes=2 * MOST_OUTPUT, asked_id=asked)
+            reading = Reading(
+                execution_id, context.id, LONGEST, most_bytes=2 * MOST_OUTPUT, most_raw=MOST_OUTPUT, asked_id=asked
+            )
             await self._tell(live, context, {"op": "follow", "id": asked, "execution": execution_id})
             was_accepted = False
             async with aclosing(live.guest.attach(context.number)) as output:

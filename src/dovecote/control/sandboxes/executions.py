@@ -126,12 +126,14 @@ class Reading:
     context_id: str
     timeout: float
     most_bytes: int  # that it may say
+    most_raw: int = 1 << 20  # bytes that may pass its program by
     asked_id: str = ""  # of a question whether it is there
     lines: Lines = field(default_factory=Lines)
     is_known: bool = False
     is_running: bool = False
     is_absent: bool = False  # the program knows nothing of it
     _said: int = 0
+    _raw: int = 0
     _is_truncated: bool = False
 
     async def events(self, output: AsyncIterator[Output | Dropped | Exited]) -> AsyncGenerator[Happening, None]:
@@ -168,7 +170,7 @@ class Reading:
         elif event.stream == "stderr":
             # Past the program: a library or a child process that writes to the descriptor itself.
             if self.is_running:
-                yield from self._bounded(Printed("stderr", event.data.decode("utf-8", "replace")), len(event.data))
+                yield from self._past(event.data)
         else:
             for line in self.lines.feed(event.data):
                 yield from self._line(line, len(event.data))
@@ -198,6 +200,14 @@ class Reading:
         else:
             happening = _parse(line)
             yield from self._bounded(happening, _size(happening))
+
+    def _past(self, data: bytes) -> Iterator[Happening]:
+        kept = data[: self.most_raw - self._raw]
+        self._raw += len(kept)
+        if kept:
+            yield Printed("stderr", kept.decode("utf-8", "replace"))
+        if len(kept) < len(data):
+            yield from self._truncated()
 
     def _bounded(self, happening: Happening, size: int) -> Iterator[Happening]:
         """The program keeps to its bound; one that was changed does not."""

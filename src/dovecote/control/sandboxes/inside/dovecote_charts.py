@@ -91,14 +91,23 @@ def _bars(axes: Any) -> list[dict[str, Any]]:
         if type(bars).__name__ != "BarContainer":
             continue
         is_flat = getattr(bars, "orientation", "vertical") == "horizontal"
-        names = _tick_names(axes.yaxis if is_flat else axes.xaxis)
+        axis = axes.yaxis if is_flat else axes.xaxis
         for bar in bars.patches:
             start, size = (bar.get_y(), bar.get_height()) if is_flat else (bar.get_x(), bar.get_width())
             value = bar.get_width() if is_flat else bar.get_height()
-            near = [name for place, name in names.items() if start - NEAR <= place <= start + size + NEAR]
-            label = near[0] if near else str(_number(start + size / 2))
+            label = _bar_name(axis, start + size / 2)
             found.append({"label": label, "group": _label(bars), "value": _number(value)})
     return found
+
+
+def _bar_name(axis: Any, middle: float) -> str:
+    """The name that is nearest; on an axis of numbers the number itself, whose ticks lie where they like."""
+    names = _tick_names(axis)
+    place = min(names, key=lambda place: abs(place - middle), default=None)
+    is_number = type(axis.get_major_formatter()).__name__ == "ScalarFormatter"
+    if place is None or (is_number and abs(place - middle) > NEAR):
+        return str(_number(middle))
+    return names[place]
 
 
 def _wedge(wedge: Any) -> dict[str, Any]:

@@ -69,12 +69,19 @@ def _cell(value: Any) -> Any:
 
 def chart(figure: Any) -> dict[str, Any] | None:
     """What a figure of matplotlib shows, as data; None where its kind is not known."""
-    found = CHARTS.of_figure(figure)
+    try:
+        found = CHARTS.of_figure(figure)
+    except Exception:  # of parts that it does not know: the picture is there all the same
+        return None
     return found if isinstance(found, dict) else None
 
 
 class _Json(BaseFormatter):
     _return_type = dict
+
+    def pop(self, typ: Any, default: Any = None) -> Any:
+        """Keeps it: where matplotlib is set up, whatever anybody has for figures is taken away."""
+        return default
 
 
 def _install() -> None:

@@ -37,8 +37,6 @@ function send(event) {
 // -- the worker: requests and time
 
 function keep() {
-  const session = new inspector.Session();
-  session.connectToMainThread();
   const waiting = [];
   let current = null;
   let serial = 0;
@@ -58,7 +56,10 @@ function keep() {
     parentPort.postMessage({ op: 'abandon', serial: mine.serial });
     const end = () => {
       if (current !== mine) return;
-      session.post('Runtime.terminateExecution', () => {});
+      // Connected for this only: a process with a debugger does not end before that has left.
+      const session = new inspector.Session();
+      session.connectToMainThread();
+      session.post('Runtime.terminateExecution', () => session.disconnect());
       mine.timer = setTimeout(end, HEEDED_WITHIN);
     };
     mine.timer = setTimeout(end, HEEDED_WITHIN);

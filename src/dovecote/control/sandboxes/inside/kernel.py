@@ -10,6 +10,7 @@ import os
 import queue
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections import deque
@@ -63,8 +64,9 @@ class Kernel:
             context=self._context,
             connection_file=f"{self._directory}/{self._generation}.json",
         )
-        # What slips past the kernel's own capture, such as a library that writes to descriptor 1, is not lost.
-        await self._manager.start_kernel(cwd=os.getcwd(), stdout=2, stderr=2, preexec_fn=_tied(os.getpid()))
+        # Python's kernel captures both descriptors and repeats what it captured; what another one misses is not lost.
+        past = subprocess.DEVNULL if self._setup else 2
+        await self._manager.start_kernel(cwd=os.getcwd(), stdout=past, stderr=past, preexec_fn=_tied(os.getpid()))
         with contextlib.suppress(Exception):
             Path(f"/proc/{self._manager.provisioner.pid}/oom_score_adj").write_text(str(ADJUSTMENT))
         self.client = self._manager.client()
