@@ -48,7 +48,17 @@ def succeeds(command: Sequence[str | Path], env: dict[str, str], cwd: Path) -> N
 
 def test_the_python_client(installation: Installation, dovecote: Dovecote, clients: dict[str, Path]) -> None:
     made(dovecote)
-    options = ["-q", "-x", "-c", os.devnull, "--rootdir", CLIENTS, "-p", "no:cacheprovider", "--noconftest"]
+    options: list[str | Path] = [
+        "-q",
+        "-x",
+        "-c",
+        os.devnull,
+        "--rootdir",
+        CLIENTS,
+        "-p",
+        "no:cacheprovider",
+        "--noconftest",
+    ]
     command: list[str | Path] = [clients["python-2.63"], "-m", "pytest", *options, CLIENTS / "check_code.py"]
     succeeds(command, environment(installation), installation.directory)
 
