@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +18,7 @@ from tests.e2e.installation import Installation, until
 
 pytestmark = pytest.mark.e2e
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+PAGE = Path(__file__).parents[2] / "docs/how-to/run-code.md"
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -235,3 +239,29 @@ def test_javascript_needs_no_template_of_its_own(dovecote: Dovecote) -> None:
         assert (caught.value.code, "code" in caught.value.hint) == ("no_kernel", True)
         with pytest.raises(sdk.NotFound):
             session.contexts.create("cobol")
+
+
+def test_every_block_of_the_page_runs_and_says_what_the_text_says(installation: Installation) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks)],
+        env=installation.environ | {"DOVECOTE_URL": installation.url, "DOVECOTE_API_KEY": installation.api_key},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "42",
+        "b'\\x89PNG' bar",
+        "[['Bonn', 3], ['Kyiv', 5]] True",
+        "error ZeroDivisionError division by zero",
+        "timed_out 41",
+        "0",
+        "1",
+        "2",
+        "",
+        "('/tmp', 'test', False)",
+        "'number'",
+    ]

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from dovecote.errors import Conflict, DovecoteError, NotFound, StorageFailed
-from dovecote.host.storage import own_templates
+from dovecote.host.storage import own_templates, template_code
 from dovecote.host.storage.own_templates import OwnTemplates
 from dovecote.host.storage.python_template import packages_command
 from dovecote.host.storage.templates import Progress
@@ -108,3 +108,9 @@ def test_packages_are_wheels_for_the_template_s_python_whatever_the_host_s_is() 
         assert "--only-binary :all: --target /target --python-version 3.11" in line
         assert "manylinux_2_36" in line
         assert "manylinux_2_37" not in line
+
+
+def test_the_docs_name_every_package() -> None:
+    text = (Path(__file__).parents[2] / "docs/reference/code-template.md").read_text()
+    for package in template_code.PACKAGES:
+        assert f"`{package.partition('>')[0]}`" in text, package
