@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from dovecote.sdk import Dovecote
 from tests.e2e.installation import Installation
 
 pytestmark = pytest.mark.e2e
@@ -59,6 +60,18 @@ def test_langchain(clients: Mapping[str, Path], variables: dict[str, str]) -> No
     assert "86 passed" in check_python(clients["python-2.63"], "langchain", variables)
 
 
+@pytest.fixture
+def code(dovecote: Dovecote) -> None:
+    """The template for code is there: a client's first sandbox need not wait for it."""
+    for _ in dovecote.templates.prepare("code"):
+        pass
+
+
+@pytest.mark.usefixtures("code")
+def test_python_code(clients: Mapping[str, Path], variables: dict[str, str]) -> None:
+    check_python(clients["python-2.63"], "code", variables)
+
+
 def check_python(python: Path, checks: str, variables: dict[str, str]) -> str:
     command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     command += ["-c", os.devnull, "--rootdir", str(CHECKS), "--confcutdir", str(CHECKS), "-o", "asyncio_mode=auto"]
@@ -66,10 +79,19 @@ def check_python(python: Path, checks: str, variables: dict[str, str]) -> str:
 
 
 def test_javascript(clients: Mapping[str, Path], variables: dict[str, str], tmp_path: Path) -> None:
+    check_javascript(clients, "check.mjs", variables, tmp_path)
+
+
+@pytest.mark.usefixtures("code")
+def test_javascript_code(clients: Mapping[str, Path], variables: dict[str, str], tmp_path: Path) -> None:
+    check_javascript(clients, "check_code.mjs", variables, tmp_path)
+
+
+def check_javascript(clients: Mapping[str, Path], checks: str, variables: dict[str, str], directory: Path) -> None:
     """Beside its packages, where Node looks for them."""
-    (tmp_path / "node_modules").symlink_to(clients["javascript"] / "node_modules")
-    shutil.copy(CHECKS / "check.mjs", tmp_path)
-    checked([str(clients["python-2.63"]), "-c", NODE, "check.mjs"], variables, tmp_path)
+    (directory / "node_modules").symlink_to(clients["javascript"] / "node_modules")
+    shutil.copy(CHECKS / checks, directory)
+    checked([str(clients["python-2.63"]), "-c", NODE, checks], variables, directory)
 
 
 def checked(command: list[str], variables: dict[str, str], directory: Path) -> str:
