@@ -265,3 +265,14 @@ def test_every_block_of_the_page_runs_and_says_what_the_text_says(installation: 
         "('/tmp', 'test', False)",
         "'number'",
     ]
+
+
+def test_from_a_shell(installation: Installation, dovecote: Dovecote) -> None:
+    made = installation.command("template", "prepare", "code", timeout=280)
+    assert (made.returncode, "code is ready" in made.stdout) == (0, True), made.stderr
+    with opened(dovecote) as session:
+        for code, said in (("x = 41", ""), ("x + 1", "42\n")):
+            done = installation.command("sandbox", "code", session.id, code)
+            assert (done.returncode, done.stdout) == (0, said), done.stderr
+        assert installation.command("sandbox", "code", session.id, "1/0").returncode == 1
+        assert "python" in installation.command("sandbox", "contexts", session.id).stdout

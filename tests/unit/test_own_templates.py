@@ -14,7 +14,7 @@ from dovecote.errors import Conflict, DovecoteError, NotFound, StorageFailed
 from dovecote.host.storage import own_templates, template_code
 from dovecote.host.storage.own_templates import OwnTemplates
 from dovecote.host.storage.python_template import packages_command
-from dovecote.host.storage.templates import Progress
+from dovecote.host.storage.templates import Progress, run_step
 
 pytestmark = pytest.mark.anyio
 
@@ -95,6 +95,30 @@ async def test_a_build_that_failed_is_tried_again(builds: Builds, tmp_path: Path
         await own.ensure("code")
     builds.failure = None
     assert (await own.ensure("code")).digest == "digest-1"
+
+
+async def test_a_server_that_stops_waits_for_no_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    pids = tmp_path / "pids"
+
+    def build(cache_dir: Path, progress: Progress) -> Path:
+        progress("begun")
+        try:
+            run_step(["sh", "-c", f"echo $$ > {pids}; sleep 600"], tmp_path / "log")
+        finally:
+            ended.set()
+        return tmp_path
+
+    monkeypatch.setattr(own_templates, "BUILDS", {"code": build})
+    own = OwnTemplates(tmp_path, tmp_path, cast(Any, None))
+    waiting = asyncio.ensure_future(own.ensure("code", patience=None))
+    async with asyncio.timeout(10):
+        while not (pids.exists() and pids.read_text()):  # noqa: ASYNC110 - a file tells nobody
+            await asyncio.sleep(0.01)
+        await own.stop()
+        await asyncio.to_thread(ended.wait)
+    assert not Path(f"/proc/{pids.read_text().strip()}").exists()
+    await asyncio.gather(waiting, return_exceptions=True)
 
 
 async def test_there_are_no_others(builds: Builds, tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ import asyncio
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dovecote.errors import Conflict, DovecoteError, NotFound
 from dovecote.host.storage.python_template import build_code
-from dovecote.host.storage.templates import BASE, Progress, build_base
+from dovecote.host.storage.templates import BASE, Progress, build_base, given_up
 from dovecote.host.storage.trees import Trees
 from dovecote.model.trees import Inside, Template
 
@@ -38,6 +39,7 @@ class OwnTemplates:
     trees: Trees
     made: dict[str, Template] = field(default_factory=dict)
     _making: dict[str, _Making] = field(default_factory=dict)
+    _given_up: threading.Event = field(default_factory=threading.Event)
 
     @property
     def names(self) -> frozenset[str]:
@@ -72,7 +74,8 @@ class OwnTemplates:
         return making.step if making else ""
 
     async def stop(self) -> None:
-        """The thread of a build ends with its step; what it leaves half-built is removed by the next."""
+        """Ends what is being built; nothing half-built is left."""
+        self._given_up.set()
         tasks = [making.task for making in self._making.values()]
         for task in tasks:
             task.cancel()
@@ -84,6 +87,7 @@ class OwnTemplates:
             if name in self._making:
                 self._making[name].step = line
 
+        given_up.set(self._given_up)
         root = await asyncio.to_thread(BUILDS[name], self.cache_dir, progress)
         # The directory that holds the root is named by its recipe's digest.
         made_by = root.parent.name if root.name == "rootfs" else root.name

@@ -12,19 +12,23 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
 from blake3 import blake3
 
-from dovecote.errors import DeadlineExceeded, StorageFailed, Unsupported
+from dovecote.errors import DeadlineExceeded, Failed, StorageFailed, Unsupported
 from dovecote.host.storage import template_base as recipe
 
 Progress = Callable[[str], None]
 
 BUILD_TIMEOUT = 1800.0  # seconds, for one step and for waiting on another process's build
+LOOK_EVERY = 0.2  # seconds
+given_up: ContextVar[threading.Event | None] = ContextVar("given_up", default=None)  # of the build in this context
 HOST_CERTIFICATES = Path("/usr/local/share/ca-certificates")
 HOST_SOURCES = (Path("/etc/apt/sources.list.d/debian.sources"), Path("/etc/apt/sources.list"))
 
@@ -223,6 +227,7 @@ def building(templates: Path, progress: Progress) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
+                _check_wanted()
                 if time.monotonic() > deadline:
                     raise DeadlineExceeded("another process is still building a template") from None
             if not told:
@@ -240,13 +245,11 @@ def run_step(command: list[str], log: Path) -> None:
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, start_new_session=True
         )
         try:
-            code = process.wait(timeout=BUILD_TIMEOUT)
-        except BaseException as error:
+            code = _wait(process, command[0])
+        except BaseException:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise DeadlineExceeded(f"{command[0]} did not end in {BUILD_TIMEOUT:.0f} s") from error
             raise
     if code:
         last = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
@@ -255,3 +258,19 @@ def run_step(command: list[str], log: Path) -> None:
             code="template_failed",
             hint="the package mirrors must be reachable from this host; then start again",
         )
+
+
+def _wait(process: subprocess.Popen[bytes], name: str) -> int:
+    deadline = time.monotonic() + BUILD_TIMEOUT
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=LOOK_EVERY)
+        _check_wanted()
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded(f"{name} did not end in {BUILD_TIMEOUT:.0f} s")
+
+
+def _check_wanted() -> None:
+    event = given_up.get()
+    if event is not None and event.is_set():
+        raise Failed("the server stops", code="interrupted", hint="it is built when it is needed again")
