@@ -7,6 +7,8 @@ import pytest
 from dovecote.sdk import Dovecote
 from tests.e2e.installation import Installation, free_port, running
 
+collect_ignore = ["clients"]  # run by interpreters that have those clients, see test_e2b_clients.py
+
 
 @pytest.fixture(scope="session")
 def installation() -> Iterator[Installation]:
