@@ -10,12 +10,13 @@ import stat
 from pathlib import Path
 
 from dovecote.errors import Failed
-from dovecote.host.guest.protocol import HEAD, MAX_FRAME, Kind, garbage, render_frame
+from dovecote.host.guest.protocol import HEAD, MAX_FRAME, Kind, garbage
 
 CONNECT_WITHIN = 5.0  # seconds; only a full backlog makes it wait at all
 SEND_WITHIN = 60.0  # seconds for a peer that takes nothing
 RECEIVED_AT_ONCE = 64 << 10
 FRAMES_AT_ONCE = 64  # received without a wait, after which others have their turn
+SENT_AT_ONCE = 256 << 10
 
 
 def unreachable(why: str) -> Failed:
@@ -49,27 +50,35 @@ class Connection:
             sock.close()
             raise
 
-    async def send(self, frame: bytes) -> None:
-        """Raises Failed when the guest has closed; its last answer may still be there to receive."""
+    async def send(self, *parts: bytes | memoryview) -> None:
+        """One frame, in parts so that large ones are not copied together.
+
+        Raises Failed when the guest has closed; its last answer may still be there to receive.
+        """
         try:
-            sent = self._socket.send(frame)
+            sent = self._socket.sendmsg(parts)
         except BlockingIOError:
             sent = 0
         except OSError:
             raise unreachable("it closed the connection") from None
-        if sent == len(frame):
-            return
+        for part in parts:
+            if sent < len(part):
+                await self._send_rest(memoryview(part)[sent:])
+            sent = max(0, sent - len(part))
+
+    async def _send_rest(self, rest: memoryview) -> None:
         try:
             async with asyncio.timeout(SEND_WITHIN):
-                await self._loop.sock_sendall(self._socket, memoryview(frame)[sent:])
+                await self._loop.sock_sendall(self._socket, rest)
         except OSError as error:  # TimeoutError is one
             raise unreachable("it takes no data" if isinstance(error, TimeoutError) else "it closed") from None
 
     async def send_data(self, data: bytes | memoryview) -> None:
         """Cut into frames."""
         view = memoryview(data)
-        for at in range(0, len(view), RECEIVED_AT_ONCE * 4):
-            await self.send(render_frame(Kind.DATA, bytes(view[at : at + RECEIVED_AT_ONCE * 4])))
+        for at in range(0, len(view), SENT_AT_ONCE):
+            part = view[at : at + SENT_AT_ONCE]
+            await self.send(HEAD.pack(len(part), Kind.DATA), part)
 
     async def receive(self, timeout: float | None) -> tuple[int, bytes]:
         """The next frame, whole, within `timeout` seconds."""
