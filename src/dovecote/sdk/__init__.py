@@ -4,6 +4,7 @@ from dovecote.sdk._async.client import AsyncDovecote
 from dovecote.sdk._async.commands import AsyncCommand
 from dovecote.sdk._async.contexts import AsyncContext, AsyncContexts
 from dovecote.sdk._async.files import AsyncFiles, AsyncWatcher
+from dovecote.sdk._async.sandbox import AsyncSandbox
 from dovecote.sdk._async.sessions import AsyncSession
 from dovecote.sdk._async.terminals import AsyncTerminal
 from dovecote.sdk._code import (
@@ -62,6 +63,7 @@ from dovecote.sdk._shapes import (
     RawOutput,
     Reinstall,
     Sample,
+    SandboxWishes,
     SessionView,
     Snapshot,
     Start,
@@ -77,6 +79,7 @@ from dovecote.sdk._sync.client import Dovecote
 from dovecote.sdk._sync.commands import Command
 from dovecote.sdk._sync.contexts import Context, Contexts
 from dovecote.sdk._sync.files import Files, Watcher
+from dovecote.sdk._sync.sandbox import Sandbox
 from dovecote.sdk._sync.sessions import Session
 from dovecote.sdk._sync.terminals import Terminal
 
@@ -89,6 +92,7 @@ __all__ = [
     "AsyncContexts",
     "AsyncDovecote",
     "AsyncFiles",
+    "AsyncSandbox",
     "AsyncSession",
     "AsyncTerminal",
     "AsyncWatcher",
@@ -136,6 +140,8 @@ __all__ = [
     "Result",
     "Said",
     "Sample",
+    "Sandbox",
+    "SandboxWishes",
     "ServerFailed",
     "Session",
     "SessionView",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 Shape = TypeVar("Shape")
 
@@ -108,6 +108,27 @@ class Network:
     internet: bool = True
     allow_cidrs: list[str] = field(default_factory=list)
     deny_cidrs: list[str] = field(default_factory=list)
+
+
+class SandboxWishes(TypedDict, total=False):
+    """What one may say of a sandbox that is made."""
+
+    key: str
+    user: str
+    tier: str
+    idle_after: float
+    ttl: float
+    timeout: float
+    at_timeout: str
+    resumes_on_use: bool
+    env: Mapping[str, str]
+    metadata: Mapping[str, str]
+    mounts: Sequence[Mount]
+    template: str
+    spec: str
+    level: str
+    network: Network
+    snapshot: str
 
 
 @dataclass(frozen=True)

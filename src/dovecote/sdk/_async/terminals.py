@@ -32,6 +32,7 @@ class AsyncTerminal:
         self._access = access
         self._path = path
         self._query = {name: value for name, value in query.items() if value is not None}
+        self._connecting: Any = None  # what makes the connection, and ends it
         self._socket: ClientConnection | None = None
         self.number: int = self._query.get("number", 0)
         self.offset: int = self._query["offset"]
@@ -45,7 +46,7 @@ class AsyncTerminal:
         from websockets.exceptions import InvalidHandshake, InvalidStatus
 
         try:
-            self._socket = await connect(
+            self._connecting = connect(
                 _address(self._access.url, self._path, self._query),
                 additional_headers={"authorization": f"Bearer {self._access.api_key}"},
                 open_timeout=CONNECT_SECONDS,
@@ -53,6 +54,7 @@ class AsyncTerminal:
                 compression=None,
                 proxy=None,
             )
+            self._socket = await self._connecting.__aenter__()
         except InvalidStatus as error:
             answer = error.response
             raise error_from(answer.status_code, bytes(answer.body), answer.headers.get("retry-after")) from None
@@ -61,15 +63,15 @@ class AsyncTerminal:
         try:
             await self._receive()  # says its number, or why there is none
         except BaseException:
-            await self._socket.close()
+            await self.__aexit__(None, None, None)
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._socket is not None:
-            await self._socket.close()
+        if self._connecting is not None:
+            await self._connecting.__aexit__(kind, error, trace)
 
     async def output(self) -> AsyncGenerator[bytes, None]:
         """What it prints, until it ends. Raises Unreachable (connection_lost): it goes on then, and can be found."""

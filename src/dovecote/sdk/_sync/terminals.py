@@ -34,6 +34,7 @@ class Terminal:
         self._access = access
         self._path = path
         self._query = {name: value for name, value in query.items() if value is not None}
+        self._connecting: Any = None  # what makes the connection, and ends it
         self._socket: ClientConnection | None = None
         self.number: int = self._query.get("number", 0)
         self.offset: int = self._query["offset"]
@@ -47,7 +48,7 @@ class Terminal:
         from websockets.sync.client import connect
 
         try:
-            self._socket = connect(
+            self._connecting = connect(
                 _address(self._access.url, self._path, self._query),
                 additional_headers={"authorization": f"Bearer {self._access.api_key}"},
                 open_timeout=CONNECT_SECONDS,
@@ -55,6 +56,7 @@ class Terminal:
                 compression=None,
                 proxy=None,
             )
+            self._socket = self._connecting.__enter__()
         except InvalidStatus as error:
             answer = error.response
             raise error_from(answer.status_code, bytes(answer.body), answer.headers.get("retry-after")) from None
@@ -63,15 +65,15 @@ class Terminal:
         try:
             self._receive()  # says its number, or why there is none
         except BaseException:
-            self._socket.close()
+            self.__exit__(None, None, None)
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._socket is not None:
-            self._socket.close()
+        if self._connecting is not None:
+            self._connecting.__exit__(kind, error, trace)
 
     def output(self) -> Generator[bytes, None, None]:
         """What it prints, until it ends. Raises Unreachable (connection_lost): it goes on then, and can be found."""
