@@ -433,6 +433,7 @@ class FakeTemplates:
     """`failure` comes after the first step."""
 
     def __init__(self) -> None:
+        self.prepared: list[str] = []
         self.kept = [Template(new_id("tpl"), TENANT, "alpine", TemplateState.READY, "alpine:3", NOW, NOW, "digest")]
         self.failure: Exception | None = None
         self.received = 0
@@ -445,6 +446,10 @@ class FakeTemplates:
         inside = Inside("root", "/root", True, {})
         self.kept.append(replace(self.kept[0], name=name, source=source, pinned=inside, start=Start("run", 80)))
         yield Done(self.kept[-1])
+
+    async def prepare(self, name: str) -> AsyncIterator[Step]:
+        self.prepared.append(name)
+        yield Step(f"template {name}")
 
     async def pull(self, tenant_id: str, name: str, reference: str, **_: Any) -> AsyncIterator[Any]:
         return self._making(name, reference)

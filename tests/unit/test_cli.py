@@ -193,6 +193,7 @@ def test_the_variables_for_e2bs_sdks_lead_to_this_server(rooms: Rooms, capsys: p
     lines = dict(line.removeprefix("export ").split("=", 1) for line in capsys.readouterr().out.splitlines())
     assert lines["E2B_API_URL"] == lines["E2B_SANDBOX_URL"] == os.environ["DOVECOTE_URL"]
     assert decode_key(lines["E2B_API_KEY"]) == KEY
+    assert rooms.templates.prepared == ["code"]
 
 
 def opened(capsys: pytest.CaptureFixture[str]) -> str:

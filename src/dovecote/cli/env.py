@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from typing import Annotated
 
@@ -21,22 +22,24 @@ def e2b(
     from dovecote.sdk._settings import find_access
 
     access = find_access(None, None)
-    if domain:
-        show({**_by_domain(), "E2B_API_KEY": encode_key(access.api_key)})
-        return
-    show(
-        {
-            "E2B_API_URL": access.url,
-            "E2B_SANDBOX_URL": access.url,
-            "E2B_VOLUME_API_URL": access.url,
-            "E2B_API_KEY": encode_key(access.api_key),
-        }
+    where = (
+        _by_domain() if domain else dict.fromkeys(("E2B_API_URL", "E2B_SANDBOX_URL", "E2B_VOLUME_API_URL"), access.url)
     )
+    show({**where, "E2B_API_KEY": encode_key(access.api_key)})
+    _begin_template()
 
 
 @commands.callback()
 def env() -> None:
     """Without this the one command below would be the whole of `dovecote env`."""
+
+
+def _begin_template() -> None:
+    """The code interpreter's, which is made meanwhile: its client waits half a minute, and then gives up."""
+    from dovecote.sdk import Dovecote, DovecoteError
+
+    with contextlib.suppress(DovecoteError), Dovecote() as client:
+        next(client.templates.prepare("code"), None)
 
 
 def _by_domain() -> dict[str, str]:
