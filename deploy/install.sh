@@ -1,10 +1,11 @@
 #!/bin/sh
 # Installs the Debian or Ubuntu packages that Dovecote needs and that are missing, and says which.
-# usage: install.sh [run] [gvisor] [test] [bench]
+# usage: install.sh [run] [gvisor] [buckets] [test] [bench]
 set -eu
 
 run="python3 python3-venv ca-certificates crun runc nftables btrfs-progs mmdebstrap iproute2 gcc musl-tools xz-utils skopeo"
 test="postgresql libc6-dev erofs-utils git gdb docker-registry busybox-static chromium"
+buckets="rclone fuse3"
 bench="wrk libc6-dev restic zstd"
 
 mirror_of() {
@@ -54,9 +55,10 @@ for group in "${@:-run}"; do
   case "$group" in
     run) wanted="$wanted $run" ;;
     gvisor) runsc=yes ;;
-    test) wanted="$wanted $test"; runsc=yes ;;
+    buckets) wanted="$wanted $buckets" ;;
+    test) wanted="$wanted $test $buckets"; runsc=yes ;;
     bench) wanted="$wanted $bench"; runsc=yes ;;
-    *) echo "install.sh: no group $group; there are run, gvisor, test and bench" >&2; exit 2 ;;
+    *) echo "install.sh: no group $group; there are run, gvisor, buckets, test and bench" >&2; exit 2 ;;
   esac
 done
 

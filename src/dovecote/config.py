@@ -61,6 +61,11 @@ class Settings:
         "How volumes are kept: `btrfs`, `loop` for one ext4 image a volume, `auto` for the first of them that works, "
         "`juicefs` for several hosts.",
     )
+    mount_buckets: str = setting(
+        "",
+        "Prefixes of S3 buckets that sessions and functions of all tenants may mount read-only, as `@name`: "
+        "`name=s3://bucket/prefix,other=s3://bucket`. Keys and endpoint come from `AWS_*`.",
+    )
     juicefs_url: str = setting(
         "",
         "Where JuiceFS keeps names and sizes: `postgres://user:password@host/database`; empty means a file in the data "

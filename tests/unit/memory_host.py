@@ -290,6 +290,9 @@ class MemoryHost:
     def volumes(self) -> MemoryVolumes:
         return self.kept_volumes
 
+    def buckets(self) -> list[str]:
+        return ["datasets"]
+
     async def mount(self, instance_id: str, mount: Mount) -> None:
         instance = self._get(instance_id)
         instance.claim = replace(instance.claim, mounts=(*instance.claim.mounts, mount))

@@ -120,6 +120,7 @@ class World:
             entrance=cast(Any, None),
             trees=cast(Any, self.trees),
             volumes=cast(Any, None),
+            buckets=cast(Any, None),
             images=cast(Any, None),
             memories=Memories(cast(Any, self.trees), Path("/nowhere/memory")),
         )

@@ -42,6 +42,22 @@ async def test_a_mount_is_claimed_again_when_the_session_wakes(world: World, vol
     assert instance.claim.mounts == (Mount(volume.id, AT, "a/b"),)
 
 
+async def test_a_bucket_of_the_operators_is_mounted_read_only_or_not_at_all(world: World, volumes: Volumes) -> None:
+    session = await world.sessions.create(world.tenant)
+    wanted = Mount("@datasets", AT, "2026", read_only=True)
+    await volumes.mount(world.tenant, session.id, wanted)
+    instance = world.host.of(session.id)
+    assert instance is not None
+    assert instance.claim.mounts == (wanted,)
+    assert await volumes.names(world.tenant, [wanted]) == [wanted]
+    with pytest.raises(Invalid) as caught:
+        await volumes.mount(world.tenant, session.id, Mount("@datasets", "/other"))
+    assert caught.value.code == "read_only"
+    with pytest.raises(NotFound) as missing:
+        await volumes.mount(world.tenant, session.id, Mount("@secrets", "/other", read_only=True))
+    assert "datasets" in missing.value.hint
+
+
 async def test_a_volume_of_another_tenant_is_not_there(world: World, volumes: Volumes) -> None:
     volume = await volumes.create(world.tenant, "work", max_bytes=MIB)
     session = await world.sessions.create(world.other, wake=False)

@@ -35,7 +35,7 @@ from dovecote.host.storage.roots import Roots
 from dovecote.host.storage.template_base import FILES
 from dovecote.host.storage.templates import BASE
 from dovecote.host.storage.trees import Trees
-from dovecote.host.storage.volumes import JuiceFSVolumes, LoopVolumes, PoolVolumes, Volumes
+from dovecote.host.storage.volumes import Buckets, JuiceFSVolumes, LoopVolumes, PoolVolumes, Volumes, parse_prefixes
 from dovecote.host.storage.volumes.juicefs_commands import find_place
 from dovecote.host.storage.volumes.picking import BTRFS, IMAGES, JUICEFS, LOOP, POOL, driver_there, pick_driver
 from dovecote.model.sizes import NetworkPolicy
@@ -124,6 +124,7 @@ async def disassemble(settings: Settings) -> list[str]:
     await parts.entrance.stop()
     await parts.disks.remove()
     await parts.volumes.remove()
+    await parts.buckets.remove()
     removed.append("the pools of disks and volumes (their files stay)")
     await parts.network.remove()
     await parts.network.close()
@@ -176,6 +177,7 @@ def _parts(settings: Settings, trees: Trees, limit: CacheLimit, driver: str) -> 
         entrance=Entrance(),
         trees=trees,
         volumes=_volumes(settings, driver),
+        buckets=Buckets(parse_prefixes(settings.mount_buckets), settings.run_dir / "buckets"),
         images=_images(settings, trees, roots, network),
         memories=Memories(trees, settings.data_dir / "memory"),
     )

@@ -180,6 +180,9 @@ def _cgroups(settings: Settings) -> Iterator[Finding]:
 
 
 def _volumes(settings: Settings) -> Iterator[Finding]:
+    if settings.mount_buckets:
+        found = shutil.which("rclone")
+        yield Finding("rclone", found is not None, found or "for buckets that are mounted", "deploy/install.sh buckets")
     if settings.volumes_driver == "juicefs":
         yield _juicefs()
     elif settings.volumes_driver == "loop":

@@ -11,6 +11,7 @@ MOST_SEGMENTS = 16
 MOST_MOUNTS = 32
 MOST_ID = 65535
 MIN_VOLUME_BYTES = 1 << 20
+BUCKET = "@"  # begins what a mount names when it is a prefix of a bucket: `@datasets`
 RESERVED = frozenset({"proc", "dev", "sys", "run"})
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_.@:-]{1,200}")
@@ -18,7 +19,10 @@ _SEGMENT = re.compile(r"[A-Za-z0-9_.@:-]{1,200}")
 
 @dataclass(frozen=True)
 class Mount:
-    """`path` is "" for the whole volume. `uid` and `gid` are container ids: they own the directory that is mounted."""
+    """`path` is "" for the whole volume, which may be a bucket's prefix (`@name`), read-only then.
+
+    `uid` and `gid` are container ids: they own the directory that is mounted.
+    """
 
     volume: str
     at: str

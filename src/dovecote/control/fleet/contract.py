@@ -58,6 +58,9 @@ class Host(Protocol):
     def volumes(self) -> Volumes:
         """The volumes of this host."""
 
+    def buckets(self) -> list[str]:
+        """Names of the prefixes of buckets that may be mounted."""
+
     async def capture(self, instance_id: str) -> str:
         """One whole tree of what it sees now, that no log knows of. Called after a step of a build."""
 

@@ -13,7 +13,7 @@ from dovecote.errors import Conflict, Forbidden, Invalid, NotFound
 from dovecote.model.ids import new_id, parse_label
 from dovecote.model.records import Session, Volume
 from dovecote.model.states import SessionState
-from dovecote.model.volumes import MIN_VOLUME_BYTES, Mount, parse_mount
+from dovecote.model.volumes import BUCKET, MIN_VOLUME_BYTES, Mount, parse_mount
 from dovecote.store import Store
 
 MOST_BYTES = 1 << 50
@@ -123,6 +123,9 @@ class Volumes:
         if user is not None and mounts:
             user_id = (await self._tenancy.user(tenant_id, user)).id
         for mount in mounts:
+            if mount.volume.startswith(BUCKET):
+                found.append(self._bucket(mount))
+                continue
             volume = await self.get(tenant_id, mount.volume)
             if volume.user_id not in (None, user_id):
                 raise Forbidden(
@@ -133,11 +136,29 @@ class Volumes:
             found.append(parse_mount(replace(mount, volume=volume.id)))
         return tuple(found)
 
+    def _bucket(self, mount: Mount) -> Mount:
+        """Of the operator's buckets, which all tenants may read."""
+        there = self._fleet.host(self._fleet.place(prefer=None)).buckets()
+        if mount.volume.removeprefix(BUCKET) not in there:
+            raise NotFound(
+                f"no bucket {mount.volume!r}",
+                code="no_such_volume",
+                hint="the operator lists in DOVECOTE_MOUNT_BUCKETS: " + (", ".join(there) or "none so far"),
+            )
+        if not mount.read_only:
+            raise Invalid(
+                f"{mount.volume} can only be read", code="read_only", hint="mount it read-only: `:ro`, `read_only=True`"
+            )
+        return parse_mount(mount)
+
     async def names(self, tenant_id: str, mounts: Sequence[Mount]) -> Sequence[Mount]:
         """The same the other way, for whoever reads them."""
         scope = self._store.tenant(tenant_id)
         shown = []
         for mount in mounts:
+            if mount.volume.startswith(BUCKET):
+                shown.append(mount)
+                continue
             volume = await scope.volumes.find(id=mount.volume)
             shown.append(replace(mount, volume=volume.name if volume else mount.volume))
         return shown

@@ -380,6 +380,9 @@ class Instances:
     def volumes(self) -> Volumes:
         return self._parts.volumes
 
+    def buckets(self) -> list[str]:
+        return self._parts.buckets.names()
+
     async def capture(self, instance_id: str) -> str:
         instance = self._get(instance_id)
         return await capture(self._parts, instance, self._still(instance))

@@ -13,7 +13,7 @@ from dovecote.host.instances.preparing import Parts
 from dovecote.host.storage import mounts
 from dovecote.host.storage.inside import place
 from dovecote.host.storage.volumes import open_mount
-from dovecote.model.volumes import Mount, covers
+from dovecote.model.volumes import BUCKET, Mount, covers
 
 
 async def mount_all(parts: Parts, instance: Instance) -> None:
@@ -70,7 +70,11 @@ def _check_live(parts: Parts, instance: Instance) -> None:
 
 
 async def _attach(parts: Parts, instance: Instance, mount: Mount) -> None:
-    detached, number = await asyncio.to_thread(_open, parts, instance, mount)
+    if mount.volume.startswith(BUCKET):
+        detached = await parts.buckets.open(mount)
+        number = mounts.mount_id(detached)
+    else:
+        detached, number = await asyncio.to_thread(_open, parts, instance, mount)
     try:
         # Written first: what is mounted and not written down could never be unmounted.
         instance.mounted[mount.at] = number

