@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.e2e.installation import Installation, free_port, until
 
-from bench import checkpointing, hibernating, restoring, stored
+from bench import checkpointing, hibernating, restoring, sandboxes, stored
 from bench.figures import Row, row
 from bench.rivals import Crun, static_envoy
 from bench.volumes import quota_set
@@ -46,8 +46,8 @@ class Bench:
 
     def installation(self, kind: str = "warm") -> Installation:
         if kind not in self._installations:
-            pool_size = {"warm": 4, "cold": 0, "stored": 1}[kind]
-            network = {"warm": "10.241.0.0/16", "cold": "10.242.0.0/16", "stored": "10.244.0.0/16"}[kind]
+            pool_size = {"warm": 4, "cold": 0, "stored": 1, "many": sandboxes.AT_ONCE}[kind]
+            network = {"warm": "10.241", "cold": "10.242", "stored": "10.244", "many": "10.245"}[kind] + ".0.0/16"
             made = Installation(self.directory / kind, network=network, quiet_after=3600, tick=0.2, pool_size=pool_size)
             made.directory.mkdir()
             self._open.callback(made.down)
@@ -309,6 +309,11 @@ MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
     "wake_app": wake_app,
     "affinity": affinity,
     "memory": memory,
+    "terminal_first_byte": sandboxes.terminal_first_byte,
+    "file_copies": sandboxes.file_copies,
+    "command_throughput": sandboxes.command_throughput,
+    "guest_memory": sandboxes.guest_memory,
+    "many_at_once": sandboxes.many_at_once,
     "quota_set": quota_set,
     "restore_mount_warm": restoring.mount_warm,
     "restore_first_command_warm": restoring.warm,
