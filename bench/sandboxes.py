@@ -48,7 +48,7 @@ def _first_byte(session: Session, command: str | None) -> float:
         next(terminal.output())
         took = (time.perf_counter() - began) * 1e3
         if command is None:
-            terminal.signal("SIGHUP")
+            terminal.write("exit\r")
         terminal.wait()
     session.command(terminal.number).release()
     return took

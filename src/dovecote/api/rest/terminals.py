@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -112,15 +112,14 @@ class _Line:
             for part in parts:
                 part.cancel()
             endings = await asyncio.gather(*parts, return_exceptions=True)
-        for ending in endings:
-            if isinstance(ending, WebSocketDisconnect):
-                return
-            if isinstance(ending, DovecoteError):
-                await self._fail(ending)
-                return
-            if isinstance(ending, Exception):
-                raise ending
-        await self._socket.close()
+        with suppress(WebSocketDisconnect):  # it has left meanwhile, and needs to be told nothing
+            for ending in endings:
+                if isinstance(ending, DovecoteError):
+                    await self._fail(ending)
+                    return
+                if isinstance(ending, Exception):
+                    raise ending
+            await self._socket.close()
 
     async def _fail(self, error: DovecoteError) -> None:
         body = errors.body_of(error, self._socket.scope["dovecote.request_id"])
