@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <dirent.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -161,15 +162,25 @@ int main(int count, char **arguments) {
         open_door();
     }
     counter = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    sigset_t asking, none;
+    sigemptyset(&none);
+    sigemptyset(&asking);
+    sigaddset(&asking, SIGUSR1);
+    sigprocmask(SIG_BLOCK, &asking, 0);
     sigaction(SIGUSR1, &(struct sigaction){.sa_handler = asked_to_shut}, 0);
     for (;;) {
-        int connection = accept(3, 0, 0);
-        while (waitpid(-1, 0, is_asked ? 0 : WNOHANG) > 0) {}
+        ppoll(&(struct pollfd){.fd = 3, .events = POLLIN}, 1, 0, &none);
         if (is_asked) {
+            // Nobody may hold a connection while memory is saved, not even one that was only looking.
             is_asked = 0;
             close(3);
+            kill(-1, SIGKILL);
+            while (waitpid(-1, 0, 0) > 0) {}
             open_door();
+            continue;
         }
+        while (waitpid(-1, 0, WNOHANG) > 0) {}
+        int connection = accept4(3, 0, 0, SOCK_CLOEXEC);
         if (connection < 0) continue;
         if (!fork()) {
             char line[65536];

@@ -108,6 +108,7 @@ class Rig:
 
     def is_open(self, box: Box) -> bool:
         with socket.socket(socket.AF_UNIX) as caller:
+            caller.settimeout(1)  # where nobody accepts and the queue is full
             return caller.connect_ex(str(box.directory / "sock")) == 0
 
     async def ask(self, box: Box, line: str, within: float = 30) -> str:
