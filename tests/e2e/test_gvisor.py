@@ -221,6 +221,7 @@ def test_an_idle_sandbox_keeps_its_processes_if_it_says_so(client: Dovecote) -> 
         for each in session.commands():
             if each.is_running:
                 session.command(each.number).signal("SIGKILL")
+        until(lambda: not any(each.is_running for each in session.commands()), "what counted has ended")
         session.set_start("python3 counter.py", 8000)
         session.wake()
         first = count(client, session)
