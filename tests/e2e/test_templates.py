@@ -209,7 +209,7 @@ def test_a_template_is_seen_by_its_tenant_only_and_outlives_its_name_in_function
     made(dovecote.templates.pull(site, name="mine"))
     secret = house.command("tenant", "create", "stranger").stdout.split()[-1]
     with house.client(secret) as stranger:
-        assert [each.name for each in stranger.templates.list()] == ["base"]
+        assert [each.name for each in stranger.templates.list()] == ["base", "code"]
         for act in (stranger.templates.get, stranger.templates.delete):
             with pytest.raises(NotFound):
                 act("mine")
