@@ -128,7 +128,9 @@ def test_a_kill_in_the_middle_of_a_save_loses_nothing(
         for _ in range(5):
             is_caught = killed_while_parking(own, session, moment)
             own.start()
-            assert not is_folding(own, session.id)
+            until(
+                lambda: not is_folding(own, session.id), "what was cut short is cleared away, and what it began is done"
+            )
             assert session.run(look, timeout=60).stdout == before
             if is_caught:
                 break

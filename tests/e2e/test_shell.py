@@ -142,7 +142,8 @@ def test_a_shell_and_a_command_outlive_the_server(tmp_path: Path) -> None:
             at_terminal(there, "sandbox", "shell", session.id) as terminal,
         ):
             terminal.until("$ ")
-            terminal.type("kept=here\r")
+            terminal.type("kept=here; echo took-$kept\r")
+            terminal.until("took-here")
             until(lambda: (tmp_path / "out").read_bytes() == b"begun\n", "the command has begun")
             there.kill()
             there.start()

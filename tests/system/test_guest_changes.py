@@ -86,9 +86,9 @@ async def test_a_file_that_we_write_looks_like_any_other_and_its_unfinished_name
             await rig.guest.write_file("/tmp/w/empty", b"", user="root")
             await rig.guest.write_file("/tmp/w/deep/er/new", b"x", user="root")
             await watch.see(lambda: ("write", "deep/er/new", "") in watch.told())
-        assert watch.told() == [
+        # Two of the same in a row may be one: the kernel joins them when nobody has read the first yet.
+        assert [*dict.fromkeys(watch.told())] == [
             ("create", "new", ""),
-            ("write", "new", ""),
             ("write", "new", ""),
             ("create", "empty", ""),
             ("create", "deep", ""),
