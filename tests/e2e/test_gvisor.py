@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dovecote.sdk import Conflict, Dovecote, DovecoteError, Mount, NotFound, Session, Unsupported
-from tests.e2e import test_sandboxes, test_sessions
+from tests.e2e import test_files, test_sandboxes, test_sessions, test_terminals
 from tests.e2e.installation import Installation, running, until
 
 pytestmark = [
@@ -51,6 +51,13 @@ AS_ELSEWHERE = [
 @pytest.mark.parametrize("claim", AS_ELSEWHERE, ids=lambda claim: claim.__name__.removeprefix("test_"))
 def test_as_at_every_level(claim: Callable[[Dovecote], None], client: Dovecote) -> None:
     claim(client)
+
+
+def test_a_terminal_and_a_watch_as_at_every_level(own: Installation, client: Dovecote) -> None:
+    test_terminals.test_a_shell_is_a_real_terminal(own, client)
+    test_terminals.test_a_terminal_outlives_its_client_and_the_server(client)
+    with client.sessions.create() as session:
+        test_files.test_a_directory_is_watched_with_all_that_is_made_in_it(session)
 
 
 def test_files_survive_parking_and_writes_reach_the_store(client: Dovecote) -> None:

@@ -24,12 +24,29 @@ static int open_pipe(int *ours, int *theirs, bool we_read) {
     return 0;
 }
 
+/* A kernel that does not hand it out (gVisor's) has it by name. What is there may be anything, and opening does not wait. */
+static int open_peer(int master) {
+    int fd = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    unsigned number;
+    if (fd >= 0 || (errno != ENOTTY && errno != EINVAL) || ioctl(master, TIOCGPTN, &number))
+        return fd;
+    char digits[24], name[40] = "/dev/pts/";
+    strcat(name, decimal(digits + sizeof digits - 1, number));
+    fd = open(name, O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
+    if (fd >= 0 && (!isatty(fd) || fcntl(fd, F_SETFL, O_RDWR))) {
+        close(fd);
+        fd = -1;
+        errno = ENOTTY;
+    }
+    return fd;
+}
+
 static int open_terminal(int *ours, int *again, int *theirs, uint16_t rows, uint16_t cols) {
     int unlock = 0;
     *ours = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK);
     if (*ours < 0 || ioctl(*ours, TIOCSPTLCK, &unlock))
         return errno;
-    *theirs = ioctl(*ours, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    *theirs = open_peer(*ours);
     *again = *theirs < 0 ? -1 : fcntl(*ours, F_DUPFD_CLOEXEC, 0);
     if (*again < 0)
         return errno;
