@@ -29,7 +29,7 @@ from dovecote.api.e2b.shapes import (
     sandbox_shape,
     span,
 )
-from dovecote.api.e2b.snapshots import named
+from dovecote.api.e2b.snapshots import named, taken
 from dovecote.control.sessions import Wishes
 from dovecote.errors import Conflict, DovecoteError, Invalid, NotFound
 from dovecote.model.records import Session
@@ -207,8 +207,9 @@ async def refresh(here: Here, sandbox_id: SandboxId, new: Refresh) -> None:
 @routes.post("/sandboxes/{sandbox_id}/pause", status_code=204)
 async def pause(here: Here, sandbox_id: SandboxId, how: Pause | None = None) -> None:
     session = await found(here, sandbox_id)
-    await here.rooms.sessions.pause(here.tenant_id, session.id)
-    if how is not None and not how.memory:
+    is_whole = how is None or how.memory
+    await here.rooms.sessions.pause(here.tenant_id, session.id, hibernate=None if is_whole else False)
+    if not is_whole:
         await here.rooms.sessions.park(here.tenant_id, session.id)
 
 
@@ -229,18 +230,17 @@ async def resume(here: Here, sandbox_id: SandboxId, how: Resume) -> Response:
 
 async def _resume(here: Call, session: Session, timeout: int, *, memory: bool) -> Response:
     was_paused = session.is_paused
-    if was_paused and not memory:
-        await here.rooms.sessions.park(here.tenant_id, session.id)
-    session = await here.rooms.sessions.resume(here.tenant_id, session.id, at_least=span(timeout))
+    sessions = here.rooms.sessions
+    session = await sessions.resume(here.tenant_id, session.id, at_least=span(timeout), restart=not memory)
     return await _answer(here, session, 201 if was_paused else 200)
 
 
 @routes.post("/sandboxes/{sandbox_id}/fork")
 async def fork(here: Here, sandbox_id: SandboxId, how: Fork) -> Response:
-    """All forks begin with the same files; each succeeds or fails by itself."""
+    """All forks begin with the same files, and processes where the level can; each succeeds or fails by itself."""
     source = await found(here, sandbox_id)
     rooms = here.rooms
-    snapshot = await rooms.snapshots.create(here.tenant_id, source.id, label="fork")
+    snapshot = await taken(here, source.id, label="fork")
     results: list[dict[str, object]] = []
     for _ in range(how.count):
         wishes = Wishes(

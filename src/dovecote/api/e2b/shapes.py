@@ -202,7 +202,7 @@ def detail_shape(session: Session, revision: Revision, domain: str) -> dict[str,
         "autoResume": session.resumes_on_use,
     }
     if session.is_paused:
-        shape["pauseMode"] = "full" if session.instance_id is not None else "filesystem"
+        shape["pauseMode"] = "full" if session.instance_id or session.is_hibernated else "filesystem"
     return shape
 
 

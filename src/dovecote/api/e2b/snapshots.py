@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -28,14 +29,8 @@ class NewSnapshot(Body):
 @routes.post("/sandboxes/{sandbox_id}/snapshots", status_code=201)
 async def create_snapshot(here: Here, sandbox_id: SandboxId, new: NewSnapshot) -> JSONResponse:
     session = await found(here, sandbox_id)
-    if new.memory:
-        raise Unsupported(
-            "a snapshot has the files of a sandbox, not its memory",
-            code="no_memory_snapshot",
-            hint="leave the mode out, or ask for `filesystem`",
-        )
-    taken = await here.rooms.snapshots.create(here.tenant_id, session.id, label=new.label(), outlives_session=True)
-    return JSONResponse(_shape(taken), 201)
+    snapshot = await taken(here, session.id, label=new.label(), memory=new.memory, outlives_session=True)
+    return JSONResponse(_shape(snapshot), 201)
 
 
 @routes.get("/snapshots")
@@ -52,7 +47,7 @@ async def list_snapshots(
         session_id = await _ever(here, sandbox_id)
         if session_id is None:
             return JSONResponse([])
-    taken = await here.rooms.snapshots.all(
+    there = await here.rooms.snapshots.all(
         here.tenant_id,
         session_id=session_id,
         label=name.removesuffix(DEFAULT_TAG) if name else None,
@@ -61,8 +56,23 @@ async def list_snapshots(
         limit=limit + 1,
         newest_first=True,
     )
-    headers = {"x-next-token": taken[limit - 1].id} if len(taken) > limit else {}
-    return JSONResponse([_shape(each) for each in taken[:limit]], headers=headers)
+    headers = {"x-next-token": there[limit - 1].id} if len(there) > limit else {}
+    return JSONResponse([_shape(each) for each in there[:limit]], headers=headers)
+
+
+async def taken(
+    here: Call, session_id: str, *, label: str, memory: bool | None = None, outlives_session: bool = False
+) -> Snapshot:
+    """With its memory where its level can, unless that is not wanted. Raises Unsupported where it is and cannot be."""
+    create = partial(
+        here.rooms.snapshots.create, here.tenant_id, session_id, label=label, outlives_session=outlives_session
+    )
+    try:
+        return await create(memory=memory is not False)
+    except Unsupported:
+        if memory:
+            raise
+        return await create()
 
 
 async def named(here: Call, name: str) -> Snapshot | None:

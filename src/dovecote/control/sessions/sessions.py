@@ -409,8 +409,19 @@ class Sessions:
             )
             return replace(session, memory=hibernated.memory)
 
-    async def resume(self, tenant_id: str, session_id: str, *, at_least: timedelta | None = None) -> Session:
-        """Ready, paused or not. With `at_least` its timeout is not sooner than that from now; it may be later."""
+    async def resume(
+        self, tenant_id: str, session_id: str, *, at_least: timedelta | None = None, restart: bool = False
+    ) -> Session:
+        """Ready, paused or not. With `at_least` its timeout is not sooner than that from now; it may be later.
+
+        With `restart` one that is paused goes on from its files alone: its processes are left behind.
+        """
+        if restart:
+            async with self.live.lock(session_id):
+                session = await self._living(tenant_id, session_id)
+                if session.is_paused:
+                    session = await self._put_away(session, "restarted")
+                    await self._change(session, memory=None)
         live = await self.awake(await self.get(tenant_id, session_id), is_asked=True)
         if at_least is None:
             return live.session
