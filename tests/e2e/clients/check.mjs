@@ -3,7 +3,7 @@ import assert from 'node:assert/strict'
 import { createHash, randomBytes } from 'node:crypto'
 import { after, before, test } from 'node:test'
 
-import { AuthenticationError, CommandExitError, FileNotFoundError, InvalidArgumentError, Sandbox, TimeoutError } from 'e2b'
+import { AuthenticationError, CommandExitError, FileNotFoundError, InvalidArgumentError, Sandbox, Template, TimeoutError } from 'e2b'
 
 let sandbox
 
@@ -145,4 +145,41 @@ test('another client enters the same sandbox, which ends once it is killed', asy
   await other.kill()
   assert.equal(await same.isRunning(), false)
   await assert.rejects(same.commands.run('true'))
+})
+
+test('a sandbox is found by its metadata, paused, connected to and snapshotted', async () => {
+  const mark = randomBytes(8).toString('hex')
+  const made = await Sandbox.create({ timeoutMs: 60_000, metadata: { mark, 'a b': 'c&d' } })
+  try {
+    const found = await Sandbox.list({ query: { metadata: { mark, 'a b': 'c&d' } } }).nextItems()
+    assert.deepEqual(found.map((each) => each.sandboxId), [made.sandboxId])
+    assert.equal((await made.getInfo()).state, 'running')
+    await made.setTimeout(120_000)
+    await made.files.write('note', 'kept')
+    assert.ok(await made.pause())
+    assert.ok(!(await made.pause()))
+    assert.equal((await made.getInfo()).state, 'paused')
+    const again = await Sandbox.connect(made.sandboxId)
+    assert.equal(await again.files.read('note'), 'kept')
+    assert.ok((await again.getMetrics()).length > 0)
+    const snapshot = await again.createSnapshot()
+    const other = await Sandbox.create(snapshot.snapshotId, { timeoutMs: 60_000 })
+    assert.equal(await other.files.read('note'), 'kept')
+    await other.kill()
+    assert.ok(await Sandbox.deleteSnapshot(snapshot.snapshotId))
+  } finally {
+    await made.kill()
+  }
+  assert.ok(!(await made.kill()))
+})
+
+test('a template is built and used', async () => {
+  const name = `js-${randomBytes(8).toString('hex')}`
+  const template = Template().fromTemplate('base').runCmd('echo made > /home/user/made')
+  const build = await Template.build(template, name)
+  assert.ok(await Template.exists(name))
+  assert.deepEqual((await Template.getTags(name)).map((each) => each.buildId), [build.buildId])
+  const made = await Sandbox.create(name, { timeoutMs: 60_000 })
+  assert.equal((await made.files.read('made')).trim(), 'made')
+  await made.kill()
 })
