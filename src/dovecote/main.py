@@ -252,7 +252,6 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
         fleet,
         functions,
         tenancy,
-        quiet_after=settings.quiet_after,
         start_timeout=settings.start_timeout,
         reinstall_timeout=settings.reinstall_timeout,
     )

@@ -156,15 +156,14 @@ class OneSession:
     async def use(self, tenant_id: str, session_id: str) -> AsyncIterator[Any]:
         self.users += 1
         try:
-            yield SimpleNamespace(guest=self.guest, session=SimpleNamespace(id=session_id, created_at=NOW))
+            yield SimpleNamespace(
+                guest=self.guest,
+                session=SimpleNamespace(id=session_id, created_at=NOW),
+                environment={"LANG": "C.UTF-8"},
+                default_user=("user", "/home/user"),
+            )
         finally:
             self.users -= 1
-
-    def environment(self, live: object) -> dict[str, str]:
-        return {"LANG": "C.UTF-8"}
-
-    def default_user(self, live: object) -> tuple[str, str]:
-        return "user", "/home/user"
 
 
 def contexts_of(guest: ContextGuest) -> Contexts:

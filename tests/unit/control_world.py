@@ -16,7 +16,7 @@ from dovecote.control.apps.running import RunningApp
 from dovecote.control.fleet import Death, Fleet
 from dovecote.control.functions import Functions
 from dovecote.control.sandboxes import Sandboxes
-from dovecote.control.sessions import Keeping, Routing, Sessions, keeping, live, sessions, starting
+from dovecote.control.sessions import Keeping, Routing, Sessions, keeping, ledger, live, starting
 from dovecote.control.templates import Templates
 from dovecote.control.tenancy import Tenancy
 from dovecote.model.records import Session, Start
@@ -59,9 +59,7 @@ class World:
         self.functions = Functions(
             self.store, templates={"base": BASE}, level="crun", levels=frozenset({"crun", "runsc"})
         )
-        self.sessions = Sessions(
-            self.store, fleet, self.functions, self.tenancy, quiet_after=10, start_timeout=self.start_timeout
-        )
+        self.sessions = Sessions(self.store, fleet, self.functions, self.tenancy, start_timeout=self.start_timeout)
         self.routing = Routing(self.store, self.sessions, self.functions, self.tenancy)
         self.sandboxes = Sandboxes(self.sessions)
         self.templates = Templates(self.store, fleet, self.functions, level="crun", work_dir=self.builds)
@@ -150,7 +148,7 @@ async def until(is_so: Callable[[], bool] | Callable[[], Awaitable[bool]]) -> No
 @asynccontextmanager
 async def world_on(host: MemoryHost, directory: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """Rooms that take their time from the host's clock."""
-    for module in (apps, keeping, live, sessions):
+    for module in (apps, keeping, live, ledger):
         patch.setattr(module, "time", host.clock)
     patch.setattr(starting, "LOOK_EVERY", 0.05)
     path = directory / "store.sqlite"

@@ -275,14 +275,14 @@ async def test_a_snapshot_taken_while_its_session_is_deleted_does_not_outlive_it
 ) -> None:
     session = await world.sessions.create(world.tenant)
     await world.sessions.park(world.tenant, session.id)
-    swap = world.sessions._swap
+    swap = world.sessions._ledger.swap
 
     async def taken_just_ahead(session: Session, **changes: object) -> Session:
         if changes.get("state") is SessionState.ENDED:
             await snapshots.create(world.tenant, session.id)
         return await swap(session, **changes)
 
-    monkeypatch.setattr(world.sessions, "_swap", taken_just_ahead)
+    monkeypatch.setattr(world.sessions._ledger, "swap", taken_just_ahead)
     await world.sessions.delete(world.tenant, session.id)
     assert [each async for each in snapshots.workspaces()] == []
 

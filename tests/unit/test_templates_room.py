@@ -39,8 +39,8 @@ async def test_a_session_runs_as_its_revision_says_whatever_the_template_has_bec
     changed = OwnTemplate("base", "digest-of-another", Inside("root", "/root", False, {"LANG": "de_DE"}))
     world.functions._templates = {"base": changed}
     live = await world.sessions.awake(session)
-    assert world.sessions.default_user(live) == ("user", "/home/user")
-    assert world.sessions.environment(live) == {"LANG": "C.UTF-8"}
+    assert live.default_user == ("user", "/home/user")
+    assert live.environment == {"LANG": "C.UTF-8"}
 
 
 async def test_a_revision_of_an_earlier_version_is_read_as_one_of_base(world: World) -> None:
@@ -73,7 +73,7 @@ async def test_a_function_starts_from_what_the_template_is_when_it_is_defined(wo
     session = await world.sessions.create(world.tenant, function="early")
     live = await world.sessions.awake(session)
     assert world.host.claims[-1].workspace.template == "digest-of-alpine"
-    assert (live.revision.start, world.sessions.default_user(live)) == (first.start, ("root", "/app"))
+    assert (live.revision.start, live.default_user) == (first.start, ("root", "/app"))
     (server,) = world.host.starts()
     assert (server.argv, server.cwd, server.user) == (("/app/run", "--now"), "/app", "root")
 

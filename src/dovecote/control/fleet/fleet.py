@@ -29,3 +29,7 @@ class Fleet:
 
     def hosts(self) -> Mapping[str, Host]:
         return self._hosts
+
+    def hosts_of(self, host_id: str | None) -> list[Host]:
+        """That one, if it is here; all, where nobody knows which."""
+        return [host for each, host in self._hosts.items() if host_id in (None, each)]

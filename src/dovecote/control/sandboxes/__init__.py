@@ -292,12 +292,12 @@ class Sandboxes:
     async def user(self, tenant_id: str, session_id: str) -> str:
         """Who commands and files are done as where nobody is named."""
         async with self._sessions.use(tenant_id, session_id) as live:
-            return self._sessions.default_user(live)[0]
+            return live.default_user[0]
 
     async def home(self, tenant_id: str, session_id: str, *, user: str | None = None) -> str:
         """Where a user's relative paths start. Raises NotFound (no_such_user)."""
         async with self._sessions.use(tenant_id, session_id) as live:
-            name, home = self._sessions.default_user(live)
+            name, home = live.default_user
             return home if user in (None, name) else await _home_of(live.guest, user)
 
     async def ports(self, tenant_id: str, session_id: str) -> list[Port]:
@@ -319,7 +319,7 @@ class Sandboxes:
     def _path(self, live: Live, path: str, user: str | None) -> tuple[str, str]:
         if not path or "\0" in path:
             raise Invalid("a path has at least one character and no NUL", code="malformed_path")
-        name, home = self._sessions.default_user(live)
+        name, home = live.default_user
         return path if path.startswith("/") else f"{home}/{path}", user or name
 
     def _command(
@@ -339,10 +339,10 @@ class Sandboxes:
             raise Invalid("a command has at least one word")
         if timeout is not None and not 0 < timeout <= LONGEST_COMMAND:
             raise Invalid(f"timeout is more than 0 and at most {LONGEST_COMMAND:.0f} seconds")
-        name, home = self._sessions.default_user(live)
+        name, home = live.default_user
         return Command(
             argv=tuple(argv),
-            env={**self._sessions.environment(live), **(env or {})},
+            env={**live.environment, **(env or {})},
             cwd=posixpath.join(home, cwd) if cwd else (home if user in (None, name) else ""),
             user=user or name,
             stdin=stdin,

@@ -190,7 +190,7 @@ class Contexts:
         env: Mapping[str, str] | None = None,
         is_default: bool = False,
     ) -> Context:
-        name, home = self._sessions.default_user(live)
+        name, home = live.default_user
         place = cwd or (home if user in (None, name) else "/")
         return Context(
             new_id("ctx"),
@@ -217,7 +217,7 @@ class Contexts:
         directory = await put_inside(guest)
         command = Command(
             argv=context_command(directory, plan.language),
-            env={**self._sessions.environment(live), **(plan.env or {})},
+            env={**live.environment, **(plan.env or {})},
             cwd=plan.cwd,
             user=plan.user,
             stdin=True,
@@ -252,7 +252,7 @@ class Contexts:
             found = orjson.loads(text)
             env = {str(name): str(value) for name, value in dict(found["env"]).items()}
             return replace(context, cwd=str(found["cwd"]), user=str(found["user"]), env=env)
-        name, home = self._sessions.default_user(live)
+        name, home = live.default_user
         return replace(context, cwd=home, user=name, env={})
 
 

@@ -34,6 +34,16 @@ class Live:
     def is_ready(self) -> bool:
         return self.session.state is SessionState.READY
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What every command of the session sees: the template's, the revision's and the session's variables."""
+        return {**self.revision.inside.env, **self.revision.env, **self.session.env}
+
+    @property
+    def default_user(self) -> tuple[str, str]:
+        """Name of the user that commands run as when they name none, and where they start."""
+        return self.revision.inside.user, self.revision.inside.cwd
+
     def become(self, state: SessionState, reason: str = "") -> None:
         check_session_move(self.session.state, state)
         self.session = replace(self.session, state=state, reason=reason)

@@ -100,3 +100,8 @@ def parse_time(value: timedelta | None, name: str) -> timedelta | None:
     if value is not None and not timedelta(0) < value <= LONGEST_TIME:
         raise Invalid(f"{name} must be more than 0 and at most a year")
     return value
+
+
+def from_now(timeout: timedelta | None) -> datetime | None:
+    timeout = parse_time(timeout, "timeout")
+    return datetime.now(UTC) + timeout if timeout else None

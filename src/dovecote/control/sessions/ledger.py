@@ -1,0 +1,67 @@
+"""What is recorded of sessions and what is true of those that live: read together, changed together."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from dovecote.control.sessions.live import Live, LiveSessions
+from dovecote.control.sessions.rules import alive
+from dovecote.errors import NotFound
+from dovecote.model.records import Session
+from dovecote.model.states import SessionState, check_session_move
+from dovecote.store import Store
+
+
+class Ledger:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.live = LiveSessions()
+
+    async def stored(self, tenant_id: str, session_id: str) -> Session:
+        """The record, whatever is true of it by now. Raises NotFound."""
+        return await self._store.tenant(tenant_id).sessions.get(session_id)
+
+    async def by_slug(self, slug: str, *, is_ended: bool = False) -> Session:
+        """Whoever's it is: the slug is the right to ask. Raises NotFound, also for one that has ended, unless asked."""
+        live = self.live.by_slug(slug)
+        session = live.session if live else await self._store.everyone().sessions.find(slug=slug)
+        if session is None or (session.state is SessionState.ENDED and not is_ended):
+            raise NotFound("no sandbox has this address", code="no_such_session", hint="it may have been deleted")
+        return session
+
+    async def get(self, tenant_id: str, session_id: str) -> Session:
+        live = self.live.get(session_id)
+        if live is not None and live.session.tenant_id == tenant_id:
+            return live.session
+        return await self.stored(tenant_id, session_id)
+
+    async def living(self, tenant_id: str, session_id: str) -> Session:
+        live = self.live.get(session_id)
+        if live is not None and live.session.tenant_id == tenant_id:
+            return live.session
+        return alive(await self.stored(tenant_id, session_id))
+
+    async def change(self, session: Session, **changes: object) -> Session:
+        """Changes a session that may be live; called under its lock."""
+        live = self.live.get(session.id)
+        changed = await self.swap(session, **changes)
+        if live is not None:
+            live.session = changed
+        return changed
+
+    async def swap(self, session: Session, **changes: object) -> Session:
+        wanted = replace(session, **changes)  # type: ignore[arg-type]
+        if wanted.tree != session.tree and "memory" not in changes:
+            wanted = replace(wanted, memory=None)  # it goes with the files that it was saved with
+        check_session_move(session.state, wanted.state)
+        return await self._store.tenant(session.tenant_id).sessions.swap(wanted)
+
+    async def note(self, live: Live) -> None:
+        """Brings the record of a live session up to what is true of it."""
+        async with self.live.lock(live.session.id):
+            if self.live.get(live.session.id) is not live:
+                return
+            seconds = time.monotonic() - live.touched
+            live.session = await self.swap(live.session, last_active_at=datetime.now(UTC) - timedelta(seconds=seconds))

@@ -1,0 +1,179 @@
+"""Brings a session to ready, whatever it takes: thawed, restored, its server started."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+from dovecote.control.fleet import Claim, Command, Fleet, Host, Placed
+from dovecote.control.functions import Functions
+from dovecote.control.sessions.ledger import Ledger
+from dovecote.control.sessions.live import Live
+from dovecote.control.sessions.reinstalling import Reinstalling
+from dovecote.control.sessions.rules import recovery_point, wakeable
+from dovecote.control.sessions.saved import last_good
+from dovecote.control.sessions.starting import ensure_started, wait_for_port, wait_until_ready
+from dovecote.errors import Conflict, DovecoteError, StorageFailed
+from dovecote.model.records import Session, Start
+from dovecote.model.sizes import SPECS
+from dovecote.model.states import LIVE_SESSION, Desired, SessionState
+from dovecote.model.trees import Workspace
+
+log = logging.getLogger(__name__)
+
+
+class Waking:
+    def __init__(
+        self, ledger: Ledger, fleet: Fleet, functions: Functions, reinstalling: Reinstalling, *, start_timeout: float
+    ) -> None:
+        self._ledger = ledger
+        self._fleet = fleet
+        self._functions = functions
+        self._reinstalling = reinstalling
+        self._start_timeout = start_timeout
+        self._waking: dict[str, asyncio.Task[Live]] = {}
+
+    async def wake(self, tenant_id: str, session_id: str) -> Session:
+        """Ready whatever it takes; with a recorded start, its port is open. Raises what claims and starts raise."""
+        live = await self.awake(await self._ledger.get(tenant_id, session_id))
+        start = live.session.start or live.revision.start
+        if start is not None:
+            await self.serve(live, start)
+        return live.session
+
+    @asynccontextmanager
+    async def use(self, tenant_id: str, session_id: str) -> AsyncIterator[Live]:
+        """The awake session, kept awake while the caller is inside."""
+        live = self._ledger.live.get(session_id)
+        if live is None or not live.is_ready or live.session.tenant_id != tenant_id:
+            live = await self.awake(await self._ledger.get(tenant_id, session_id))
+        live.busy += 1
+        try:
+            yield live
+        finally:
+            live.busy -= 1
+            live.touch()
+
+    async def serve(self, live: Live, start: Start) -> None:
+        """Returns when the port of the start takes connections, or its check is met; starts it unless it runs."""
+        if not start.port:
+            await self._ensure_started(live, start)
+            if start.ready:
+                inside = live.revision.inside
+                check = ("/bin/sh", "-c", start.ready)
+                command = Command(argv=check, env=live.environment, cwd=inside.cwd, user=inside.user)
+                await wait_until_ready(live.guest, command, timeout=self._start_timeout)
+            return
+        answer = await live.guest.wait_port(start.port, 0)
+        if not answer.is_open:
+            number = await self._ensure_started(live, start)
+            await wait_for_port(live.guest, start.port, server=number, timeout=self._start_timeout)
+
+    async def _ensure_started(self, live: Live, start: Start) -> int:
+        async with live.starting:
+            inside = live.revision.inside
+            return await ensure_started(live.guest, start, user=inside.user, env=live.environment, cwd=inside.cwd)
+
+    async def awake(self, session: Session, *, is_asked: bool = False) -> Live:
+        """The session with its instance ready, without waiting for its server. One waking for all who wait for it.
+
+        `is_asked` says that its owner wants it awake, and not only something that is inside. Raises Conflict (paused).
+        """
+        live = self._ledger.live.get(session.id)
+        if live is not None and live.is_ready:
+            live.touch()
+            return live
+        task = self._waking.get(session.id)
+        if task is None:
+            task = self._waking[session.id] = asyncio.ensure_future(self._bring(session, is_asked))
+            task.add_done_callback(lambda _: self._waking.pop(session.id, None))
+        return await asyncio.shield(task)
+
+    async def _bring(self, session: Session, is_asked: bool) -> Live:
+        async with self._ledger.live.lock(session.id):
+            live = self._ledger.live.get(session.id)
+            if live is not None:
+                wakeable(live.session, is_asked)
+                if live.session.state is SessionState.FROZEN:
+                    await live.host.thaw(live.instance_id)
+                    live.become(SessionState.READY)
+                if live.session.is_paused:
+                    await self._ledger.change(live.session, desired=Desired.LIVE)
+                live.touch()
+                return live
+            try:
+                return await self._claim(wakeable(session, is_asked))
+            except Conflict as error:
+                if error.code != "stale":
+                    raise
+            # The caller's copy was read before somebody else changed it.
+            return await self._claim(wakeable(await self._ledger.living(session.tenant_id, session.id), is_asked))
+
+    async def _claim(self, session: Session) -> Live:
+        revision = await self._functions.revision(session.tenant_id, session.revision_id)
+        if session.state in LIVE_SESSION:
+            # The record says that it lives, and it does not: its death has not been noted yet.
+            session = await self._ledger.swap(session, state=SessionState.LOST, instance_id=None)
+        before = session
+        session = await self._ledger.swap(
+            session, state=SessionState.STARTING, desired=Desired.LIVE, epoch=session.epoch + 1, reason=""
+        )
+        host_id = self._fleet.place(prefer=session.host_id)
+        host = self._fleet.host(host_id)
+        try:
+            placed = await host.claim(
+                Claim(
+                    owner=session.id,
+                    workspace=Workspace(revision.template, session.tree or revision.tree),
+                    limits=SPECS[revision.spec].limits,
+                    network=session.network or revision.network,
+                    level=revision.level,
+                    epoch=session.epoch,
+                    generation=session.saved_generation,
+                    allow_setuid=revision.inside.has_sudo,
+                    recovery_point=recovery_point(session),
+                    mounts=(*revision.mounts, *session.mounts),
+                    home=revision.inside.home,
+                    rules=revision.rules,
+                    memory=session.memory,
+                )
+            )
+        except BaseException as error:
+            await self._unclaimed(session, before, host, error)
+            raise
+        session = await self._reinstalling.after_claim(session, revision, host, placed)
+        session = await self._ledger.swap(
+            session,
+            state=SessionState.READY,
+            host_id=host_id,
+            instance_id=placed.instance_id,
+            reason=_how(placed),
+            memory=None,
+            last_active_at=datetime.now(UTC),
+        )
+        live = Live(session, revision, host, placed.instance_id, placed.address, placed.pid)
+        self._ledger.live.add(live)
+        start = session.start or revision.start
+        if start is not None and placed.how != "there":
+            try:
+                await self._ensure_started(live, start)
+            except DovecoteError as error:
+                # Whoever wants its port is told; files and commands are there without it.
+                log.info("the start of session %s failed: %s", session.id, error)
+        return live
+
+    async def _unclaimed(self, session: Session, before: Session, host: Host, error: BaseException) -> None:
+        state, reason = before.state, f"could not be woken: {error}"
+        if isinstance(error, StorageFailed) and error.code == "corrupt":
+            state = SessionState.DAMAGED
+            last = await last_good(session, host)
+            reason = f"its files of generation {session.saved_generation} failed verification ({last}): {error}"
+        await self._ledger.swap(session, state=state, reason=reason[:500])
+
+
+def _how(placed: Placed) -> str:
+    how = {"survivor": "its own files were still on the host", "memory": "its processes go on where they were"}
+    return placed.note[:500] or how.get(placed.how, "")
