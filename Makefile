@@ -3,7 +3,7 @@ SHELL := /bin/sh
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/ready-$(shell cat requirements/dev.lock pyproject.toml web/shell/package-lock.json 2>/dev/null | cksum | cut -d' ' -f1)
+READY := $(VENV)/ready-$(shell cat requirements/dev.lock pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
 
 .PHONY: help setup packages-test packages-bench check lint types test stress demo up down bench lock clean
 
@@ -11,15 +11,15 @@ help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 setup: $(READY) ## Install what running Dovecote needs
+	@$(BIN)/python deploy/web.py
 
-$(READY): requirements/dev.lock pyproject.toml web/shell/package-lock.json
+$(READY): requirements/dev.lock pyproject.toml
 	@deploy/install.sh run
 	@[ -x $(BIN)/python ] || { echo "Making a virtual environment in $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@[ -x $(BIN)/uv ] || $(BIN)/python -m pip install -q --disable-pip-version-check 'uv>=0.8,<1'
 	@echo "Installing Python packages from requirements/dev.lock"
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install -q --require-hashes -r requirements/dev.lock
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install -q --no-deps -e .
-	@$(BIN)/python deploy/web.py
 	@rm -f $(VENV)/ready-*; touch $@
 
 packages-test: setup

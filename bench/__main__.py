@@ -6,6 +6,7 @@ import argparse
 import shutil
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 from bench.figures import Row, show, write
@@ -24,17 +25,25 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="dovecote-bench-"))
     directory.chmod(0o711)
     rows: list[Row] = []
+    failed: list[str] = []
     try:
         with Bench(directory, arguments.rounds) as bench:
             for name in arguments.only or MEASURES:
                 print(f"measuring {name} ...", file=sys.stderr, flush=True)
-                rows += MEASURES[name](bench)
+                try:
+                    rows += MEASURES[name](bench)
+                except Exception:
+                    # The others have their figures all the same.
+                    traceback.print_exc()
+                    failed.append(name)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     show(rows)
     write(rows, arguments.output)
     print(f"written to {arguments.output}", file=sys.stderr)
-    return 0
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 sys.exit(main())

@@ -45,9 +45,7 @@ class Crun:
     def __init__(self, directory: Path, template: Path) -> None:
         self.directory = directory
         self.root = directory / "root"
-        self.bundle = directory / "bundle"
-        for each in (self.root, self.bundle):
-            each.mkdir(parents=True)
+        self.root.mkdir(parents=True)
         subprocess.run(["mount", "--bind", str(template), str(self.root)], check=True, timeout=10)
 
     def close(self) -> None:
@@ -63,16 +61,16 @@ class Crun:
 
     def run(self, name: str) -> float:
         """Milliseconds of `crun run` of a program that ends at once."""
-        self._write(["/bin/true"])
+        bundle = self._bundle(name, ["/bin/true"])
         began = time.perf_counter()
-        subprocess.run(self._command("run", "-b", str(self.bundle), name), check=True, timeout=30, capture_output=True)
+        subprocess.run(self._command("run", "-b", str(bundle), name), check=True, timeout=30, capture_output=True)
         return (time.perf_counter() - began) * 1e3
 
     @contextmanager
     def kept(self, name: str) -> Iterator[None]:
         """A container that waits, for `exec`."""
-        self._write(["/bin/sleep", "1000"])
-        command = self._command("run", "-d", "-b", str(self.bundle), name)
+        bundle = self._bundle(name, ["/bin/sleep", "1000"])
+        command = self._command("run", "-d", "-b", str(bundle), name)
         subprocess.run(
             command,
             check=True,
@@ -92,10 +90,14 @@ class Crun:
         subprocess.run(self._command("exec", name, "/bin/true"), check=True, timeout=30, capture_output=True)
         return (time.perf_counter() - began) * 1e3
 
-    def _write(self, argv: list[str]) -> None:
+    def _bundle(self, name: str, argv: list[str]) -> Path:
+        """One for each container: several may start at once."""
+        bundle = self.directory / "bundles" / name
+        bundle.mkdir(parents=True, exist_ok=True)
         spec = crun_spec(self.root)
         spec["process"]["args"] = argv
-        (self.bundle / "config.json").write_text(json.dumps(spec))
+        (bundle / "config.json").write_text(json.dumps(spec))
+        return bundle
 
 
 @contextmanager

@@ -4,9 +4,9 @@
 set -eu
 
 run="python3 python3-venv ca-certificates crun runc nftables btrfs-progs mmdebstrap iproute2 gcc musl-tools xz-utils skopeo"
-test="postgresql libc6-dev erofs-utils git gdb docker-registry busybox-static chromium"
+test="postgresql libc6-dev erofs-utils git gdb docker-registry busybox-static"
 buckets="rclone fuse3"
-bench="wrk libc6-dev restic zstd"
+bench="wrk curl libc6-dev restic zstd"
 
 mirror_of() {
   apt-get indextargets --format '$(REPO_URI)' "Codename: $1" "Component: main" 2>/dev/null | head -n 1
@@ -49,14 +49,34 @@ gvisor() {
   rm -f "$log"
 }
 
+# For tests of pages, which are skipped where the system has no package of it: Ubuntu has none.
+chromium() {
+  if command -v chromium >/dev/null || command -v chromium-browser >/dev/null; then return 0; fi
+  command -v apt-get >/dev/null || { echo "No chromium here: tests of pages are skipped" >&2; return 0; }
+  candidate=$(apt-cache policy chromium | sed -n 's/^ *Candidate: //p')
+  if [ -z "$candidate" ] && [ "$(id -u)" = 0 ]; then  # nothing was ever fetched
+    apt-get update -q >/dev/null 2>&1 || true
+    candidate=$(apt-cache policy chromium | sed -n 's/^ *Candidate: //p')
+  fi
+  if [ -z "$candidate" ] || [ "$candidate" = "(none)" ]; then
+    echo "No chromium here: tests of pages are skipped" >&2; return 0
+  fi
+  [ "$(id -u)" = 0 ] || { echo "chromium is missing, and only root can install it" >&2; return 0; }
+  echo "Installing packages: chromium"
+  log=$(mktemp)
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium >"$log" 2>&1 || cat "$log" >&2
+  rm -f "$log"
+}
+
 wanted=""
 runsc=""
+pages=""
 for group in "${@:-run}"; do
   case "$group" in
     run) wanted="$wanted $run" ;;
     gvisor) runsc=yes ;;
     buckets) wanted="$wanted $buckets" ;;
-    test) wanted="$wanted $test $buckets"; runsc=yes ;;
+    test) wanted="$wanted $test $buckets"; runsc=yes; pages=yes ;;
     bench) wanted="$wanted $bench"; runsc=yes ;;
     *) echo "install.sh: no group $group; there are run, gvisor, buckets, test and bench" >&2; exit 2 ;;
   esac
@@ -66,8 +86,13 @@ missing=""
 for package in $wanted; do
   [ "$(dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null)" = "ii " ] || missing="$missing $package"
 done
-if [ -z "$missing" ]; then
+extras() {
   [ -z "$runsc" ] || gvisor
+  [ -z "$pages" ] || chromium
+}
+
+if [ -z "$missing" ]; then
+  extras
   exit 0
 fi
 
@@ -80,8 +105,8 @@ echo "Installing packages:$missing"
 export DEBIAN_FRONTEND=noninteractive
 log=$(mktemp)
 apt-get update -q >"$log" 2>&1 || { cat "$log" >&2; exit 1; }
-# Servers that come with a package stay off: Dovecote and its tests start their own.
+# Servers that come with a package may start with it, where there is systemd: the tests start their own beside them.
 # shellcheck disable=SC2086
 apt-get install -y -q --no-install-recommends -o Dpkg::Options::=--force-confold $missing >"$log" 2>&1 || { cat "$log" >&2; exit 1; }
 rm -f "$log"
-[ -z "$runsc" ] || gvisor
+extras

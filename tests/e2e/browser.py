@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from websockets.sync.client import ClientConnection, connect
 
 WITHIN = 60.0  # seconds
@@ -83,7 +84,8 @@ class Page:
 @contextmanager
 def browser() -> Iterator[Page]:
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert program is not None, "there is no Chromium: `deploy/install.sh test` installs it"
+    if program is None:
+        pytest.skip("there is no Chromium: `deploy/install.sh test` installs it where the system has a package of it")
     with tempfile.TemporaryDirectory(prefix="dovecote-browser-") as profile:
         log = Path(profile) / "log"
         with log.open("wb") as out:

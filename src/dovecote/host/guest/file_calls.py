@@ -46,20 +46,19 @@ class FileCalls(Calls):
         mode: int | None = None,
         metadata: Mapping[str, str] | None = None,
         make_parents: bool = True,
-        fsync: bool = False,
     ) -> None:
         """Atomic: readers see the old file or the whole new one. Nothing is left if `chunks` raises.
 
         A file that exists keeps its owner, and its mode and metadata where none are given; a new one gets mode 0644.
         """
-        flags = files.WRITE_PARENTS * make_parents + files.WRITE_FSYNC * fsync
+        flags = files.WRITE_PARENTS * make_parents
         flags += files.WRITE_METADATA * (metadata is not None)
         bits = files.KEEP_MODE if mode is None else mode & 0o7777
         request = _at(user, path) + struct.pack("<IB", bits, flags) + render_metadata(metadata or {})
         async with self._open() as connection:
             await connection.send(render_frame(Kind.WRITE, request))
             await _send_content(connection, chunks)
-            await answer(connection, Kind.DONE, path, timeout=10 * ANSWER_WITHIN if fsync else ANSWER_WITHIN)
+            await answer(connection, Kind.DONE, path)
 
     async def stat(self, path: str, *, user: str, follow: bool = True) -> Stat:
         """Without `follow` a link itself, with its target."""

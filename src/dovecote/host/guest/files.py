@@ -13,7 +13,7 @@ from typing import Literal
 from dovecote.errors import Invalid
 from dovecote.host.guest.protocol import Payload, garbage, instant, text
 
-WRITE_PARENTS, WRITE_FSYNC, WRITE_METADATA = 1, 2, 4
+WRITE_PARENTS, WRITE_METADATA = 1, 2
 ALTER_MODE, ALTER_METADATA = 1, 2
 KEEP_MODE = 2**32 - 1
 MOST_METADATA = 64

@@ -6,12 +6,13 @@ import asyncio
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import orjson
+from pydantic import TypeAdapter
 
 from dovecote.errors import NotFound
 from dovecote.host.guest import Guest
+from dovecote.host.guest.protocol import VERSION
 from dovecote.host.instances.door import Door
 from dovecote.host.network import Attachment
 from dovecote.model.rules import SaveRules
@@ -44,6 +45,9 @@ class Claim:
     home: str = ""  # where ignore files are looked for; "" for nowhere
     rules: SaveRules = SaveRules()
     memory: str | None = None  # a tree of `Memories`: processes go on as saved together with the workspace's files
+
+
+_CLAIM = TypeAdapter(Claim)
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,7 @@ class Instance:
     unanswered: int = 0
     pidfd: int = -1
     holds_root: bool = False  # the images of its workspace are kept mounted for it
+    protocol: int = VERSION  # that its guest speaks
     is_dead: bool = False  # its first process ended by itself
     buried: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
@@ -158,7 +163,8 @@ class Instance:
             "pid_started": self.pid_started,
             "has_door": self.has_door,
             "mounted": self.mounted,
-            "claim": render_claim(self.claim) if self.claim else None,
+            "claim": _CLAIM.dump_python(self.claim, mode="json") if self.claim else None,
+            "protocol": self.protocol,
         }
         temporary = self.directory / "instance.json.new"
         temporary.write_bytes(orjson.dumps(body))
@@ -174,36 +180,12 @@ def read_instance(directory: Path) -> Instance:
             directory=directory,
             state=InstanceState(body.pop("state")),
             netns=Path(body.pop("netns")),
-            claim=parse_claim(claim) if claim else None,
+            claim=_CLAIM.validate_python(claim) if claim else None,
+            protocol=body.pop("protocol", 1),
             **body,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise NotFound(f"no instance in {directory.name}") from error
-
-
-def render_claim(claim: Claim) -> dict[str, Any]:
-    # orjson renders nested dataclasses as objects.
-    rendered: dict[str, Any] = orjson.loads(orjson.dumps(claim))
-    return rendered
-
-
-def parse_claim(body: dict[str, Any]) -> Claim:
-    return Claim(
-        **{
-            **body,
-            "workspace": Workspace(**body["workspace"]),
-            "limits": Limits(**body["limits"]),
-            "network": NetworkPolicy(
-                internet=body["network"]["internet"], allow_cidrs=tuple(body["network"]["allow_cidrs"])
-            ),
-            "mounts": tuple(Mount(**each) for each in body.get("mounts", ())),
-            "rules": parse_rules(body.get("rules", {})),
-        }
-    )
-
-
-def parse_rules(body: dict[str, Any]) -> SaveRules:
-    return SaveRules(tuple(body.get("leave_out", ())), tuple(body.get("keep", ())), body.get("reinstall"))
 
 
 def process_started(pid: int) -> int | None:

@@ -7,13 +7,14 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 from weakref import WeakValueDictionary
 
+from pydantic import TypeAdapter, ValidationError
+
 from dovecote.errors import Conflict, DovecoteError, Invalid, NotFound, StorageFailed
-from dovecote.host.instances.instance import Claim, parse_rules
+from dovecote.host.instances.instance import Claim
 from dovecote.host.instances.preparing import Parts
 from dovecote.host.storage.change import TooTangled
 from dovecote.host.storage.ignoring import Chosen, choose
@@ -21,6 +22,7 @@ from dovecote.host.storage.log import Slot, SlotLog
 from dovecote.host.storage.trees import TreeSaved, Usage
 from dovecote.model.ids import random_text
 from dovecote.model.patterns import TooCostly
+from dovecote.model.rules import SaveRules
 from dovecote.model.trees import Saved, Workspace
 
 log = logging.getLogger(__name__)
@@ -57,8 +59,11 @@ class DiskRecord:
     tree: str | None
     orphan: bool = False
     home: str = ""
-    rules: dict[str, Any] = field(default_factory=dict)  # a SaveRules
+    rules: SaveRules = SaveRules()
     chosen: str = ""  # digest of what was left out of the newest tree in the log
+
+
+_RECORD = TypeAdapter(DiskRecord)
 
 
 class Saving:
@@ -92,7 +97,7 @@ class Saving:
                 template=claim.workspace.template,
                 tree=claim.workspace.tree,
                 home=claim.home,
-                rules=asdict(claim.rules),
+                rules=claim.rules,
             ),
         )
 
@@ -105,7 +110,7 @@ class Saving:
                 epoch=claim.epoch,
                 generation=max(now.generation, claim.generation),
                 home=claim.home,
-                rules=asdict(claim.rules),
+                rules=claim.rules,
             ),
         )
         return Workspace(record.template, record.tree)
@@ -115,8 +120,8 @@ class Saving:
         if body is None:
             raise NotFound(f"disk {disk} belongs to nobody")
         try:
-            return DiskRecord(**body)
-        except TypeError as error:
+            return _RECORD.validate_python(body)
+        except ValidationError as error:
             raise StorageFailed(f"the record of disk {disk} cannot be read", code="corrupt") from error
 
     async def save(self, disk: str, *, whole: bool = False, still: Still = nullcontext) -> Saved:
@@ -182,7 +187,7 @@ class Saving:
             path = await self._snapshot(disk, snapshot, still)
             workspace = Workspace(record.template, record.tree)
             async with self._parts.roots.merged(workspace, path / "upper", id_base=record.id_base) as merged:
-                chosen = await asyncio.to_thread(choose, merged, record.home, parse_rules(record.rules))
+                chosen = await asyncio.to_thread(choose, merged, record.home, record.rules)
                 done = None
                 try:
                     # Under other rules than before, also what nobody has written to comes and goes.
@@ -387,4 +392,4 @@ class Saving:
             return record
 
     async def _write(self, disk: str, record: DiskRecord) -> None:
-        await self._parts.disks.write_record(disk, vars(record))
+        await self._parts.disks.write_record(disk, _RECORD.dump_python(record, mode="json"))

@@ -8,7 +8,7 @@
 
 #include "guest.h"
 
-enum { WRITE_PARENTS = 1, WRITE_FSYNC = 2, WRITE_METADATA = 4 };
+enum { WRITE_PARENTS = 1, WRITE_METADATA = 2 };
 
 noreturn void read_file(const char *path, uint64_t offset, uint64_t length) {
     int fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
@@ -141,8 +141,6 @@ noreturn void write_file(const char *path, uint32_t mode, int flags, const struc
     int error = flags & WRITE_METADATA ? metadata_replace(fd, metadata) : 0;
     if (error)
         fail(IO, error);
-    if (flags & WRITE_FSYNC)
-        must_work(fsync(fd));
     must_work(close(fd));
     must_work(rename(temporary, target));
     at_leave = NULL;
