@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import re
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
 from dovecote.errors import Invalid
 
-MAX_HEADERS = 16 << 10  # bytes, of one part
+MAX_HEADER = 16 << 10  # bytes
+MAX_HEADERS = 16  # of one part
 MAX_PARTS = 10_000
-AT_ONCE = 64 << 10  # bytes that are looked through: three times as fast as in pieces that leave the cache
-
-_BOUNDARY = re.compile(r';\s*boundary=(?:"([^"]{1,70})"|([^\s;,"]{1,70}))', re.IGNORECASE)
-_PARAMETER = re.compile(r';\s*([a-z*]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s;]*))', re.IGNORECASE | re.DOTALL)
+LONGEST_BOUNDARY = 70  # RFC 2046
 _ESCAPED = {"%22": '"', "%0D": "\r", "%0A": "\n"}  # as browsers' form data write them in names
 
 
@@ -25,92 +26,105 @@ class Part:
 
 def parse_boundary(content_type: str) -> bytes:
     """Raises Invalid where there is none."""
-    match = _BOUNDARY.search(content_type)
-    if match is None:
+    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+    if not 0 < len(boundary) <= LONGEST_BOUNDARY:
         raise Invalid("multipart/form-data without a boundary")
-    return (match[1] or match[2]).encode("latin-1", "replace")
+    return boundary
 
 
 class Multipart:
     """`await next_part()`, then `content()` of it; what is left of it is skipped by the next `next_part`."""
 
     def __init__(self, boundary: bytes, source: AsyncIterator[bytes]) -> None:
-        self._delimiter = b"\r\n--" + boundary
         self._source = source
-        self._buffer = bytearray(b"\r\n")  # the first delimiter has no line before it
-        self._arrived = memoryview(b"")
-        self._in_part = True  # what comes before the first delimiter is nobody's
+        self._found: deque[Part | bytes | None] = deque()  # None is the end of a part
+        self._headers: dict[bytes, bytes] = {}
+        self._field = self._value = b""
         self._parts = 0
+        self._in_part = False
+        self._is_over = False
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._begin,
+                "on_header_field": self._on_field,
+                "on_header_value": self._on_value,
+                "on_header_end": self._end_header,
+                "on_headers_finished": self._end_headers,
+                "on_part_data": lambda data, start, end: self._found.append(data[start:end]),
+                "on_part_end": lambda: self._found.append(None),
+                "on_end": self._end,
+            },
+            max_header_count=MAX_HEADERS,
+            max_header_size=MAX_HEADER,
+        )
 
     async def next_part(self) -> Part | None:
         """None after the last one. Raises Invalid for a body that is cut short or makes no sense."""
         async for _ in self.content():
             pass
-        if await self._take(2) == b"--":
+        if not await self._more():
             return None
-        self._parts += 1
-        if self._parts > MAX_PARTS:
-            raise Invalid(f"more than {MAX_PARTS} parts", code="too_large", hint="send them in several requests")
-        part = _parse_part(await self._headers())
+        part = self._found.popleft()
+        assert isinstance(part, Part)
         self._in_part = True
         return part
 
     async def content(self) -> AsyncIterator[bytes]:
         """What is left of this part's content."""
-        keep = len(self._delimiter) - 1
         while self._in_part:
-            at = self._buffer.find(self._delimiter)
-            ready = at if at >= 0 else max(0, len(self._buffer) - keep)
-            with memoryview(self._buffer) as view:
-                piece = bytes(view[:ready])
-            if at >= 0:
-                del self._buffer[: at + len(self._delimiter)]
+            await self._more()
+            piece = self._found.popleft()
+            if piece is None:
                 self._in_part = False
             else:
-                del self._buffer[:ready]
-            if piece:
+                assert isinstance(piece, bytes)
                 yield piece
-            if at < 0:
-                await self._more()
 
-    async def _headers(self) -> bytes:
-        """The lines after a delimiter, up to the empty one. What follows the delimiter on its line is padding."""
-        while (at := self._buffer.find(b"\r\n\r\n")) < 0:
-            if len(self._buffer) > MAX_HEADERS:
-                raise Invalid(f"headers of a part over {MAX_HEADERS} bytes", code="too_large")
-            await self._more()
-        lines = bytes(self._buffer[:at])
-        del self._buffer[: at + 4]
-        return lines
-
-    async def _take(self, size: int) -> bytes:
-        """Looks at the next bytes; takes them only where they end the body."""
-        while len(self._buffer) < size:
-            await self._more()
-        return bytes(self._buffer[:size])
-
-    async def _more(self) -> None:
-        if not self._arrived:
+    async def _more(self) -> bool:
+        """Whether something was found; reads until it was. False after the last part."""
+        while not self._found:
+            if self._is_over:
+                return False
             chunk = await anext(self._source, None)
             if chunk is None:
                 raise Invalid("the form ends in the middle of a part", code="cut_short", hint="send it again")
-            self._arrived = memoryview(chunk)
-        self._buffer += self._arrived[:AT_ONCE]
-        self._arrived = self._arrived[AT_ONCE:]
+            try:
+                self._parser.write(chunk)
+            except MultipartParseError as error:
+                raise Invalid(f"not a form: {error}") from error
+        return True
+
+    def _begin(self) -> None:
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise Invalid(f"more than {MAX_PARTS} parts", code="too_large", hint="send them in several requests")
+        self._headers = {}
+
+    def _on_field(self, data: bytes, start: int, end: int) -> None:
+        self._field += data[start:end]
+
+    def _on_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _end_header(self) -> None:
+        self._headers[self._field.lower()] = self._value
+        self._field = self._value = b""
+
+    def _end_headers(self) -> None:
+        disposition = self._headers.get(b"content-disposition")
+        if disposition is None:
+            raise Invalid("a part of the form without a Content-Disposition")
+        options = parse_options_header(disposition)[1]
+        filename = options.get(b"filename")
+        self._found.append(Part(_text(options.get(b"name", b"")), None if filename is None else _text(filename)))
+
+    def _end(self) -> None:
+        self._is_over = True
 
 
-def _parse_part(lines: bytes) -> Part:
-    for line in lines.decode("utf-8", "surrogateescape").split("\r\n"):
-        name, _, value = line.partition(":")
-        if name.strip().lower() == "content-disposition":
-            found = {match[1].lower(): _value(match) for match in _PARAMETER.finditer(value)}
-            return Part(found.get("name", ""), found.get("filename"))
-    raise Invalid("a part of the form without a Content-Disposition")
-
-
-def _value(match: re.Match[str]) -> str:
-    quoted, plain = match[2], match[3]
-    if quoted is None:
-        return plain
-    text = re.sub(r'\\(["\\])', r"\1", quoted)
-    return re.sub("%22|%0D|%0A", lambda escape: _ESCAPED[escape[0]], text)
+def _text(value: bytes) -> str:
+    text = value.decode("utf-8", "surrogateescape")
+    for escape, meant in _ESCAPED.items():
+        text = text.replace(escape, meant)
+    return text
