@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,8 @@ def file_copies(bench: Bench) -> list[Row]:
         for _ in range(bench.times(3)):
             rivals.append(_dd(session))
             with _extra_memory(installation, extra):
-                up.append(_curl(installation, "-T", str(source), url, then=lambda: session.run("sync large", check=True)))
+                on_disk = partial(session.run, "sync large", check=True)
+                up.append(_curl(installation, "-T", str(source), url, then=on_disk))
             with _extra_memory(installation, extra):
                 down.append(_curl(installation, "-o", "/dev/null", url))
             session.files.remove("large")
