@@ -47,7 +47,8 @@ def test_a_directory_is_watched_with_all_that_is_made_in_it(session: Session) ->
         session.files.write("app/last", "")
 
     told = changes_until(session, "app", work, "last", recursive=True)
-    assert [(c.type, c.path, c.target) for c in told if c.type != "chmod"] == [
+    # One who looks at a new directory cannot always tell a write that it saw there from one that is told after.
+    assert [*dict.fromkeys((c.type, c.path, c.target) for c in told if c.type != "chmod")] == [
         ("create", "new", None),
         ("create", "new/deep", None),
         ("create", "new/deep/x", None),

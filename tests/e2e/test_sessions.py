@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 
+from dovecote.host.instances.instance import process_started
 from dovecote.sdk import Dovecote, DovecoteError
 from tests.e2e.installation import Installation, until
 
@@ -105,7 +106,9 @@ def test_a_killed_instance_loses_no_file(dovecote: Dovecote) -> None:
         session.set_start(SERVER, 8000)
         with dovecote.http_for(session.url(8000)) as web:
             assert web.get("/notes").status_code == 200
-            os.kill(session.instance().pid, signal.SIGKILL)
+            pid = session.instance().pid
+            os.kill(pid, signal.SIGKILL)
+            until(lambda: process_started(pid) is None, "all of it is dead")
             assert web.get("/notes").text == "written before the kill"
         assert "still on the host" in session.refresh().reason
 
