@@ -6,7 +6,8 @@ import asyncio
 import os
 import secrets
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,3 +159,24 @@ async def test_a_run_that_freed_nothing_is_not_repeated_at_once(place: Place, mo
     figures = read_figures(place.directory / "disk/cache")
     assert figures is not None
     assert figures.needed_bytes > figures.limit_bytes
+
+
+async def test_a_caller_who_leaves_stops_his_own_run_only(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abcde":
+        place.save(name)
+    begun = threading.Event()
+
+    def endless(*_: Any, rest: Callable[[], None], **__: Any) -> tuple[Measured, Evicted]:
+        begun.set()
+        while True:
+            rest()
+
+    with monkeypatch.context() as slow:
+        slow.setattr(cache_limit, "evict", endless)
+        leaving = asyncio.ensure_future(place.limit.tick())
+        await asyncio.to_thread(begun.wait, 10)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+    await place.limit.tick()
+    assert place.objects() == 2

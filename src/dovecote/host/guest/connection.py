@@ -38,7 +38,7 @@ class Connection:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             deadline = asyncio.get_running_loop().time() + timeout
-            while not _connect(sock, path):
+            while not connect_to(sock, path):
                 if asyncio.get_running_loop().time() > deadline:
                     raise unreachable("it takes no connections")
                 await asyncio.sleep(0.005)
@@ -148,8 +148,11 @@ class Connection:
         return kind, payload
 
 
-def _connect(sock: socket.socket, path: Path) -> bool:
-    """False if its backlog is full. A path may be of any length, and a link is not followed: it may be a guest's."""
+def connect_to(sock: socket.socket, path: Path) -> bool:
+    """Of one that does not block. False if its backlog is full; raises OSError where nobody listens.
+
+    A path may be of any length, and a link is not followed: it may be a guest's.
+    """
     place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if not stat.S_ISSOCK(os.fstat(place).st_mode):

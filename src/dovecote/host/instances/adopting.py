@@ -76,8 +76,14 @@ class Adoption:
         revived = instance.disk != instance.id  # its disk was somebody's before it was prepared
         self._preparing.ids.adopt([instance.id_base])
         if alive and instance.claim is not None and instance.state in USABLE:
-            self._found.claimed.append(instance)
-            await self._claimed(instance, instance.claim)
+            try:
+                await self._claimed(instance, instance.claim)
+            except Exception:
+                # It would be taken for one that answers; what it holds is found as a leftover.
+                log.exception("%s cannot be taken over", instance.id)
+                await self._preparing.unmake(instance, keep_disk=instance.claim.keeps_files)
+            else:
+                self._found.claimed.append(instance)
         elif alive and instance.state is InstanceState.PREPARED and not revived and fits(instance):
             self._found.prepared.append(instance)
         else:

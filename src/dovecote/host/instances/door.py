@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
 import socket
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from dovecote.errors import Failed
 from dovecote.host.guest import Guest
+from dovecote.host.guest.connection import connect_to
 from dovecote.host.storage import mounts
 
 PROGRAM, SOCKET = "guest", "sock"
@@ -53,13 +53,13 @@ class Door:
         self.socket.unlink(missing_ok=True)
 
     def _listens(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as caller, contextlib.suppress(OSError):
-            place = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        """Does not wait: whoever is inside may have bound it, and take no call."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as caller:
             try:
-                return caller.connect_ex(f"/proc/self/fd/{place}/{SOCKET}") == 0
-            finally:
-                os.close(place)
-        return False
+                connect_to(caller, self.socket)
+            except OSError:
+                return False
+            return True
 
 
 async def _answered(guest: Guest, within: float) -> None:

@@ -18,15 +18,16 @@ async def hibernate(parts: Parts, saving: Saving, instance: Instance) -> Hiberna
     """It stands still afterwards. Raises Unsupported (cannot_hibernate), Failed, StorageFailed; then it goes on."""
     if not parts.runtimes[instance.level].capabilities.can_hibernate:
         raise cannot_hibernate(instance.level)
-    try:
-        async with instance.lock:
-            await _suspend(parts, instance)
-        # Not under the lock: a checkpoint that is under way waits for it.
-        saved, memory = await _both(parts, saving, instance)
-    except BaseException:
-        if not instance.is_dead:
-            await asyncio.shield(awaken(parts, instance))
-        raise
+    async with instance.hibernating:
+        try:
+            async with instance.lock:
+                await _suspend(parts, instance)
+            # Not under that lock: a checkpoint that is under way waits for it.
+            saved, memory = await _both(parts, saving, instance)
+        except BaseException:
+            if not instance.is_dead:
+                await asyncio.shield(awaken(parts, instance))
+            raise
     return Hibernated(saved, memory)
 
 
@@ -58,11 +59,11 @@ async def _suspend(parts: Parts, instance: Instance) -> None:
         return
     if instance.is_dead:
         raise Conflict(f"{instance.id} is ending", code="stopping")
-    await parts.network.refuse(instance.address)
-    if instance.state is InstanceState.FROZEN:
-        await parts.cgroups.thaw(instance.id)
+    # Said first: what follows is taken back as far as it came.
     instance.become(InstanceState.SUSPENDED)
     instance.record()
+    await parts.network.refuse(instance.address)
+    await parts.cgroups.thaw(instance.id)
     await instance.guest.suspend()
     instance.door.forget_socket()
     await parts.runtimes[instance.level].pause(instance.id)

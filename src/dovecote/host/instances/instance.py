@@ -118,6 +118,7 @@ class Instance:
     claim: Claim | None = None
     mounted: dict[str, int] = field(default_factory=dict)  # mount point inside -> number of the mount
     lock: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
+    hibernating: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)  # one at a time, to its end
     quiet_since: float = 0.0
     commands: int = 0
     unanswered: int = 0

@@ -285,12 +285,14 @@ class Instances:
 
     async def discard(self, owner: str) -> None:
         """Deletes what the owner's last instance left. May be repeated."""
-        await self._leftovers.discard(owner)
+        async with self._claiming.lock(owner):
+            await self._leftovers.discard(owner)
 
     async def erase(self, owner: str) -> None:
         """Deletes that and the owner's orphans. May be repeated."""
-        await self._present.burial(owner)
-        await self._leftovers.erase(owner)
+        async with self._claiming.lock(owner):
+            await self._present.burial(owner)
+            await self._leftovers.erase(owner)
 
     async def rewind(self, owner: str, *, epoch: int, template: str, tree: str) -> Saved:
         """An older tree becomes the newest checkpoint of the owner. Raises Conflict (busy) while it has an instance."""

@@ -6,7 +6,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from dovecote.errors import DovecoteError, Failed, NoCapacity
+from dovecote.errors import DovecoteError, Failed, NoCapacity, StorageFailed
 from dovecote.host.instances.door import PROGRAM, SOCKET, Door
 from dovecote.host.instances.instance import Claim, Instance, process_started
 from dovecote.host.instances.mounting import mount_all, place_all
@@ -47,7 +47,7 @@ async def _start(parts: Parts, instance: Instance, claim: Claim, guest: Path) ->
     image = await asyncio.to_thread(parts.memories.place) if claim.memory else None
     try:
         if claim.memory and image:
-            await asyncio.to_thread(parts.memories.bring, claim.memory, image)
+            await _bring(parts, claim.memory, image)
         instance.pid = await parts.runtimes[instance.level].start(_box(instance, claim, door, image))
         started = process_started(instance.pid)
         if started is None:
@@ -55,12 +55,22 @@ async def _start(parts: Parts, instance: Instance, claim: Claim, guest: Path) ->
         instance.pid_started = started
         await door.let_bind(GUEST_ANSWERS_WITHIN)
     except DovecoteError as error:
-        if not image or isinstance(error, NoCapacity):
+        # A store that fails now may have it later; with anything else that fails the processes are lost.
+        if not image or isinstance(error, NoCapacity | StorageFailed):
             raise
         raise Failed(error.message, code="restore_failed", hint=error.hint) from error
     finally:
         if image:
             await asyncio.to_thread(parts.memories.drop, image)
+
+
+async def _bring(parts: Parts, memory: str, image: Path) -> None:
+    try:
+        await asyncio.to_thread(parts.memories.bring, memory, image)
+    except StorageFailed as error:
+        if error.code != "corrupt":
+            raise
+        raise Failed(error.message, code="restore_failed", hint=error.hint) from error
 
 
 def _box(instance: Instance, claim: Claim, door: Door, image: Path | None) -> Box:

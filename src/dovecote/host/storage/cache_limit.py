@@ -86,7 +86,6 @@ class CacheLimit:
         self._is_measured = False
         self._idle_until = 0.0
         self._running = asyncio.Lock()
-        self._stop = threading.Event()
         CACHE_LIMIT.set(limit_bytes)
 
     def begin(self, mounted: Mounted, needed: Needed) -> None:
@@ -121,17 +120,18 @@ class CacheLimit:
 
     async def _run(self, *, wanted: int = 0) -> Evicted:
         """To its end also when the caller is cancelled: a thread that deletes must be known of."""
-        task = asyncio.ensure_future(self._run_alone(wanted))
+        stop = threading.Event()
+        task = asyncio.ensure_future(self._run_alone(wanted, stop))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            self._stop.set()
+            stop.set()
             await asyncio.wait([task])
             if not task.cancelled() and (error := task.exception()) and not isinstance(error, _Stopped):
                 log.warning("evicting was cut off: %s", error)
             raise
 
-    async def _run_alone(self, wanted: int) -> Evicted:
+    async def _run_alone(self, wanted: int, stop: threading.Event) -> Evicted:
         if self._mounted is None:
             return Evicted()
         loop, mounted = asyncio.get_running_loop(), self._mounted
@@ -156,7 +156,7 @@ class CacheLimit:
                 needed=needed,
                 mounted=there,
                 let_go=let_go,
-                rest=self._rest,
+                rest=partial(_rest, stop),
             )
             self._is_measured = True
             self._note(measured, done)
@@ -190,11 +190,12 @@ class CacheLimit:
         except OSError as error:
             log.warning("the figures of the cache cannot be written: %s", error)
 
-    def _rest(self) -> None:
-        if self._stop.is_set():
-            raise _Stopped
-        time.sleep(REST_SECONDS)
-
 
 class _Stopped(Exception):
-    """The host closes."""
+    """Whoever wanted the run has left."""
+
+
+def _rest(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise _Stopped
+    time.sleep(REST_SECONDS)

@@ -7,6 +7,7 @@ import secrets
 import shutil
 from pathlib import Path
 
+from dovecote.host.storage.disk import disk_errors
 from dovecote.host.storage.manifest import Kind
 from dovecote.host.storage.trees import Trees
 
@@ -24,9 +25,10 @@ class Memories:
 
     def place(self) -> Path:
         """A new, empty directory; the caller drops it."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         made = self._directory / secrets.token_hex(8)
-        made.mkdir(mode=0o700)
+        with disk_errors("there is no place for the memory of an instance"):
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            made.mkdir(mode=0o700)
         return made
 
     def drop(self, place: Path) -> None:
@@ -38,7 +40,7 @@ class Memories:
 
     def bring(self, digest: str, place: Path) -> None:
         """Its files in a directory, fetched and checked. Raises StorageFailed (corrupt)."""
-        with self._trees.contents(digest) as entries:
+        with self._trees.contents(digest) as entries, disk_errors("the memory of an instance cannot be brought"):
             for entry in entries:
                 if entry.kind is Kind.FILE:
                     to = place / os.fsdecode(entry.path)

@@ -215,17 +215,41 @@ class PackWriter:
             if not self._packs.cache.missing([digest]):
                 self._store_cached(digest)
                 return Content(digest, size)
-            # The second reading is the one that counts, should the file have changed in between.
-            file.seek(0)
-            hasher, size = blake3(), 0
-            with self._packs.cache.writer() as part:
-                while chunk := file.read(CHUNK):
-                    hasher.update(chunk)
-                    part.write(chunk)
-                    size += len(chunk)
-                part.keep(hasher.digest())
+            if self._keeps:
+                try:
+                    return self._absorb_by_cache(file)
+                except StorageFailed as error:
+                    if error.code != "disk_full":
+                        raise
+                    self._keeps = False
+            return self._absorb_as_it_is(file, digest)
+
+    def _absorb_by_cache(self, file: FileIO) -> Content:
+        """This reading is the one that counts, should the file have changed since."""
+        file.seek(0)
+        hasher, size = blake3(), 0
+        with self._packs.cache.writer() as part:
+            while chunk := file.read(CHUNK):
+                hasher.update(chunk)
+                part.write(chunk)
+                size += len(chunk)
+            part.keep(hasher.digest())
         self._store_cached(hasher.digest())
         return Content(hasher.digest(), size)
+
+    def _absorb_as_it_is(self, file: FileIO, digest: bytes) -> Content:
+        """Needs no room on this host. The whole save fails when the file has changed since its digest was known."""
+        file.seek(0)
+        hasher, number = blake3(), 0
+        is_wanted = bool(self._unstored([digest]))
+        while piece := file.read(PIECE_BYTES):
+            hasher.update(piece)
+            if is_wanted:
+                self._add(digest, number, pack(piece), len(piece))
+            number += 1
+        if hasher.digest() != digest:
+            raise StorageFailed("a file changed while it was saved", code="read_failed", hint="save again")
+        return Content(digest, file.tell())
 
     def absorb_cached(self, digests: Iterable[bytes]) -> None:
         """Finds or stores what older trees name. Raises StorageFailed `corrupt` when it is nowhere."""
