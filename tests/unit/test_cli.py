@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,8 @@ from tests.unit.context_guest import Line, Program
 from tests.unit.fake_rooms import KEY, Rooms
 from tests.unit.serving import served
 
-DOCS = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs" / "reference" / "cli.md"
 
 
 @pytest.fixture
@@ -56,8 +58,19 @@ def commands() -> list[str]:
 
 
 def test_the_reference_page_has_every_command() -> None:
-    text = DOCS.read_text("utf-8")
-    assert [each for each in commands() if f"`{each}`" not in text] == []
+    """Each in one row of a table, and no other."""
+    rows = re.findall(r"^\| `(dovecote [^`]*)` \|", DOCS.read_text("utf-8"), re.MULTILINE)
+    assert sorted(rows) == sorted(commands())
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_each_command_of_a_group_that_a_page_names_exists(page: Path) -> None:
+    there = [each.split() for each in commands()]
+    groups = "|".join({words[1] for words in there if len(words) == 3})
+    named = re.findall(rf"\bdovecote ({groups}) ([a-z0-9][\w-]*)", page.read_text("utf-8"))
+    assert [words for words in named if ["dovecote", *words] not in there] == []
 
 
 def test_help_imports_neither_the_server_nor_the_agent() -> None:
