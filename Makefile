@@ -66,6 +66,7 @@ bench: setup packages-bench ## Measure, print a table, write build/bench.json
 lock: ## Resolve requirements again
 	$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --no-header --no-annotate -q -o requirements/run.lock
 	$(BIN)/uv pip compile pyproject.toml --universal --group dev --generate-hashes --no-header --no-annotate -q -o requirements/dev.lock
+	for of in 2.45 2.63; do $(BIN)/uv pip compile tests/e2e/clients/python-$$of.in --universal --generate-hashes --no-header --no-annotate -q -o tests/e2e/clients/python-$$of.txt; done
 
 clean: ## Remove what was built in this checkout
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache src/dovecote/host/guest/bin src/dovecote/api/pages/npm

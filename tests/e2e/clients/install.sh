@@ -35,7 +35,7 @@ javascript() {
 }
 
 exec 9>"$cache/lock"
-flock 9
+flock -w 900 9
 python python-2.45
 newest=$(python python-2.63)
 echo "$newest"
