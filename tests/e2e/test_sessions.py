@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 
-from dovecote.host.instances.instance import process_started
+from dovecote.host.processes import process_started
 from dovecote.sdk import Dovecote, DovecoteError
 from tests.e2e.installation import Installation, until
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as some
 from dovecote.errors import NotFound
 from dovecote.host.guest.protocol import VERSION
 from dovecote.host.instances.adopting import Adoption
-from dovecote.host.instances.instance import Claim, Instance, process_started, read_instance
+from dovecote.host.instances.instance import Claim, Instance, read_instance
+from dovecote.host.processes import process_started
 from dovecote.model.rules import SaveRules
 from dovecote.model.sizes import Limits, NetworkPolicy
 from dovecote.model.states import InstanceState

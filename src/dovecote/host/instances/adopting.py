@@ -12,9 +12,10 @@ from pathlib import Path
 
 from dovecote.errors import NotFound
 from dovecote.host.guest.protocol import VERSION
-from dovecote.host.instances.instance import Claim, Instance, Leftover, process_started, read_instance
+from dovecote.host.instances.instance import Claim, Instance, Leftover, read_instance
 from dovecote.host.instances.preparing import GUEST_ANSWERS_WITHIN, Parts, Preparing, remove_directory
 from dovecote.host.instances.saving import Saving
+from dovecote.host.processes import is_alive
 from dovecote.model.states import InstanceState
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class Adoption:
         return self._found
 
     async def _instance(self, instance: Instance, *, has_network: bool, fits: Callable[[Instance], bool]) -> None:
-        alive = has_network and process_started(instance.pid) == instance.pid_started
+        alive = has_network and is_alive(instance.pid, instance.pid_started)
         # What another version of ours started does not understand us: its files go on in a new one.
         alive = alive and instance.protocol == VERSION
         revived = instance.disk != instance.id  # its disk was somebody's before it was prepared

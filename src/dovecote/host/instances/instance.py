@@ -187,13 +187,3 @@ def read_instance(directory: Path) -> Instance:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise NotFound(f"no instance in {directory.name}") from error
-
-
-def process_started(pid: int) -> int | None:
-    """Start time of a process in clock ticks since boot; with the pid it names one process for ever. None: no such."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return None
-    after_name = stat[stat.rindex(b")") + 2 :].split()
-    return None if after_name[0] in (b"Z", b"X") else int(after_name[19])

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dovecote.errors import DovecoteError, Failed, NoCapacity, NotFound
-from dovecote.host.instances.instance import Instance, process_started, read_instance
+from dovecote.host.instances.instance import Instance, read_instance
 from dovecote.host.network import Attachment, Network
+from dovecote.host.processes import process_started
 from dovecote.host.runtime import Box, Cgroups, Pauses, Runtime, ensure_stub
 from dovecote.host.storage import mounts
 from dovecote.host.storage.entrance import Entrance

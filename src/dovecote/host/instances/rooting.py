@@ -8,9 +8,10 @@ from pathlib import Path
 
 from dovecote.errors import DovecoteError, Failed, NoCapacity, StorageFailed
 from dovecote.host.instances.door import PROGRAM, SOCKET, Door
-from dovecote.host.instances.instance import Claim, Instance, process_started
+from dovecote.host.instances.instance import Claim, Instance
 from dovecote.host.instances.mounting import mount_all, place_all
 from dovecote.host.instances.preparing import GUEST_ANSWERS_WITHIN, HOSTNAME, ID_COUNT, Parts
+from dovecote.host.processes import process_started
 from dovecote.host.runtime import DOOR, Box
 from dovecote.host.storage import mounts
 

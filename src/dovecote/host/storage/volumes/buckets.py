@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from dovecote.errors import DeadlineExceeded, Invalid, NotFound, StorageFailed, Unsupported
+from dovecote.host.processes import is_alive, process_started
 from dovecote.host.storage import mounts
 from dovecote.host.storage.volumes.opening import open_mount
-from dovecote.host.storage.volumes.running import is_alive, started
 from dovecote.model.volumes import BUCKET, Mount
 
 THREADS = 4  # that may wait for buckets at a time, whatever stalls
@@ -166,7 +166,7 @@ class Buckets:
                 start_new_session=True,
                 cwd="/",
             )
-        record = {"pid": process.pid, "started": started(process.pid), "does": self._does(prefix)}
+        record = {"pid": process.pid, "started": process_started(process.pid), "does": self._does(prefix)}
         self._record(prefix.name).write_text(json.dumps(record), encoding="ascii")
         deadline = time.monotonic() + MOUNTED_WITHIN
         while mounts.source_of(at) is None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dovecote.errors import DeadlineExceeded, DovecoteError, Invalid, NotFound, StorageFailed, Unsupported
+from dovecote.host.processes import is_alive, process_started
 from dovecote.host.storage import mounts
 from dovecote.host.storage.pool import Usage
 from dovecote.host.storage.volumes import fuse
@@ -32,7 +33,6 @@ from dovecote.host.storage.volumes.juicefs_commands import (
     relay_command,
     remove_command,
 )
-from dovecote.host.storage.volumes.running import is_alive, started
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class JuiceFSVolumes:
             )
         record = {
             "pid": relay.pid,
-            "started": started(relay.pid),
+            "started": process_started(relay.pid),
             "settings": self._settings.hex(),
             "place": self._place.identity,
         }
