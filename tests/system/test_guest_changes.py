@@ -7,11 +7,11 @@ import contextlib
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
-from dovecote.errors import Failed, Forbidden, Invalid, NoCapacity, NotFound
+from dovecote.errors import DovecoteError, Failed, Forbidden, Invalid, NoCapacity, NotFound
 from dovecote.host.guest import FileChange
 from dovecote.host.guest.connection import Connection
 from dovecote.host.guest.protocol import Kind, render_frame, text
@@ -26,6 +26,7 @@ class Watching:
     def __init__(self) -> None:
         self.changes: list[FileChange] = []
         self.is_over = False
+        self.failed: DovecoteError | None = None
 
     def told(self) -> list[tuple[str, str, str]]:
         return [(c.kind, c.path, c.target) for c in self.changes]
@@ -40,22 +41,41 @@ async def watching(rig: Rig, path: str, *, user: str = "root", recursive: bool =
     ready = asyncio.Event()
 
     async def collect() -> None:
-        async for change in rig.guest.watch(path, user=user, recursive=recursive):
-            if change.kind == "watching":
-                ready.set()
-            else:
-                watch.changes.append(change)
+        try:
+            async for change in rig.guest.watch(path, user=user, recursive=recursive):
+                if change.kind == "watching":
+                    ready.set()
+                else:
+                    watch.changes.append(change)
+        except DovecoteError as error:
+            watch.failed = error
         watch.is_over = True
+        ready.set()
 
     task = asyncio.ensure_future(collect())
     try:
         async with asyncio.timeout(BOUND):
             await ready.wait()
+        if watch.failed:
+            raise watch.failed
         yield watch
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+@contextlib.contextmanager
+def unheard(rig: Rig) -> Iterator[None]:
+    """Nobody reads meanwhile what the kernel has to tell."""
+    stopped = rig.helpers()
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
 
 
 async def test_each_kind_of_change_is_told_with_its_path() -> None:
@@ -248,15 +268,59 @@ async def test_when_the_kernel_drops_events_it_is_told_and_the_watch_goes_on_eve
     async with running() as rig:
         await rig.sh("mkdir /tmp/w")
         async with watching(rig, "/tmp/w", recursive=True) as watch:
-            stopped = rig.helpers()
-            for pid in stopped:
-                os.kill(pid, signal.SIGSTOP)
-            await rig.sh("cd /tmp/w; seq 1 20000 | xargs touch; mkdir -p new/er")
-            for pid in stopped:
-                os.kill(pid, signal.SIGCONT)
+            with unheard(rig):
+                await rig.sh("cd /tmp/w; seq 1 20000 | xargs touch; mkdir -p new/er")
             await watch.see(lambda: any(c.kind == "overflow" for c in watch.changes))
             await rig.sh("touch /tmp/w/new/er/x")
             await watch.see(lambda: ("create", "new/er/x", "") in watch.told())
+
+
+@pytest.mark.parametrize("script", ["rm -rf /tmp/w", "mv /tmp/w /tmp/v", "mv /tmp/w /tmp/v; mkdir /tmp/w"])
+async def test_a_watch_whose_directory_goes_while_the_kernel_drops_events_ends_too(script: str) -> None:
+    async with running(sanitized_program()) as rig:
+        await rig.sh("mkdir /tmp/w")
+        async with watching(rig, "/tmp/w", recursive=True) as watch:
+            with unheard(rig):
+                await rig.sh(f"cd /tmp/w; seq 1 20000 | xargs touch; cd /; {script}")
+            await watch.see(lambda: watch.is_over)
+        assert watch.failed is None
+        assert watch.told()[-2:] == [("overflow", "", ""), ("remove", "", "")]
+        await until(lambda: not rig.helpers())
+
+
+async def test_a_watch_that_lost_events_and_cannot_watch_all_of_it_again_says_so_and_ends() -> None:
+    async with running() as rig:
+        await rig.sh("mkdir /tmp/w")
+        async with watching(rig, "/tmp/w", recursive=True) as watch:
+            with unheard(rig):
+                await rig.sh("cd /tmp/w; seq 1 20000 | xargs mkdir")
+            await watch.see(lambda: watch.is_over)
+        assert watch.told()[-1] == ("overflow", "", "")
+        assert watch.failed is not None
+        assert watch.failed.code == "too_many_watches"
+        await until(lambda: not rig.helpers())
+
+
+async def test_a_reader_that_is_behind_is_told_that_the_directory_is_gone() -> None:
+    async with running() as rig:
+        await rig.sh("mkdir /tmp/w")
+        slow = await Connection.open(rig.socket_path)
+        await slow.send(render_frame(Kind.WATCH, text("root") + text("/tmp/w") + b"\1"))
+        await slow.receive(BOUND)
+        async with watching(rig, "/tmp/w") as quick:
+            await rig.sh("cd /tmp/w; seq -f %0200.f 1 8000 | xargs touch; rm -rf /tmp/w")
+            await quick.see(lambda: quick.is_over)
+        frames = [await slow.receive(BOUND)]
+        while frames[-1][0] != Kind.CONTENT_END:
+            frames.append(await slow.receive(BOUND))
+        assert [payload[0] for _, payload in frames[-3:-1]] == [6, 3]
+        slow.close()
+
+
+async def test_the_root_is_watched_like_any_directory() -> None:
+    async with running() as rig, watching(rig, "/") as watch:
+        await rig.sh("mkdir /new")
+        await watch.see(lambda: ("create", "new", "") in watch.told())
 
 
 async def test_more_directories_than_the_bound_are_refused_and_later_ones_are_an_overflow() -> None:

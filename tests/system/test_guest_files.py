@@ -87,6 +87,42 @@ async def test_a_write_goes_through_a_link_and_the_link_stays() -> None:
         assert (await rig.guest.stat("/tmp/link", user="root")).kind == "file"
 
 
+async def test_a_write_through_a_link_to_nothing_makes_what_it_names() -> None:
+    async with running() as rig:
+        guest = rig.guest
+        await rig.sh("cd /tmp; mkdir in; ln -s in/second first; ln -s ../new/er in/second; ln -s loop loop")
+        await rig.sh("cd /tmp; ln -s /root/x x; ln -s 39 40; for i in $(seq 39); do ln -s $((i-1)) $i; done; ln -s 40 41; chmod 777 in")
+        await guest.write_file("/tmp/first", b"made", user="root")
+        await guest.write_file("/tmp/40", b"far", user="root")
+        assert (await content(rig, "/tmp/new/er"), await content(rig, "/tmp/0")) == (b"made", b"far")
+        await guest.write_file("/tmp/first", b"again", user="root")
+        assert await content(rig, "/tmp/new/er") == b"again"
+        await rig.sh("cd /tmp; rm 0; ln -s /none/x deep; ln -s /tmp/none/ directory")
+        for path, kind, code in (
+            ("/tmp/loop", Invalid, "malformed_path"),
+            ("/tmp/41", Invalid, "malformed_path"),
+            ("/tmp/directory", Invalid, "is_directory"),
+        ):
+            await refused(guest.write_file(path, b"x", user="root"), kind, code)
+        await refused(guest.write_file("/tmp/x", b"x", user="bird"), Forbidden, "permission_denied")
+        await refused(guest.write_file("/tmp/deep", b"x", user="root", make_parents=False), NotFound, "file_not_found")
+        links = {each.path for each in await entries(rig, "/tmp") if each.stat.kind == "link"}
+        assert links == {"first", "loop", "x", "deep", "directory", *map(str, range(1, 42))}
+        assert [each.path for each in await entries(rig, "/tmp/in")] == ["second"]
+
+
+async def test_a_write_follows_no_link_that_the_kernel_lets_nobody_follow() -> None:
+    """In a directory that all may write to, a link of one user is no trap for another."""
+    if Path("/proc/sys/fs/protected_symlinks").read_text().strip() == "0":
+        pytest.skip("this machine lets everybody follow every link")
+    async with running() as rig:
+        await rig.sh("ln -s /root/new /tmp/trap; ln -s /root/old /tmp/other", user="bird")
+        await rig.sh("echo old > /root/old")
+        for path in ("/tmp/trap", "/tmp/other"):
+            await refused(rig.guest.write_file(path, b"x", user="root"), Forbidden, "permission_denied")
+        assert await content(rig, "/root/old") == b"old\n"
+
+
 async def test_a_user_reaches_only_what_is_allowed_to_it() -> None:
     async with running() as rig:
         await rig.sh("mkdir -p /root/in; echo secret > /root/in/x; chmod 700 /root; echo r > /tmp/r; chmod 600 /tmp/r")

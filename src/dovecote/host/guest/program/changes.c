@@ -15,7 +15,8 @@ enum { MOST_QUEUED = 256 << 10, PAIRED_WITHIN = 20 /* ms */ };
 static int socket_fd;
 static struct output queue;
 static size_t queue_sent, queue_last; /* where the last frame begins */
-static bool overflowed, over;
+static bool overflowed;
+static enum coverage coverage; /* it ends when that is no longer WHOLE */
 
 static struct { bool is_there, is_dir; uint32_t cookie; char path[PATH_MAX]; } moving; /* away; perhaps to a new name */
 
@@ -142,10 +143,8 @@ static bool of_temporary(const struct inotify_event *event, const char *path, bo
 static void of_root(const struct inotify_event *event) {
     if (event->mask & IN_ATTRIB)
         tell(MODE_CHANGED, true, "", "");
-    if (event->mask & (IN_DELETE_SELF | IN_MOVE_SELF | IN_UNMOUNT)) {
-        tell(REMOVED, true, "", "");
-        over = true;
-    }
+    if (event->mask & (IN_DELETE_SELF | IN_MOVE_SELF | IN_UNMOUNT))
+        coverage = GONE;
 }
 
 static void of_name(const struct inotify_event *event, const char *path) {
@@ -184,13 +183,13 @@ static void handle(const struct inotify_event *event) {
 static void read_events(void) {
     static char events[16 << 10] __attribute__((aligned(8)));
     ssize_t got = read(places_fd(), events, sizeof events);
-    for (char *at = events; at < events + got && !over;) {
+    for (char *at = events; at < events + got && coverage == WHOLE;) {
         const struct inotify_event *event = (const struct inotify_event *)at;
         size_t length = sizeof *event + event->len;
         if (event->mask & IN_Q_OVERFLOW) { /* also of directories that we do not watch yet */
             give_up_pair();
             overflowed = true;
-            places_again();
+            coverage = places_again();
             return;
         }
         place_passed(length);
@@ -199,10 +198,21 @@ static void read_events(void) {
     }
 }
 
-static noreturn void end(void) {
+static void flush_all(void) {
     for (struct pollfd each = {socket_fd, POLLOUT, 0}; queue.length; flush())
         if (poll(&each, 1, STALLED_AFTER) <= 0)
             leave(1);
+}
+
+/* Why it ends is told to a client that is behind too. */
+static noreturn void end(void) {
+    flush_all();
+    tell_overflow();
+    if (coverage == GONE)
+        tell(REMOVED, true, "", "");
+    flush_all();
+    if (coverage == PART)
+        fail(TOO_MANY_WATCHES, 0);
     finish(CONTENT_END, NULL, 0);
 }
 
@@ -211,7 +221,7 @@ noreturn void watch_changes(int peer, const char *path, bool recursive) {
     queue = (struct output){must(malloc(MOST_QUEUED)), 0, MOST_QUEUED};
     places_open(path, recursive);
     tell(WATCHED, true, "", "");
-    while (!over) {
+    while (coverage == WHOLE) {
         flush();
         tell_overflow();
         struct pollfd each[2] = {{places_fd(), POLLIN, 0}, {socket_fd, POLLIN | (queue.length ? POLLOUT : 0), 0}};

@@ -11,7 +11,8 @@ void change_missed(void);
 /* -- places.c: directories that are watched; paths are below the one that was asked for, which is "" */
 
 void places_open(const char *root, bool recursive);   /* fails if it cannot watch all of it */
-void places_again(void);                              /* after inotify lost events: looks at all directories anew */
+enum coverage { WHOLE, PART, GONE };                  /* PART: what bounds watches left some out */
+enum coverage places_again(void);                     /* after inotify lost events: looks at all directories anew */
 int places_fd(void);
 const char *place_of(int wd);                         /* NULL if it is not watched any more */
 const char *place_absolute(const char *path);         /* until the next call */

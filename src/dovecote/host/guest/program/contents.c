@@ -8,7 +8,7 @@
 
 #include "guest.h"
 
-enum { WRITE_PARENTS = 1, WRITE_METADATA = 2 };
+enum { WRITE_PARENTS = 1, WRITE_METADATA = 2, MOST_LINKS = 40 };
 
 noreturn void read_file(const char *path, uint64_t offset, uint64_t length) {
     int fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
@@ -106,13 +106,34 @@ static void resemble(int fd, const char *target, const struct stat *old, uint32_
     }
 }
 
+/* What a link names that names nothing yet, over as many links as the kernel follows. */
+static void follow_dangling(char target[PATH_MAX]) {
+    static char named[PATH_MAX], whole[2 * PATH_MAX];
+    for (int links = 0;; links++) {
+        ssize_t length = readlink(target, named, sizeof named - 1);
+        if (length < 0)
+            return;
+        if (links == MOST_LINKS)
+            fail(IO, ELOOP);
+        named[length] = 0;
+        memcpy(whole, target, PATH_MAX);
+        strcpy(*named == '/' ? whole : strrchr(whole, '/') + 1, named);
+        if (strlen(whole) >= PATH_MAX)
+            fail(IO, ENAMETOOLONG);
+        strcpy(target, whole);
+    }
+}
+
 /* Where it is written to, through links as any writer would. True if a file is there already. */
 static bool find_target(const char *path, char target[PATH_MAX], struct stat *old) {
     if (strlen(path) >= PATH_MAX)
         fail(IO, ENAMETOOLONG);
+    bool is_there = !stat(path, old); /* the kernel says which links this user may follow */
+    if (!is_there && errno != ENOENT)
+        fail(IO, errno);
     if (!realpath(path, target))
-        strcpy(target, path);
-    bool is_there = !stat(target, old);
+        follow_dangling(strcpy(target, path));
+    is_there = !stat(target, old);
     if (is_there && !S_ISREG(old->st_mode))
         fail(S_ISDIR(old->st_mode) ? IO : NOT_REGULAR, S_ISDIR(old->st_mode) ? EISDIR : 0);
     if (is_there) /* replacing takes a right to its directory only, which would surprise */

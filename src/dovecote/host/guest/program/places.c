@@ -28,7 +28,7 @@ int places_fd(void) { return inotify; }
 
 const char *place_absolute(const char *path) {
     static char whole[2 * PATH_MAX];
-    return stpcpy(stpcpy(stpcpy(whole, root), *path ? "/" : ""), path), whole;
+    return stpcpy(stpcpy(stpcpy(whole, root), *path || !*root ? "/" : ""), path), whole;
 }
 
 /* -- the table */
@@ -203,7 +203,7 @@ void places_enter(const char *path) {
     seen_until = passed + waiting;
 }
 
-static bool open_inotify(void) {
+static enum coverage open_inotify(void) {
     static char path[PATH_MAX];
     if (inotify >= 0)
         close(inotify);
@@ -212,13 +212,20 @@ static bool open_inotify(void) {
     *path = 0;
     seen_count = 0;
     inotify = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
-    return inotify >= 0 && enter(path, false, MOST_DEPTH) && count;
+    if (inotify < 0 || !enter(path, false, MOST_DEPTH))
+        return PART;
+    return count ? WHOLE : GONE;
 }
 
-void places_again(void) {
-    if (!open_inotify() && inotify < 0)
-        leave(1);
+/* Of a directory that it watches already inotify says the number that it has, so another one of that name is found. */
+static bool root_is_there(void) {
+    for (int at = 0; at < count; at++)
+        if (!*places[at].path)
+            return inotify_add_watch(inotify, place_absolute(""), WANTED) == places[at].wd;
+    return false;
 }
+
+enum coverage places_again(void) { return root_is_there() ? open_inotify() : GONE; }
 
 void places_open(const char *path, bool with_below) {
     struct stat st;
@@ -230,6 +237,7 @@ void places_open(const char *path, bool with_below) {
     if (!strcmp(root, "/"))
         *root = 0;
     recursive = with_below;
-    if (!open_inotify())
-        fail(TOO_MANY_WATCHES, 0);
+    enum coverage coverage = open_inotify();
+    if (coverage != WHOLE)
+        fail(coverage == GONE ? IO : TOO_MANY_WATCHES, coverage == GONE ? ENOENT : 0);
 }
