@@ -39,7 +39,7 @@ def one_of_each(tenant_id: str) -> dict[str, Any]:
         "tenants": Tenant(tenant_id, f"name-{tenant_id}", NOW),
         "users": user(tenant_id),
         "keys": ApiKey(new_id("key"), tenant_id, random_text(), "laptop", NOW, revoked_at=NOW),
-        "functions": Function(new_id("fun"), tenant_id, "coding", "rev_1", "x-session", NOW),
+        "functions": Function(new_id("fun"), tenant_id, "coding", "rev_1", NOW, random_text()),
         "revisions": Revision(
             new_id("rev"),
             tenant_id,
@@ -185,6 +185,10 @@ async def test_two_processes_with_the_same_database_see_each_other(store: Store,
         await other.close()
 
 
+def function(tenant_id: str) -> Function:
+    return Function(new_id("fun"), tenant_id, "f", "", NOW, random_text())
+
+
 TAKEN = session(key="u1:c1", slug="slug-1")
 RULES: list[tuple[str, Any, Any, bool]] = [
     ("tenants", Tenant(A, "one", NOW), Tenant(B, "one", NOW), True),
@@ -192,8 +196,18 @@ RULES: list[tuple[str, Any, Any, bool]] = [
     ("users", user(A, "ann"), user(B, "ann"), False),
     ("users", user(A, "ann"), user(A, "Ann"), False),
     ("keys", ApiKey(new_id("key"), A, "d", "", NOW), ApiKey(new_id("key"), B, "d", "", NOW), True),
-    ("functions", Function(new_id("fun"), A, "f", "", "", NOW), Function(new_id("fun"), A, "f", "", "", NOW), True),
-    ("functions", Function(new_id("fun"), A, "f", "", "", NOW), Function(new_id("fun"), B, "f", "", "", NOW), False),
+    (
+        "functions",
+        function(A),
+        function(A),
+        True,
+    ),
+    (
+        "functions",
+        function(A),
+        function(B),
+        False,
+    ),
     ("sessions", TAKEN, session(key="u1:c1"), True),
     ("sessions", TAKEN, session(B, slug="slug-1"), True),
     ("sessions", TAKEN, session(B, key="u1:c1"), False),

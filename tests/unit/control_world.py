@@ -16,7 +16,7 @@ from dovecote.control.apps.running import RunningApp
 from dovecote.control.fleet import Death, Fleet
 from dovecote.control.functions import Functions
 from dovecote.control.sandboxes import Sandboxes
-from dovecote.control.sessions import Keeping, Routing, Sessions, keeping, ledger, live, starting
+from dovecote.control.sessions import Keeping, Routed, Routing, Sessions, keeping, ledger, live, starting
 from dovecote.control.templates import Templates
 from dovecote.control.tenancy import Tenancy
 from dovecote.model.records import Session, Start
@@ -130,6 +130,12 @@ class World:
         return b"".join([chunk async for chunk in self.sandboxes.read_file(session.tenant_id, session.id, path)])
 
     # -- apps
+
+    async def call(self, function: str, *, user: str, key: str | None, tenant: str | None = None) -> Routed:
+        """Where a request for a function of the tenant goes."""
+        return await self.routing.function(
+            await self.functions.get(tenant or self.tenant, function), user=user, key=key
+        )
 
     def running(self, name: str) -> RunningApp:
         return self.apps._apps[name]

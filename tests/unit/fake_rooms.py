@@ -375,7 +375,7 @@ class FakeApps:
 
 class FakeFunctions:
     async def get(self, tenant_id: str, name: str) -> Function:
-        return Function(new_id("fun"), tenant_id, name, new_id("rev"), "x-dovecote-session", NOW)
+        return Function(new_id("fun"), tenant_id, name, new_id("rev"), NOW, random_text())
 
     async def create(self, tenant_id: str, name: str, **_: Any) -> Function:
         return await self.get(tenant_id, name)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dovecote.control.fleet import Command
-from dovecote.control.sessions import keeping
+from dovecote.control.sessions import Routed, keeping
 from dovecote.errors import Conflict, DeadlineExceeded, DovecoteError, Failed, Gone, NoCapacity, NotFound, StorageFailed
 from dovecote.model.records import Session, Start
 from dovecote.model.sizes import NetworkPolicy
@@ -534,7 +534,7 @@ CROSSINGS: dict[str, Callable[[World, str, Session], Awaitable[object]]] = {
     "run": lambda w, t, s: w.sandboxes.run(t, s.id, argv=["id"]),
     "publish": lambda w, t, s: w.apps.publish(t, s.id, start=START),
     "revision": lambda w, t, s: w.functions.revision(t, s.revision_id),
-    "route_function": lambda w, t, s: w.routing.function(t, "web", user="u", key=s.key),
+    "route_function": lambda w, t, s: w.call("web", tenant=t, user="u", key=s.key),
     "create": lambda w, t, s: w.sessions.create(t, function="web"),
     "list": lambda w, t, s: w.sessions.list(t, function="web"),
 }
@@ -570,11 +570,9 @@ async def test_lists_and_removals_stay_in_their_tenant(world: World) -> None:
 
 async def test_fifty_requests_with_one_unknown_key_make_one_session(world: World) -> None:
     await world.functions.create(world.tenant, "web", start=START)
-    routes = await asyncio.gather(
-        *(world.routing.function(world.tenant, "web", user="ann", key="c7") for _ in range(50))
-    )
-    assert len({session.id for _, session in routes}) == 1
-    assert {address for address, _ in routes} == {"10.201.0.1:8000"}
+    routes = await asyncio.gather(*(world.call("web", user="ann", key="c7") for _ in range(50)))
+    assert len({_id(routed) for routed in routes}) == 1
+    assert {routed.address for routed in routes} == {"10.201.0.1:8000"}
     assert len(await world.sessions.list(world.tenant)) == 1
     assert len(world.host.claims) == 1
     assert len(world.host.starts()) == 1
@@ -583,18 +581,14 @@ async def test_fifty_requests_with_one_unknown_key_make_one_session(world: World
 async def test_one_key_is_another_session_for_each_user_and_function(world: World) -> None:
     for name in ("one", "two"):
         await world.functions.create(world.tenant, name, start=START)
-    routes = [
-        await world.routing.function(world.tenant, name, user=user, key="c7")
-        for name in ("one", "two")
-        for user in ("ann", "bob")
-    ]
-    assert len({session.id for _, session in routes}) == 4
+    routes = [await world.call(name, user=user, key="c7") for name in ("one", "two") for user in ("ann", "bob")]
+    assert len({_id(routed) for routed in routes}) == 4
 
 
 async def test_a_keyless_call_of_a_function_without_a_start_makes_no_session(world: World) -> None:
     await world.functions.create(world.tenant, "files")
     with pytest.raises(DovecoteError) as refused:
-        await world.routing.function(world.tenant, "files", user="ann", key=None)
+        await world.call("files", user="ann", key=None)
     assert refused.value.code == "port_closed"
     assert await world.sessions.list(world.tenant) == []
     assert world.host.claims == []
@@ -619,3 +613,8 @@ async def test_a_relative_directory_starts_in_the_home(world: World, given: str 
     instance = world.host.of(session.id)
     assert instance is not None
     assert [each.command.cwd for each in instance.commands] == [seen, seen]
+
+
+def _id(routed: Routed) -> str:
+    assert routed.session is not None
+    return routed.session.id

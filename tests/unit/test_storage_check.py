@@ -284,7 +284,7 @@ async def _records(url: str, world: World) -> None:
         await store.migrate()
         everyone = store.everyone()
         await everyone.sessions.insert(session(id="ses_1", tree=world.delta))
-        await everyone.functions.insert(Function("fun_1", A, "shop", "rev_1", "x-session", NOW))
+        await everyone.functions.insert(Function("fun_1", A, "shop", "rev_1", NOW, "slug"))
         revision = Revision(
             "rev_1", A, "fun_1", 4, world.template, "base", world.other, "small", "crun", NetworkPolicy(), None, {}, NOW
         )

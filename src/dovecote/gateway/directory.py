@@ -27,8 +27,7 @@ class Directory:
         if ask.kind != "function":
             raise NotFound("nothing is at this address", code="no_such_address")
         principal = await self._tenancy.authenticate(ask.credential)
-        header = (await self._functions.get(principal.tenant_id, ask.name)).affinity_header
-        address, session = await self._routing.function(
-            principal.tenant_id, ask.name, user=ask.user or "default", key=ask.headers.get(header)
-        )
-        return Answer(address, affinity_header=header, session=session.key)
+        function = await self._functions.get(principal.tenant_id, ask.name)
+        header = function.affinity.header
+        routed = await self._routing.function(function, user=ask.user or "default", key=ask.headers.get(header))
+        return Answer(routed.address, affinity_header=header, session=routed.session.key if routed.session else None)

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from dovecote.model.rules import Reinstall, SaveRules
+from dovecote.model.serving import Affinity, Hooks, Invoking, Mode, Sharing
 from dovecote.model.sizes import NetworkPolicy
 from dovecote.model.states import AtTimeout, Desired, Park, SessionState, SnapshotCause, TemplateState
 from dovecote.model.trees import Inside
@@ -64,15 +65,29 @@ class ApiKey:
 
 @dataclass(frozen=True)
 class Function:
-    """A named workload. What it runs is its current revision."""
+    """A named workload. What it runs is its current revision.
+
+    `slug` is its unguessable name in addresses; a public one needs no key where it is called by that.
+    """
 
     id: str
     tenant_id: str
     name: str
     revision_id: str
-    affinity_header: str
     created_at: datetime
+    slug: str
+    affinity: Affinity = Affinity()
+    invoking: Invoking = Invoking()
+    is_public: bool = False
     generation: int = 0
+
+    @property
+    def has_sessions(self) -> bool:
+        return not self.affinity.has(Mode.NONE)
+
+    def is_shared(self, revision: Revision) -> bool:
+        """Whether several callers are in one instance, whose files are nobody's own."""
+        return not self.has_sessions or revision.sharing.sessions > 1
 
 
 @dataclass(frozen=True)
@@ -94,6 +109,8 @@ class Revision:
     created_at: datetime
     mounts: tuple[Mount, ...] = ()
     rules: SaveRules = SaveRules()
+    sharing: Sharing = Sharing()
+    hooks: Hooks = Hooks()
     pinned: Inside | None = None  # None in rows of earlier versions; `Functions.revision` puts in what they ran
     generation: int = 0
 
@@ -177,6 +194,7 @@ class Session:
     token: str = ""  # lets its holder act inside this session alone; "" in none
     needs_token: bool = True  # where a client names it by its slug: whether that alone will do
     network: NetworkPolicy | None = None  # overrides its revision's
+    awake_until: datetime | None = None  # a lease: it is neither frozen nor parked before
     generation: int = 0
 
     @property

@@ -136,6 +136,8 @@ def _encode(value: Any) -> Any:
         return {field.name: _encode(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, timedelta):
+        return value.total_seconds()
     if isinstance(value, Mapping):
         return {key: _encode(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -150,6 +152,8 @@ def _decoder(hint: Any) -> Convert | None:
         return _dataclass_decoder(inner)
     if isinstance(inner, type) and issubclass(inner, Enum):
         return inner
+    if inner is timedelta:
+        return _seconds
     origin, args = get_origin(inner), get_args(inner)
     item = _decoder(args[0]) if origin in (tuple, list) else _decoder(args[1]) if origin is dict else None
     if origin is tuple:

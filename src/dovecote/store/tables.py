@@ -77,7 +77,13 @@ def _among(name: str, *columns: str, where: str, unique: bool = False) -> sa.Ind
 TENANTS = _kind("tenant", "tenants", records.Tenant, sa.UniqueConstraint("name"))
 USERS = _kind("user", "users", records.User, sa.UniqueConstraint("tenant_id", "name"))
 KEYS = _kind("API key", "keys", records.ApiKey, sa.UniqueConstraint("digest"))
-FUNCTIONS = _kind("function", "functions", records.Function, sa.UniqueConstraint("tenant_id", "name"))
+FUNCTIONS = _kind(
+    "function",
+    "functions",
+    records.Function,
+    sa.UniqueConstraint("tenant_id", "name"),
+    sa.UniqueConstraint("slug"),
+)
 REVISIONS = _kind(
     "revision", "revisions", records.Revision, sa.UniqueConstraint("function_id", "number"), is_fixed=True
 )

@@ -8,6 +8,7 @@ from pydantic import Field
 from dovecote.api.rest.here import After, FunctionName, Here, Limit
 from dovecote.api.rest.shapes import Body, FunctionShape, MountShape, NetworkShape, Page, StartShape, function_shape
 from dovecote.model.rules import SaveRules
+from dovecote.model.serving import Affinity
 
 routes = APIRouter(prefix="/v1", tags=["functions"])
 
@@ -44,7 +45,7 @@ async def create_function(here: Here, new: NewFunction) -> FunctionShape:
         spec=new.spec,
         level=new.level,
         network=new.network.record(),
-        affinity_header=new.affinity_header,
+        affinity=Affinity(header=new.affinity_header),
         env=new.env,
         start=new.start.record() if new.start else None,
         mounts=await here.rooms.volumes.resolve(here.tenant_id, [mount.record() for mount in new.mounts]),

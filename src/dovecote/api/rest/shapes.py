@@ -396,7 +396,7 @@ def function_shape(function: records.Function, addresses: Addresses) -> Function
         name=function.name,
         address=addresses.function(function.name),
         revision_id=function.revision_id,
-        affinity_header=function.affinity_header,
+        affinity_header=function.affinity.header,
         created_at=function.created_at,
     )
 

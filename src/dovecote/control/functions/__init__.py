@@ -8,10 +8,20 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from dovecote.errors import Conflict, NotFound
-from dovecote.model.ids import new_id, parse_header_name, parse_name, parse_template_name
+from dovecote.model.ids import new_id, parse_name, parse_template_name, random_text
 from dovecote.model.networks import parse_policy
 from dovecote.model.records import Function, Revision, Start
 from dovecote.model.rules import SaveRules, parse_rules
+from dovecote.model.serving import (
+    Affinity,
+    Hooks,
+    Invoking,
+    Sharing,
+    parse_affinity,
+    parse_hooks,
+    parse_invoking,
+    parse_sharing,
+)
 from dovecote.model.sizes import SPECS, NetworkPolicy
 from dovecote.model.trees import Inside, Template
 from dovecote.model.volumes import Mount, apart
@@ -19,7 +29,6 @@ from dovecote.store import Store
 
 BASE = "base"  # the template that every installation has
 SANDBOX = "sandbox"  # every tenant has this function
-DEFAULT_HEADER = "x-dovecote-session"
 TRIES = 8
 
 
@@ -65,7 +74,11 @@ class Functions:
         spec: str = "small",
         level: str | None = None,
         network: NetworkPolicy | None = None,
-        affinity_header: str = DEFAULT_HEADER,
+        affinity: Affinity = Affinity(),
+        sharing: Sharing = Sharing(),
+        hooks: Hooks = Hooks(),
+        invoking: Invoking = Invoking(),
+        is_public: bool = False,
         env: Mapping[str, str] | None = None,
         start: Start | None = None,
         mounts: tuple[Mount, ...] = (),
@@ -78,7 +91,6 @@ class Functions:
         means by now.
         """
         parse_name(name, "a function")
-        parse_header_name(affinity_header)
         function_id = new_id("fun")
         if like is not None:
             revision = _numbered(like, function_id, 1)
@@ -86,14 +98,23 @@ class Functions:
             revision = await self._plan(
                 tenant_id, function_id, template=template, spec=spec, level=level, network=network, env=env, start=start
             )
-            revision = replace(revision, mounts=apart(mounts), rules=parse_rules(rules))
+            revision = replace(
+                revision,
+                mounts=apart(mounts),
+                rules=parse_rules(rules),
+                sharing=parse_sharing(sharing),
+                hooks=parse_hooks(hooks),
+            )
         function = Function(
             id=function_id,
             tenant_id=tenant_id,
             name=name,
             revision_id=revision.id,
-            affinity_header=affinity_header.lower(),
             created_at=revision.created_at,
+            slug=random_text(),
+            affinity=parse_affinity(affinity),
+            invoking=parse_invoking(invoking),
+            is_public=is_public,
         )
         scope = self._store.tenant(tenant_id)
         async with scope.together() as t:

@@ -3,7 +3,7 @@
 from dovecote.control.sessions.keeping import Keeping
 from dovecote.control.sessions.live import Live
 from dovecote.control.sessions.opening import Origin, Wishes
-from dovecote.control.sessions.routing import Routing
+from dovecote.control.sessions.routing import Routed, Routing
 from dovecote.control.sessions.sessions import InstanceView, Sessions
 from dovecote.control.sessions.starting import ensure_started, wait_for_port, wait_until_ready
 
@@ -12,6 +12,7 @@ __all__ = [
     "Keeping",
     "Live",
     "Origin",
+    "Routed",
     "Routing",
     "Sessions",
     "Wishes",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 from dovecote.control.fleet import Death
 from dovecote.control.functions import Functions
@@ -12,12 +13,24 @@ from dovecote.control.sessions.starting import wait_for_port
 from dovecote.control.tenancy import Tenancy
 from dovecote.errors import Conflict, DovecoteError, Failed, NotFound
 from dovecote.model.ids import parse_session_key
-from dovecote.model.records import Session, Start
+from dovecote.model.records import Function, Session, Start
 from dovecote.store import Store
 
 DEATHS_IN_A_ROUTE = 3
 TRIES = 8
 INSTANCE_IS_GONE = frozenset({"no_such_instance", "guest_unreachable", "guest_protocol"})
+
+
+@dataclass(frozen=True)
+class Routed:
+    """`address` is `ip:port`. `session` is None where the function has none.
+
+    `is_limited`: the instance takes so many requests at once and refuses more, so each needs a connection of its own.
+    """
+
+    address: str
+    session: Session | None
+    is_limited: bool = False
 
 
 class Routing:
@@ -31,35 +44,53 @@ class Routing:
         """Where the port of the sandbox with that slug is, `ip:port`, open. The slug is the right to ask."""
         return await self._route(await self._sessions.by_slug(slug), port)
 
-    async def function(self, tenant_id: str, function: str, *, user: str, key: str | None) -> tuple[str, Session]:
-        """Header affinity: the address for the caller's session, and the session.
+    async def function(
+        self, function: Function, *, user: str, key: str | None, is_made_here: bool = False, failed: str | None = None
+    ) -> Routed:
+        """Where the caller's session is served. Without a key the server makes one.
 
-        An unknown key creates the session; without a key the server makes one.
+        An unknown key creates its session, unless `is_made_here`: keys that only we give out, and that must be known.
+        `failed` is an address that could not be reached a moment ago. Raises Invalid (malformed_id), NotFound
+        (no_such_session), Gone (session_expired), NoCapacity, and what waking raises.
         """
         if key is not None:
             parse_session_key(key)
-        made_for = await self._functions.get(tenant_id, function)
-        if key is None and not _port((await self._functions.revision(tenant_id, made_for.revision_id)).start):
+        if key is None and not _port((await self._functions.revision(function.tenant_id, function.revision_id)).start):
             raise _no_server()  # before a session is made that nobody could use
-        session = await self._by_key(tenant_id, function, made_for.id, user, key)
-        revision = await self._functions.revision(tenant_id, session.revision_id)
+        session = await self._by_key(function, user, key, is_made_here)
+        revision = await self._functions.revision(function.tenant_id, session.revision_id)
         start = session.start or revision.start
         port = _port(start)
         if not port:
             raise _no_server()
-        return await self._route(session, port), session
+        return Routed(await self._route(session, port), session)
 
-    async def _by_key(self, tenant_id: str, function: str, function_id: str, user: str, key: str | None) -> Session:
-        owner = await self._tenancy.user(tenant_id, user)
+    async def touch(self, session_id: str) -> None:
+        """The gateway saw that a stream of it is still open."""
+        live = self._sessions.live.get(session_id)
+        if live is not None:
+            live.touch()
+
+    async def end(self, session_id: str, reason: str) -> None:
+        """Its client is done with it, or its only stream has ended. May be repeated."""
+        session = await self._store.everyone().sessions.find(id=session_id)
+        if session is not None:
+            await self._sessions.end(session.tenant_id, session.id, reason)
+
+    async def _by_key(self, function: Function, user: str, key: str | None, is_made_here: bool) -> Session:
+        owner = await self._tenancy.user(function.tenant_id, user)
+        sessions = self._store.tenant(function.tenant_id).sessions
         for _ in range(TRIES):
             if key is not None:
-                found = await self._store.tenant(tenant_id).sessions.find(
-                    user_id=owner.id, function_id=function_id, key=key, live_marker="live"
-                )
+                found = await sessions.find(user_id=owner.id, function_id=function.id, key=key, live_marker="live")
                 if found is not None:
                     return found
+                if is_made_here:
+                    raise NotFound("no session has this id", code="no_such_session", hint="begin a new one")
             try:
-                return await self._sessions.create(tenant_id, function=function, key=key, user=user, wake=False)
+                return await self._sessions.create(
+                    function.tenant_id, function=function.name, key=key, user=user, wake=False
+                )
             except Conflict:
                 continue  # another request of the same session was first
         raise Conflict(f"session {key} comes and goes", code="busy", hint="try again")

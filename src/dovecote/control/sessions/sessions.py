@@ -249,9 +249,13 @@ class Sessions:
 
     async def delete(self, tenant_id: str, session_id: str) -> None:
         """Ends it, its files and its snapshots. May be repeated."""
+        await self.end(tenant_id, session_id, "deleted")
+
+    async def end(self, tenant_id: str, session_id: str, reason: str) -> None:
+        """As `delete` does, for a reason that can be read afterwards."""
         await self._ledger.stored(tenant_id, session_id)
         async with self.live.lock(session_id):
-            await self._conclude(await self._ledger.stored(tenant_id, session_id), "deleted")
+            await self._conclude(await self._ledger.stored(tenant_id, session_id), reason)
 
     async def expire(self, tenant_id: str, session_id: str) -> None:
         """Ends it if its time is over by now: it may have been given more since somebody looked. May be repeated."""
