@@ -12,7 +12,7 @@ from dovecote.host.instances.instance import Instance
 from dovecote.host.instances.preparing import Parts
 from dovecote.host.storage import mounts
 from dovecote.host.storage.inside import place
-from dovecote.host.storage.volumes import open_mount
+from dovecote.host.storage.volumes import open_mount, taken
 from dovecote.model.volumes import BUCKET, Mount, covers
 
 
@@ -27,11 +27,10 @@ async def place_all(parts: Parts, instance: Instance, root: Path) -> None:
     """The same into a root in which nothing runs yet, mounted on the host."""
     assert instance.claim is not None
     for each in instance.claim.mounts:
-        detached, _ = await asyncio.to_thread(_open, parts, instance, each)
-        try:
-            await asyncio.to_thread(place, detached, root, each.at, owner=instance.id_base)
-        finally:
-            os.close(detached)
+        detached = await _open(parts, instance, each)
+        # Whoever waits may leave, but the descriptor's number must not become another's under the thread.
+        placing = asyncio.get_running_loop().run_in_executor(None, _place, detached, root, each.at, instance.id_base)
+        await asyncio.shield(placing)
 
 
 async def mount(parts: Parts, instance: Instance, wanted: Mount) -> None:
@@ -70,14 +69,10 @@ def _check_live(parts: Parts, instance: Instance) -> None:
 
 
 async def _attach(parts: Parts, instance: Instance, mount: Mount) -> None:
-    if mount.volume.startswith(BUCKET):
-        detached = await parts.buckets.open(mount)
-        number = mounts.mount_id(detached)
-    else:
-        detached, number = await asyncio.to_thread(_open, parts, instance, mount)
+    detached = await _open(parts, instance, mount)
     try:
         # Written first: what is mounted and not written down could never be unmounted.
-        instance.mounted[mount.at] = number
+        instance.mounted[mount.at] = mounts.mount_id(detached)
         instance.record()
         await parts.entrance.attach(instance.pid, detached, mount.at, owner=instance.id_base)
     except BaseException:
@@ -87,10 +82,23 @@ async def _attach(parts: Parts, instance: Instance, mount: Mount) -> None:
         os.close(detached)
 
 
-def _open(parts: Parts, instance: Instance, mount: Mount) -> tuple[int, int]:
+def _place(detached: int, root: Path, at: str, owner: int) -> None:
+    try:
+        place(detached, root, at, owner=owner)
+    finally:
+        os.close(detached)
+
+
+async def _open(parts: Parts, instance: Instance, mount: Mount) -> int:
+    """What is named, of a volume or a bucket, as a detached mount; the caller closes it."""
+    if mount.volume.startswith(BUCKET):
+        return await parts.buckets.open(mount)
+    return await taken(asyncio.get_running_loop().run_in_executor(None, _open_volume, parts, instance, mount))
+
+
+def _open_volume(parts: Parts, instance: Instance, mount: Mount) -> int:
     userns = mounts.user_namespace(instance.id_base)
     try:
-        detached = open_mount(parts.volumes.directory(mount.volume), mount, userns)
+        return open_mount(parts.volumes.directory(mount.volume), mount, userns)
     finally:
         os.close(userns)
-    return detached, mounts.mount_id(detached)

@@ -4,7 +4,7 @@ from dovecote.host.storage.volumes.buckets import Buckets, parse_prefixes
 from dovecote.host.storage.volumes.contract import Volumes
 from dovecote.host.storage.volumes.juicefs import JuiceFSVolumes
 from dovecote.host.storage.volumes.loop import LoopVolumes
-from dovecote.host.storage.volumes.opening import open_directory, open_mount
+from dovecote.host.storage.volumes.opening import open_directory, open_mount, taken
 from dovecote.host.storage.volumes.pool import PoolVolumes
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "open_directory",
     "open_mount",
     "parse_prefixes",
+    "taken",
 ]

@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 from dovecote.errors import DeadlineExceeded, Invalid, NotFound, StorageFailed, Unsupported
 from dovecote.host.processes import is_alive, process_started
 from dovecote.host.storage import mounts
-from dovecote.host.storage.volumes.opening import open_mount
+from dovecote.host.storage.volumes.opening import open_mount, taken
 from dovecote.model.volumes import BUCKET, Mount
 
 THREADS = 4  # that may wait for buckets at a time, whatever stalls
@@ -105,7 +105,7 @@ class Buckets:
         self._program = program
         self._environ = environ_of(environ)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="buckets")
-        self._mounting: dict[str, asyncio.Lock] = {}
+        self._serving: dict[str, asyncio.Future[None]] = {}
 
     def names(self) -> list[str]:
         return sorted(self._prefixes)
@@ -116,12 +116,19 @@ class Buckets:
         Raises NotFound (no_such_volume, no_such_path), StorageFailed, Unsupported, DeadlineExceeded (store_slow).
         """
         prefix = self._prefix(mount.volume)
-        async with self._mounting.setdefault(prefix.name, asyncio.Lock()):
-            await self._do(self._ensure, prefix)
-        return await self._do(_open, self._at / prefix.name, mount)
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                await asyncio.shield(self._serve(prefix))
+                return await taken(self._in_thread(open_mount, self._at / prefix.name, mount, None))
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"the bucket did not answer in {TIMEOUT:.0f} s", code="store_slow", hint="is its endpoint reachable?"
+            ) from None
 
     async def remove(self) -> None:
         """Unmounts everything; instances keep dead mounts. May be repeated."""
+        if self._serving:
+            await asyncio.wait(self._serving.values(), timeout=TIMEOUT)
         if self._at.exists():
             for name in sorted({*self._prefixes, *(path.name for path in self._at.iterdir() if path.is_dir())}):
                 await asyncio.to_thread(self._drop, name)
@@ -136,16 +143,23 @@ class Buckets:
                 hint="the operator lists in DOVECOTE_MOUNT_BUCKETS: " + (", ".join(self.names()) or "none so far"),
             ) from None
 
-    async def _do(self, act: Callable[..., T], *arguments: Any) -> T:
+    def _in_thread(self, act: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
         """In few threads of its own: what stalls takes nobody else's."""
-        future = asyncio.get_running_loop().run_in_executor(self._threads, act, *arguments)
-        try:
-            return await asyncio.wait_for(asyncio.shield(future), TIMEOUT)
-        except TimeoutError:
-            future.add_done_callback(_close_late)
-            raise DeadlineExceeded(
-                f"the bucket did not answer in {TIMEOUT:.0f} s", code="store_slow", hint="is its endpoint reachable?"
-            ) from None
+        return asyncio.get_running_loop().run_in_executor(self._threads, act, *arguments)
+
+    def _serve(self, prefix: Prefix) -> asyncio.Future[None]:
+        """One at a time for each name, for all who ask meanwhile; it goes on when they leave, or another one would
+        kill what it is starting."""
+        serving = self._serving.get(prefix.name)
+        if serving is None:
+            serving = self._serving[prefix.name] = self._in_thread(self._ensure, prefix)
+            serving.add_done_callback(lambda done: self._served(prefix.name, done))
+        return serving
+
+    def _served(self, name: str, done: asyncio.Future[None]) -> None:
+        self._serving.pop(name, None)
+        if not done.cancelled():
+            done.exception()  # who waited has it; when all have left, the next who asks tries again
 
     def _ensure(self, prefix: Prefix) -> None:
         if self._is_served(prefix):
@@ -224,16 +238,6 @@ class Buckets:
             return {"pid": int(record["pid"]), "started": record["started"], "does": record["does"]}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
-
-
-def _open(directory: Path, mount: Mount) -> int:
-    return open_mount(directory, mount, None)
-
-
-def _close_late(done: asyncio.Future[Any]) -> None:
-    """A mount that nobody waits for any more."""
-    if not done.cancelled() and done.exception() is None and isinstance(done.result(), int):
-        os.close(done.result())
 
 
 def _is_running(record: Mapping[str, Any]) -> bool:

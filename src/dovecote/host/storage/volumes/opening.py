@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -34,6 +35,20 @@ def open_mount(directory: Path, mount: Mount, userns: int | None) -> int:
             return clone
     finally:
         os.close(place)
+
+
+async def taken(opening: asyncio.Future[int]) -> int:
+    """The descriptor that a thread opens. When nobody waits for it any more, it is closed as soon as it comes."""
+    try:
+        return await asyncio.shield(opening)
+    except BaseException:
+        opening.add_done_callback(_close)
+        raise
+
+
+def _close(opened: asyncio.Future[int]) -> None:
+    if not opened.cancelled() and opened.exception() is None:
+        os.close(opened.result())
 
 
 def open_directory(directory: Path, mount: Mount) -> int:
