@@ -167,6 +167,24 @@ class MemoryHost:
         if is_told:
             self.on_death(Death(instance.id, owner, reason))
 
+    def connect(self, address: str) -> bool:
+        """A connection to `ip:port` from outside; False where it is reset."""
+        ip, _, port = address.partition(":")
+        instance = next((i for i in self.instances.values() if i.address == ip), None)
+        if instance is None or int(port) not in instance.open_ports or instance.state is not InstanceState.READY:
+            return False
+        if instance.claim.connections and self.flows[instance.id] >= instance.claim.connections:
+            return False
+        self.flows[instance.id] += 1
+        instance.quiet_since = self.clock.now
+        return True
+
+    def disconnect(self, address: str) -> None:
+        ip = address.partition(":")[0]
+        for instance in self.instances.values():
+            if instance.address == ip and self.flows[instance.id]:
+                self.flows[instance.id] -= 1
+
     async def end_server(self, instance: MemoryInstance) -> None:
         """Its server ends by itself; the instance goes on."""
         for running in instance.commands:
@@ -379,6 +397,11 @@ class MemoryHost:
             Observed(i.id, i.claim.owner, i.state, i.address, i.pid, self._quiet_for(i), _at_work(i))
             for i in self.instances.values()
         ]
+
+    async def connections(self, instance_id: str) -> int:
+        self._get(instance_id)
+        await asyncio.sleep(0)
+        return self.flows[instance_id]
 
     async def usage(self, instance_id: str) -> dict[str, int | float]:
         used = sum(map(len, self._get(instance_id).files.values()))

@@ -125,6 +125,9 @@ class Host(Protocol):
     async def observe(self) -> list[Observed]:
         """Called every tick; says what is true now, whatever control believes."""
 
+    async def connections(self, instance_id: str) -> int:
+        """Open over TCP from outside now. Called where somebody waits for room in it, and once a tick."""
+
     async def usage(self, instance_id: str) -> dict[str, int | float]: ...
 
     def guest(self, instance_id: str) -> Guest:

@@ -139,6 +139,7 @@ class Waking:
                     home=revision.inside.home,
                     rules=revision.rules,
                     memory=session.memory,
+                    connections=revision.sharing.requests,
                 )
             )
         except BaseException as error:

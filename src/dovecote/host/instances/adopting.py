@@ -94,6 +94,8 @@ class Adoption:
     async def _claimed(self, instance: Instance, claim: Claim) -> None:
         instance.quiet_since = time.monotonic()
         await self._parts.network.apply(instance.address, claim.network)
+        if claim.connections:
+            await self._parts.network.limit(instance.address, claim.connections)
         if instance.state is InstanceState.FROZEN:
             await self._parts.network.refuse(instance.address)
         elif instance.state is InstanceState.SUSPENDED:

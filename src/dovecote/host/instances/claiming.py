@@ -188,7 +188,7 @@ class Claiming:
         done = await asyncio.gather(
             self._parts.cgroups.limit(instance.id, self._parts.runtimes[claim.level].capabilities.roomy(claim.limits)),
             self._parts.disks.limit(instance.disk, max_bytes=claim.limits.disk_bytes),
-            self._parts.network.apply(instance.address, claim.network),
+            self._connect(instance, claim),
             give_root(self._parts, instance, claim, is_new=is_new, guest=self._preparing.guest_binary),
             self._own(instance, claim, is_new=is_new),
             return_exceptions=True,
@@ -200,6 +200,11 @@ class Claiming:
         instance.quiet_since = time.monotonic()
         instance.record()
         self._present.keep(instance)
+
+    async def _connect(self, instance: Instance, claim: Claim) -> None:
+        if claim.connections:
+            await self._parts.network.limit(instance.address, claim.connections)
+        await self._parts.network.apply(instance.address, claim.network)
 
     async def _own(self, instance: Instance, claim: Claim, *, is_new: bool) -> None:
         """Writes down whose files these are, and ends what an earlier owner of them may still save."""

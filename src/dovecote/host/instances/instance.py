@@ -44,6 +44,7 @@ class Claim:
     mounts: tuple[Mount, ...] = ()
     home: str = ""  # where ignore files are looked for; "" for nowhere
     rules: SaveRules = SaveRules()
+    connections: int = 0  # over TCP at once, from outside; more are reset; 0 for no limit
     memory: str | None = None  # a tree of `Memories`: processes go on as saved together with the workspace's files
 
 

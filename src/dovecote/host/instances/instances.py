@@ -343,6 +343,9 @@ class Instances:
             if i.claim is not None
         ]
 
+    async def connections(self, instance_id: str) -> int:
+        return await self._parts.network.flows(self._present.get(instance_id).address)
+
     async def usage(self, instance_id: str) -> dict[str, int | float]:
         instance = self._present.get(instance_id)
         used = self._parts.cgroups.usage(instance.id)

@@ -174,6 +174,11 @@ class Network:
         conntrack = self._change.conntrack
         conntrack.delete(flow for flow in conntrack.sent_by(address) if not wanted.permits(flow, self._network))
 
+    async def limit(self, address: str, connections: int) -> None:
+        """TCP connections from the host beyond so many at once are reset from now on, until it is detached."""
+        change = Change(policy.LIMITED, Element(self._owner(address), connections=connections), True)
+        await self._change_sets([change])
+
     async def refuse(self, address: str) -> None:
         """New connections from the host are reset from now on; open ones go on."""
         await self._set(policy.REFUSED, address, True)
@@ -183,10 +188,12 @@ class Network:
         await self._set(policy.REFUSED, address, False)
 
     async def _set(self, name: str, address: str, is_in: bool) -> None:
-        change = Change(name, Element(self._owner(address)), is_in)
+        await self._change_sets([Change(name, Element(self._owner(address)), is_in)])
+
+    async def _change_sets(self, changes: list[Change]) -> None:
         handles = self._change
         assert handles
-        await self._run(self._changes, partial(handles.sets.apply, [change]))
+        await self._run(self._changes, partial(handles.sets.apply, changes))
 
     async def flows(self, address: str) -> int:
         """TCP connections from the host to it over which something may still come: begun, open or half closed."""
@@ -262,7 +269,7 @@ class Network:
         assert self._change
         for address in addresses:
             changes = self._granted.pop(address, _Granted()).changes(address, _Granted())
-            changes += [Change(name, Element(address), False) for name in (policy.REFUSED, policy.ACTIVE)]
+            changes += [Change(name, Element(address), False) for name in policy.MARKS]
             self._change.sets.apply(changes)
         self._change.conntrack.delete(self._change.conntrack.of(addresses))
 

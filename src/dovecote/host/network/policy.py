@@ -13,6 +13,8 @@ GATEWAY = IPv4Address("169.254.1.1")  # default route and name server inside eve
 UPLINK = "host"  # the router's link to the host
 TABLE = "dovecote"  # in the router
 INTERNET, ALLOWED, DENIED, REFUSED, ACTIVE = "internet", "allowed", "denied", "refused", "active"
+LIMITED = "limited"  # each address with the number of connections that it takes
+MARKS = (REFUSED, ACTIVE, LIMITED)  # sets of addresses that may be in them; nothing of it outlives an instance
 ACTIVE_SECONDS = 3600
 MAX_FLOWS = 4096  # connections that one instance may have open to the outside: the kernel's table is shared
 
@@ -109,6 +111,9 @@ def render_router(plan: Plan) -> str:
 
     What an instance sends is judged in one place, before routing, packet by packet: so a change of policy holds for
     open connections too, and the answer is the same whether or not another instance has the address.
+
+    An element of `limited` matches while its address has more connections than the element says: the kernel counts
+    them at the first packet of each, so never one too many is inside.
     """
     size = plan.network.num_addresses
     return f"""
@@ -120,6 +125,7 @@ table inet {TABLE} {{
   set {DENIED} {{ type ipv4_addr . ipv4_addr; flags interval; }}
   set {REFUSED} {{ type ipv4_addr; }}
   set {ACTIVE} {{ type ipv4_addr; size {size}; flags dynamic,timeout; timeout {ACTIVE_SECONDS}s; }}
+  set {LIMITED} {{ type ipv4_addr; size {size}; flags dynamic; ct count over 1; }}
   set open_flows {{ type ipv4_addr; size {size}; flags dynamic; }}
 
   chain spoofed {{
@@ -162,6 +168,7 @@ table inet {TABLE} {{
     ct state invalid drop
     ip daddr @{REFUSED} meta l4proto tcp ct state new reject with tcp reset
     ip daddr @{REFUSED} meta l4proto != tcp ct state new reject with icmp admin-prohibited
+    meta l4proto tcp ct state new ip daddr @{LIMITED} reject with tcp reset
     update @{ACTIVE} {{ ip daddr }}
     accept
   }}

@@ -1,0 +1,114 @@
+"""Connections to one instance at once, as the kernel counts them: measured by the server inside."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from dovecote.host.network import Network
+from tests.system.test_network import OPEN, World, attach, make, network, run, world
+
+__all__ = ["make", "network", "world"]
+pytestmark = [pytest.mark.system, pytest.mark.anyio]
+
+BOUND = 20.0  # seconds
+LIMIT, CLIENTS = 3, 20
+
+
+class Counting:
+    """A server that says how many of its clients were inside at once at most."""
+
+    def __init__(self, listener: socket.socket, *, holds: float = 0.01) -> None:
+        self.inside = self.most = self.served = 0
+        self._holds = holds
+        self._lock = threading.Lock()
+        self._listener = listener
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client = self._listener.accept()[0]
+            except OSError:
+                return
+            with self._lock:
+                self.inside += 1
+                self.most = max(self.most, self.inside)
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        client.settimeout(BOUND)
+        with client:
+            client.recv(1)
+            time.sleep(self._holds)
+            with self._lock:  # what the client hears of has left already
+                self.inside -= 1
+                self.served += 1
+            client.sendall(b"!")
+
+
+def ask(world: World, address: str) -> int:
+    """Until it was answered; answers how often it was refused."""
+    refused, until = 0, time.monotonic() + BOUND
+    while time.monotonic() < until:
+        client = world.open(world.host, socket.SOCK_STREAM)
+        try:
+            client.connect((address, 80))
+        except (ConnectionRefusedError, ConnectionResetError):
+            client.close()
+            refused += 1
+            time.sleep(0.002)
+            continue
+        with client:
+            client.sendall(b"?")
+            assert client.recv(1) == b"!"
+            return refused
+    raise TimeoutError(address)
+
+
+async def test_never_more_than_the_limit_are_inside_and_none_is_lost(network: Network, world: World) -> None:
+    a, b = await attach(network), await attach(network)
+    await network.limit(a.address, LIMIT)
+    server, other = (Counting(world.listen(each.netns, 80)) for each in (a, b))
+    refused: list[int] = []
+    clients = [threading.Thread(target=lambda: refused.append(ask(world, a.address))) for _ in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join(BOUND)
+    assert (server.served, len(refused)) == (CLIENTS, CLIENTS)
+    assert 1 <= server.most <= LIMIT
+    assert sum(refused) > 0
+    open_ones = [world.connect(world.host, b.address, 80) for _ in range(LIMIT + 5)]  # its neighbour has no limit
+    assert other.served == 0
+    assert await network.flows(b.address) == len(open_ones)
+
+
+async def test_a_limit_outlives_new_rules_and_a_new_process_and_ends_with_the_instance(
+    network: Network, make: Callable[..., Network], world: World
+) -> None:
+    a = await attach(network)
+    await network.limit(a.address, 2)
+    world.listen(a.netns, 80)
+    held = [world.connect(world.host, a.address, 80) for _ in range(2)]
+    await network.ensure()
+    assert not world.reaches(world.host, a.address, 80)
+    successor = make(rest=0.0)
+    try:
+        await successor.ensure()
+        await successor.adopt({"a": a})
+        await successor.apply(a.address, OPEN)
+        await successor.limit(a.address, 2)
+        assert not world.reaches(world.host, a.address, 80)
+        assert await successor.flows(a.address) == 2
+        for each in held:
+            each.close()
+        await successor.detach(a.address)
+        listed = run("ip", "netns", "exec", f"dvc-{world.name}", "nft", "list", "set", "inet", "dovecote", "limited")
+        assert a.address not in listed
+    finally:
+        await successor.close()
