@@ -55,6 +55,7 @@ def values_of(hint: Any, *, in_document: bool = False) -> some.SearchStrategy[An
         str: DOCUMENT_TEXT if in_document else TEXT,
         int: some.integers() if in_document else NUMBERS,
         bool: some.booleans(),
+        float: some.floats(allow_nan=False, allow_infinity=False),
         NoneType: some.none(),
         datetime: some.datetimes(datetime(1900, 1, 1), datetime(9000, 1, 1), timezones=ZONES),
         timedelta: some.timedeltas(timedelta(0), timedelta(days=10_000)),

@@ -125,6 +125,8 @@ class MemoryHost:
         self.installs: tuple[int | None, bytes] = (0, b"installed\n")  # how reinstalling ends; None: not by itself
         self.cpu_seconds = 0.0  # of every instance
         self.flows: Counter[str] = Counter()  # requests on their way, by instance
+        self.ran: list[tuple[str, str]] = []  # what was run to its end, and in which instance
+        self.exits: dict[str, int] = {}  # of what is run to its end, by its last word
         self._epochs: dict[str, int] = {}
         self._refusals: dict[str, tuple[BaseException, int | None]] = {}
         self._gates: dict[str, asyncio.Event] = {}
@@ -219,6 +221,8 @@ class MemoryHost:
                     instance.id, instance.address, instance.pid, "cold", note="its processes could not be restored"
                 )
             instance.commands = [replace(each) for each in self.memories[claim.memory]]
+            servers = [each.command for each in instance.commands if each.is_running and "PORT" in each.command.env]
+            instance.open_ports = {int(server.env["PORT"]) for server in servers}
             return Placed(instance.id, instance.address, instance.pid, "memory")
         is_restored = how == "pool" and claim.workspace.tree is not None
         left_out = self.left_out if is_restored else ()
@@ -504,7 +508,9 @@ class MemoryGuest(Guest):
 
     async def run(self, command: Command, *, stdin: bytes | None = None, max_output: int = 1 << 20) -> Finished:
         await self._reach(None)
-        return Finished(" ".join(command.argv).encode()[:max_output], b"", 0, None, False, False)
+        self._host.ran.append((command.argv[-1], self._instance.id))
+        exit_code = self._host.exits.get(command.argv[-1], 0)
+        return Finished(" ".join(command.argv).encode()[:max_output], b"", exit_code, None, False, False)
 
     async def attach(self, number: int, *, offset: int = 0) -> AsyncGenerator[Output | Dropped | Exited, None]:
         await self._reach(None)

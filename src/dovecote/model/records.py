@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from dovecote.model.past import Past
 from dovecote.model.rules import Reinstall, SaveRules
 from dovecote.model.serving import Affinity, Hooks, Invoking, Mode, Sharing
 from dovecote.model.sizes import NetworkPolicy
@@ -195,6 +196,7 @@ class Session:
     needs_token: bool = True  # where a client names it by its slug: whether that alone will do
     network: NetworkPolicy | None = None  # overrides its revision's
     awake_until: datetime | None = None  # a lease: it is neither frozen nor parked before
+    past: Past = Past()
     generation: int = 0
 
     @property

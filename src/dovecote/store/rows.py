@@ -138,6 +138,8 @@ def _encode(value: Any) -> Any:
         return value.value
     if isinstance(value, timedelta):
         return value.total_seconds()
+    if isinstance(value, datetime):
+        return _moment(value).isoformat()
     if isinstance(value, Mapping):
         return {key: _encode(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -154,6 +156,8 @@ def _decoder(hint: Any) -> Convert | None:
         return inner
     if inner is timedelta:
         return _seconds
+    if inner is datetime:
+        return datetime.fromisoformat
     origin, args = get_origin(inner), get_args(inner)
     item = _decoder(args[0]) if origin in (tuple, list) else _decoder(args[1]) if origin is dict else None
     if origin is tuple:

@@ -53,6 +53,7 @@ CODE_OF_CODE: dict[str, str] = {
     "no_such_instance": "unavailable",
     "stopping": "unavailable",
     "start_failed": "unavailable",
+    "hook_failed": "unavailable",
     "no_such_session": "unavailable",
     "session_expired": "unavailable",
     "paused": "unavailable",

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from dovecote.control.sessions.live import Live, LiveSessions
 from dovecote.control.sessions.rules import alive
 from dovecote.errors import NotFound
+from dovecote.model.past import HookRun
 from dovecote.model.records import Session
 from dovecote.model.states import SessionState, check_session_move
 from dovecote.store import Store
@@ -56,7 +57,14 @@ class Ledger:
         if wanted.tree != session.tree and "memory" not in changes:
             wanted = replace(wanted, memory=None)  # it goes with the files that it was saved with
         check_session_move(session.state, wanted.state)
+        if wanted.state is not session.state:
+            wanted = replace(wanted, past=wanted.past.moved(datetime.now(UTC), wanted.state, wanted.reason))
         return await self._store.tenant(session.tenant_id).sessions.swap(wanted)
+
+    async def note_hook(self, live: Live, run: HookRun | None) -> None:
+        """Called under its lock."""
+        if run is not None:
+            await self.change(live.session, past=live.session.past.ran(run))
 
     async def note(self, live: Live) -> None:
         """Brings the record of a live session up to what is true of it."""

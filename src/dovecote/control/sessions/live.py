@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from weakref import WeakValueDictionary
 
 from dovecote.control.fleet import Guest, Host
+from dovecote.control.sessions.hooks import INITIALIZE, Inside
+from dovecote.model.past import HookRun
 from dovecote.model.records import Revision, Session
 from dovecote.model.states import SessionState, check_session_move
 
@@ -22,9 +25,11 @@ class Live:
     instance_id: str
     address: str
     pid: int
-    busy: int = 0
+    busy: int = 0  # calls of the API that are inside
+    busy_since: float = 0.0
     starting: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)  # one start for all who want its port
     touched: float = field(default_factory=time.monotonic)
+    initializing: asyncio.Task[HookRun] | None = field(default=None, repr=False)
 
     @property
     def guest(self) -> Guest:
@@ -46,7 +51,31 @@ class Live:
 
     def become(self, state: SessionState, reason: str = "") -> None:
         check_session_move(self.session.state, state)
-        self.session = replace(self.session, state=state, reason=reason)
+        past = self.session.past.moved(datetime.now(UTC), state, reason)
+        self.session = replace(self.session, state=state, reason=reason, past=past)
+
+    @property
+    def inside(self) -> Inside:
+        """The instance as a hook meets it."""
+        start = self.session.start or self.revision.start
+        return Inside(self.instance_id, self.address, self.guest, self.revision, start, self.environment)
+
+    @property
+    def is_initialized(self) -> bool:
+        if self.revision.hooks.initialize is None:
+            return True
+        run = self.session.past.run_of(INITIALIZE, self.instance_id)
+        return run is not None and run.is_ok
+
+    def enter(self) -> None:
+        """A call of the API goes inside; until `leave` it keeps the session awake."""
+        if not self.busy:
+            self.busy_since = time.monotonic()
+        self.busy += 1
+
+    def leave(self) -> None:
+        self.busy -= 1
+        self.touch()
 
     def touch(self) -> None:
         self.touched = time.monotonic()

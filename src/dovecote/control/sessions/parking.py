@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
@@ -10,15 +11,19 @@ from datetime import UTC, datetime
 from dovecote.control.fleet import SERVER_TAG, Fleet
 from dovecote.control.functions import Functions
 from dovecote.control.sessions.hibernating import Hibernating
+from dovecote.control.sessions.hooks import PRE_FREEZE, PRE_STOP, run_hook
 from dovecote.control.sessions.ledger import Ledger
 from dovecote.control.sessions.live import Live
 from dovecote.control.sessions.saved import SavedFiles
 from dovecote.errors import Conflict, DovecoteError, NotFound
+from dovecote.model.past import HookRun
 from dovecote.model.records import Session
 from dovecote.model.states import Desired, Park, SessionState
 from dovecote.model.trees import Workspace
 
 log = logging.getLogger(__name__)
+
+HOOK_TRIES, HOOK_PAUSE = 10, 0.05  # of freezing after a hook was called, and seconds between
 
 
 class Parking:
@@ -49,7 +54,8 @@ class Parking:
                 return True
             if live.busy or await _used(live, unless_used_since):
                 return False
-            if not await live.host.freeze(live.instance_id):
+            await self._ledger.note_hook(live, await run_hook(live.inside, PRE_FREEZE) if live.is_initialized else None)
+            if live.busy or not await _frozen(live):
                 return False
             if live.busy:
                 # A call of the API came in while it froze: that goes over no connection that the host could see.
@@ -88,6 +94,8 @@ class Parking:
                     session = live.session
             session = await self._ledger.change(session, state=SessionState.PARKING, reason=reason)
             self._ledger.live.drop(session.id)
+            if (run := await before_stop(live)) is not None:
+                session = await self._ledger.swap(session, past=session.past.ran(run))
             with contextlib.suppress(NotFound):
                 await live.host.stop(live.instance_id)
             return await self._files.store_leftover(session, live.host, reason)
@@ -134,6 +142,26 @@ class Parking:
             for each in self._fleet.hosts_of(session.host_id):
                 await each.discard(session.id)
             return session
+
+
+async def before_stop(live: Live) -> HookRun | None:
+    """What its function wants done before the end of an instance; one that is frozen is thawed for that."""
+    if live.revision.hooks.pre_stop is None or not live.is_initialized:
+        return None
+    with contextlib.suppress(DovecoteError):  # the hook itself finds out
+        await live.host.thaw(live.instance_id)
+    return await run_hook(live.inside, PRE_STOP)
+
+
+async def _frozen(live: Live) -> bool:
+    """The connection over which a hook was called may need a moment to be gone."""
+    tries = HOOK_TRIES if live.revision.hooks.pre_freeze is not None else 1
+    for left in reversed(range(tries)):
+        if await live.host.freeze(live.instance_id):
+            return True
+        if left and not live.busy:
+            await asyncio.sleep(HOOK_PAUSE)
+    return False
 
 
 async def _used(live: Live, since: float | None) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from dovecote.control.sessions.hibernating import Hibernating
+from dovecote.control.sessions.hooks import PRE_FREEZE, run_hook
 from dovecote.control.sessions.ledger import Ledger
 from dovecote.control.sessions.parking import Parking
 from dovecote.control.sessions.rules import from_now, pauses_at
@@ -50,6 +51,9 @@ class Pausing:
     async def _pause(self, session: Session, reason: str, hibernate: bool | None = None) -> Session:
         """Called under its lock."""
         live = self._ledger.live.get(session.id)
+        if live is not None and live.is_ready and live.is_initialized:
+            await self._ledger.note_hook(live, await run_hook(live.inside, PRE_FREEZE))
+            session = live.session
         if live is not None and hibernate is not False:
             try:
                 session = await self._hibernating.hibernate(live, reason)

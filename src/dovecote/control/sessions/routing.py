@@ -112,7 +112,7 @@ class Routing:
 
     async def _open(self, live: Live, port: int) -> None:
         """Returns when the port takes connections, started if it is the one of the recorded start."""
-        live.busy += 1
+        live.enter()
         try:
             start = live.session.start or live.revision.start
             if start is not None and start.port == port:
@@ -120,8 +120,7 @@ class Routing:
             else:
                 await wait_for_port(live.guest, port, server=None, timeout=0)
         finally:
-            live.busy -= 1
-            live.touch()
+            live.leave()
 
     async def _let_go(self, live: Live) -> None:
         """Its guest did not answer: waits a moment for the host to say that it died, or finds out that it is gone."""

@@ -17,7 +17,7 @@ from dovecote.control.sessions.ledger import Ledger
 from dovecote.control.sessions.live import Live
 from dovecote.control.sessions.mounting import added, without
 from dovecote.control.sessions.opening import Origin, Wishes, forked, new_session
-from dovecote.control.sessions.parking import Parking
+from dovecote.control.sessions.parking import Parking, before_stop
 from dovecote.control.sessions.pausing import Pausing
 from dovecote.control.sessions.reinstalling import Reinstalling
 from dovecote.control.sessions.rules import (
@@ -270,6 +270,8 @@ class Sessions:
             return
         live = self.live.get(session.id)
         instance_id = live.instance_id if live else session.instance_id
+        if live is not None and (run := await before_stop(live)) is not None:
+            session = replace(session, past=live.session.past.ran(run))
         if session.state is not SessionState.ENDED:
             # Ahead of the end: what names a tree keeps it in the store, and nobody looks at an ended session again.
             await self._forget_snapshots(session)

@@ -6,10 +6,12 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from dovecote.control.fleet import Claim, Command, Fleet, Host, Placed
 from dovecote.control.functions import Functions
+from dovecote.control.sessions.hooks import INITIALIZE, failed_start, run_hook
 from dovecote.control.sessions.ledger import Ledger
 from dovecote.control.sessions.live import Live
 from dovecote.control.sessions.reinstalling import Reinstalling
@@ -17,6 +19,7 @@ from dovecote.control.sessions.rules import recovery_point, wakeable
 from dovecote.control.sessions.saved import last_good
 from dovecote.control.sessions.starting import ensure_started, wait_for_port, wait_until_ready
 from dovecote.errors import Conflict, DovecoteError, StorageFailed
+from dovecote.model.past import HookRun, Past
 from dovecote.model.records import Session, Start
 from dovecote.model.sizes import SPECS
 from dovecote.model.states import LIVE_SESSION, Desired, SessionState
@@ -42,6 +45,8 @@ class Waking:
         start = live.session.start or live.revision.start
         if start is not None:
             await self.serve(live, start)
+        else:
+            await self._initialize(live)
         return live.session
 
     @asynccontextmanager
@@ -50,14 +55,44 @@ class Waking:
         live = self._ledger.live.get(session_id)
         if live is None or not live.is_ready or live.session.tenant_id != tenant_id:
             live = await self.awake(await self._ledger.get(tenant_id, session_id))
-        live.busy += 1
+        live.enter()
         try:
             yield live
         finally:
-            live.busy -= 1
-            live.touch()
+            live.leave()
 
     async def serve(self, live: Live, start: Start) -> None:
+        """Returns when its server takes requests, started unless it runs, and initialized once. Raises Failed."""
+        await self._serve(live, start)
+        await self._initialize(live)
+
+    async def _initialize(self, live: Live) -> None:
+        """Once for an instance, for all who wait for it; whoever comes after a failure tries again.
+
+        Raises Failed (hook_failed).
+        """
+        if live.is_initialized:
+            return
+        if live.initializing is None:
+            live.initializing = asyncio.ensure_future(self._run_initialize(live))
+            live.initializing.add_done_callback(lambda _: setattr(live, "initializing", None))
+        run = await asyncio.shield(live.initializing)
+        if not run.is_ok:
+            raise failed_start(run)
+
+    async def _run_initialize(self, live: Live) -> HookRun:
+        live.enter()
+        try:
+            run = await run_hook(live.inside, INITIALIZE)
+        finally:
+            live.leave()
+        assert run is not None
+        async with self._ledger.live.lock(live.session.id):
+            if self._ledger.live.get(live.session.id) is live:
+                await self._ledger.note_hook(live, run)
+        return run
+
+    async def _serve(self, live: Live, start: Start) -> None:
         """Returns when the port of the start takes connections, or its check is met; starts it unless it runs."""
         if not start.port:
             await self._ensure_started(live, start)
@@ -154,6 +189,7 @@ class Waking:
             reason=_how(placed),
             memory=None,
             last_active_at=datetime.now(UTC),
+            past=_carried_on(session.past, placed),
         )
         live = Live(session, revision, host, placed.instance_id, placed.address, placed.pid)
         self._ledger.live.add(live)
@@ -173,6 +209,14 @@ class Waking:
             last = await last_good(session, host)
             reason = f"its files of generation {session.saved_generation} failed verification ({last}): {error}"
         await self._ledger.swap(session, state=state, reason=reason[:500])
+
+
+def _carried_on(past: Past, placed: Placed) -> Past:
+    """Processes that go on where they were are initialized if they were before."""
+    if placed.how != "memory":
+        return past
+    before = next((each for each in past.hooks if each.hook == INITIALIZE), None)
+    return past.ran(replace(before, instance_id=placed.instance_id)) if before else past
 
 
 def _how(placed: Placed) -> str:
