@@ -45,6 +45,7 @@ test: setup packages-test ## Every test, with real parts
 
 stress: setup packages-test ## Kill everything at random instants and compare what comes back; STRESS="--rounds 20 --seed 7"
 	$(BIN)/python -m stress.guest --minutes 5
+	$(BIN)/python -m stress.affinity --minutes 10
 	$(BIN)/python -m stress $(STRESS)
 
 demo: setup ## Start Dovecote, do its main job and show it
