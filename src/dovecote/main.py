@@ -26,6 +26,7 @@ from dovecote.collecting import LOOK_EVERY, collect_now, pin_and_collect
 from dovecote.config import Settings
 from dovecote.control.apps import Apps
 from dovecote.control.chats import Chats
+from dovecote.control.deployments import Deployments
 from dovecote.control.fleet import Death, Fleet
 from dovecote.control.functions import Functions
 from dovecote.control.metering import SAMPLE_EVERY, Metering
@@ -285,6 +286,7 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
         templates=templates,
         metering=metering,
         contents=Contents(store, sessions, volumes),
+        deployments=Deployments(store, fleet, functions, sessions),
         addresses=Addresses(settings.domain, settings.port, settings.tls_port),
     )
     app = build_api(rooms_of_api, tools=tools, is_ready=lambda: server.is_open, version=__version__)

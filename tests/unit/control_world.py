@@ -13,6 +13,7 @@ import pytest
 
 from dovecote.control.apps import Apps, apps
 from dovecote.control.apps.running import RunningApp
+from dovecote.control.deployments import Deployments
 from dovecote.control.fleet import Death, Fleet
 from dovecote.control.functions import Functions
 from dovecote.control.sandboxes import Sandboxes
@@ -63,6 +64,7 @@ class World:
         self.routing = Routing(self.store, self.sessions, self.functions, self.tenancy)
         self.sandboxes = Sandboxes(self.sessions)
         self.templates = Templates(self.store, fleet, self.functions, level="crun", work_dir=self.builds)
+        self.deployments = Deployments(self.store, fleet, self.functions, self.sessions)
         self.keeping = Keeping(self.store, fleet, self.functions, self.sessions, quiet_after=10)
         self.apps = Apps(
             self.store,

@@ -57,6 +57,7 @@ async def e2b_on(directory: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[E2
             contents=Contents(world.store, world.sessions, volumes),
             templates=world.templates,
             metering=Metering(world.sessions),
+            deployments=world.deployments,
         )
         app = build(rooms)
         transport = httpx.ASGITransport(app)

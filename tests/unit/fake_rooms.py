@@ -31,7 +31,8 @@ from dovecote.control.templates import Done, Printed, Step
 from dovecote.errors import Conflict, DeadlineExceeded, Invalid, NotFound, Unauthenticated
 from dovecote.model.addresses import Addresses
 from dovecote.model.ids import new_id, random_text
-from dovecote.model.records import ApiKey, App, Chat, Function, Session, Start, Template, Turn, User
+from dovecote.model.records import ApiKey, App, Chat, Function, Revision, Session, Start, Template, Turn, User
+from dovecote.model.sizes import NetworkPolicy
 from dovecote.model.states import Desired, SessionState, TemplateState
 from dovecote.model.trees import Inside, Lag, LagState
 from dovecote.model.trees import Template as OwnTemplate
@@ -380,6 +381,10 @@ class FakeFunctions:
     async def create(self, tenant_id: str, name: str, **_: Any) -> Function:
         return await self.get(tenant_id, name)
 
+    async def revision(self, tenant_id: str, revision_id: str) -> Revision:
+        what = ("digest-of-base", "base", None, "small", "crun", NetworkPolicy())
+        return Revision(revision_id, tenant_id, new_id("fun"), 1, *what, start=None, env={}, created_at=NOW)
+
     async def list(self, tenant_id: str, *, after: str | None, limit: int) -> list[Function]:
         return [await self.get(tenant_id, "sandbox")]
 
@@ -499,6 +504,7 @@ class Rooms:
             templates=cast(Any, self.templates),
             metering=cast(Any, None),
             contents=cast(Any, None),
+            deployments=cast(Any, None),
             addresses=Addresses("localhost", 8080),
         )
         return build(rooms, tools=tools, is_ready=lambda: self.is_ready, version="0.0.0")

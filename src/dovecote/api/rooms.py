@@ -11,6 +11,7 @@ from dovecote.model.addresses import Addresses
 if TYPE_CHECKING:
     from dovecote.control.apps import Apps
     from dovecote.control.chats import Chats
+    from dovecote.control.deployments import Deployments
     from dovecote.control.functions import Functions
     from dovecote.control.metering import Metering
     from dovecote.control.sandboxes import Sandboxes
@@ -35,4 +36,5 @@ class Rooms:
     templates: Templates
     metering: Metering
     contents: Contents
+    deployments: Deployments
     tickets: Tickets = field(default_factory=Tickets)

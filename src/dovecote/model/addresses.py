@@ -35,5 +35,9 @@ class Addresses:
     def function(self, name: str) -> str:
         return self._url(f"{name}.fn.{self.domain}")
 
+    def function_path(self, name: str) -> str:
+        """The same function on the bare host, where names of hosts are hard to come by."""
+        return f"{self.console()}/fn/{name}/"
+
     def app(self, name: str) -> str:
         return self._url(f"{name}.app.{self.domain}")

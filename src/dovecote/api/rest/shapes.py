@@ -177,15 +177,6 @@ class AppInstanceShape(BaseModel):
     is_ready: bool
 
 
-class FunctionShape(BaseModel):
-    id: str
-    name: str
-    address: str
-    revision_id: str
-    affinity_header: str
-    created_at: datetime
-
-
 class ChatShape(BaseModel):
     id: str
     session_id: str
@@ -334,9 +325,7 @@ def _reinstall_shape(reinstall: Reinstall | None) -> ReinstallShape | None:
     )
 
 
-def _network_shape(network: NetworkPolicy | None) -> NetworkShape | None:
-    if network is None:
-        return None
+def network_shape(network: NetworkPolicy) -> NetworkShape:
     return NetworkShape(internet=network.internet, allow_cidrs=[*network.allow_cidrs], deny_cidrs=[*network.deny_cidrs])
 
 
@@ -362,7 +351,7 @@ def session_shape(session: records.Session, addresses: Addresses) -> SessionShap
         park=session.park,
         resumes_on_use=session.resumes_on_use,
         metadata=session.metadata,
-        network=_network_shape(session.network),
+        network=network_shape(session.network) if session.network else None,
         ended_at=session.ended_at,
         saved_at=session.saved_at,
         saved_generation=session.saved_generation,
@@ -387,17 +376,6 @@ def app_shape(app: records.App, addresses: Addresses) -> AppShape:
         target_concurrency=app.target_concurrency,
         idle_after_seconds=app.idle_after.total_seconds(),
         created_at=app.created_at,
-    )
-
-
-def function_shape(function: records.Function, addresses: Addresses) -> FunctionShape:
-    return FunctionShape(
-        id=function.id,
-        name=function.name,
-        address=addresses.function(function.name),
-        revision_id=function.revision_id,
-        affinity_header=function.affinity.header,
-        created_at=function.created_at,
     )
 
 

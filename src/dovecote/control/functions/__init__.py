@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Unpack
 
-from dovecote.errors import Conflict, NotFound
+from dovecote.control.functions.wishes import OnDemand, Runs, parse_spec
+from dovecote.errors import Conflict, Invalid, NotFound
 from dovecote.model.ids import new_id, parse_name, parse_template_name, random_text
 from dovecote.model.networks import parse_policy
 from dovecote.model.records import Function, Revision, Start
@@ -22,7 +23,7 @@ from dovecote.model.serving import (
     parse_invoking,
     parse_sharing,
 )
-from dovecote.model.sizes import SPECS, NetworkPolicy
+from dovecote.model.sizes import NetworkPolicy
 from dovecote.model.trees import Inside, Template
 from dovecote.model.volumes import Mount, apart
 from dovecote.store import Store
@@ -31,19 +32,7 @@ BASE = "base"  # the template that every installation has
 SANDBOX = "sandbox"  # every tenant has this function
 TRIES = 8
 
-
-class OnDemand(Protocol):
-    """Makes the installation's own templates that are not made yet. Every method may be repeated."""
-
-    @property
-    def names(self) -> frozenset[str]:
-        """All that it can make, made or not."""
-
-    async def ensure(self, name: str, *, patience: float | None = ...) -> Template:
-        """Called when one is used first. After `patience` seconds Conflict (template_not_ready); making it goes on."""
-
-    def step(self, name: str) -> str:
-        """How far making it is; empty when nobody makes it."""
+__all__ = ["BASE", "SANDBOX", "Functions", "OnDemand", "Runs", "parse_spec"]
 
 
 class Functions:
@@ -132,6 +121,114 @@ class Functions:
             await t.functions.swap(replace(function, revision_id=revision.id))
         return revision
 
+    async def update(
+        self,
+        function: Function,
+        *,
+        affinity: Affinity | None = None,
+        invoking: Invoking | None = None,
+        is_public: bool | None = None,
+        **runs: Unpack[Runs],
+    ) -> Function:
+        """Takes effect at once; what `runs` says makes a new revision, which new sessions get.
+
+        `function` is as its caller saw it. Raises Conflict (stale: it was changed since; belongs_to_app), Invalid, and
+        what `create` raises.
+        """
+        await self.check_own(function)
+        if function.name == SANDBOX and (affinity or is_public or "sharing" in runs):
+            raise Invalid("sandboxes have an instance each", hint="define a function of your own")
+        changed = replace(
+            function,
+            affinity=parse_affinity(affinity or function.affinity),
+            invoking=parse_invoking(invoking or function.invoking),
+            is_public=function.is_public if is_public is None else is_public,
+        )
+        current = await self.revision(function.tenant_id, function.revision_id)
+        return await self.revised(changed, await self._changed(current, runs) if runs else current)
+
+    async def revised(self, function: Function, revision: Revision) -> Function:
+        """Stores the function as it is given, with a next revision unless that is its current one."""
+        scope = self._store.tenant(function.tenant_id)
+        if revision == await self.revision(function.tenant_id, function.revision_id):
+            return await scope.functions.swap(function)
+        revision = _numbered(revision, function.id, await self._next_number(function.tenant_id, function.id))
+        async with scope.together() as t:
+            function = await t.functions.swap(replace(function, revision_id=revision.id))
+            await t.revisions.insert(revision)
+        return function
+
+    async def rollback(self, function: Function, number: int) -> Function:
+        """Runs an earlier revision again, or a later one. Raises NotFound (no_such_revision), Conflict."""
+        await self.check_own(function)
+        scope = self._store.tenant(function.tenant_id)
+        found = await scope.revisions.find(function_id=function.id, number=number)
+        if found is None:
+            raise NotFound(
+                f"{function.name} has no revision {number}",
+                code="no_such_revision",
+                hint=f"`dovecote function revisions {function.name}` lists them",
+            )
+        return await scope.functions.swap(replace(function, revision_id=found.id))
+
+    async def revisions(
+        self, tenant_id: str, name: str, *, after: str | None = None, limit: int = 100
+    ) -> tuple[Function, Sequence[Revision]]:
+        """The newest first."""
+        function = await self.get(tenant_id, name)
+        revisions = self._store.tenant(tenant_id).revisions
+        return function, await revisions.list(after=after, limit=limit, newest_first=True, function_id=function.id)
+
+    async def check_own(self, function: Function) -> None:
+        """Raises Conflict (belongs_to_app): what an app runs is changed by publishing."""
+        apps = self._store.tenant(function.tenant_id).apps
+        app = await apps.find(function_id=function.id, removed_at=None)
+        if app is not None:
+            raise Conflict(
+                f"{function.name} belongs to the app {app.name}",
+                code="belongs_to_app",
+                hint="publish the app again, or unpublish it",
+            )
+
+    async def _changed(self, current: Revision, runs: Runs) -> Revision:
+        wanted = current
+        if "template" in runs:
+            digest, inside, its_start = await self.pinned(current.tenant_id, runs["template"])
+            wanted = replace(
+                wanted,
+                template=digest,
+                template_name=runs["template"],
+                pinned=inside,
+                tree=None,
+                start=its_start or current.start,
+            )
+        if "spec" in runs:
+            wanted = replace(wanted, spec=parse_spec(runs["spec"]))
+        if "level" in runs:
+            wanted = replace(wanted, level=self._parse_level(runs["level"]))
+        if "network" in runs:
+            wanted = replace(wanted, network=parse_policy(runs["network"]))
+        return replace(
+            wanted,
+            env=dict(runs.get("env", wanted.env)),
+            start=runs.get("start", wanted.start),
+            mounts=apart(runs.get("mounts", wanted.mounts)),
+            rules=parse_rules(runs.get("rules", wanted.rules)),
+            sharing=parse_sharing(runs.get("sharing", wanted.sharing)),
+            hooks=parse_hooks(runs.get("hooks", wanted.hooks)),
+        )
+
+    def _parse_level(self, level: str | None) -> str:
+        """The installation's own for None. Raises NotFound (no_such_level)."""
+        level = level or self._level
+        if level not in self._levels:
+            raise NotFound(
+                f"no isolation level {level!r} here",
+                code="no_such_level",
+                hint="there are " + ", ".join(sorted(self._levels)),
+            )
+        return level
+
     async def sandbox(self, tenant_id: str, *, template: str | None, spec: str | None, level: str | None) -> Revision:
         """A revision of the function `sandbox` for sandboxes that are not like its current one; made once for all.
 
@@ -151,7 +248,7 @@ class Functions:
         )
         if template is None:
             wanted = replace(wanted, template=current.template, pinned=current.pinned, start=current.start)
-        wanted = replace(wanted, mounts=current.mounts, rules=current.rules)
+        wanted = replace(wanted, mounts=current.mounts, rules=current.rules, hooks=current.hooks)
         for _ in range(TRIES):
             found = await self._like(wanted)
             if found is not None:
@@ -195,13 +292,7 @@ class Functions:
         start: Start | None,
     ) -> Revision:
         parse_spec(spec)
-        level = level or self._level
-        if level not in self._levels:
-            raise NotFound(
-                f"no isolation level {level!r} here",
-                code="no_such_level",
-                hint="there are " + ", ".join(sorted(self._levels)),
-            )
+        level = self._parse_level(level)
         digest, inside, its_start = await self.pinned(tenant_id, template)
         return Revision(
             id=new_id("rev"),
@@ -282,13 +373,6 @@ class Functions:
     def templates_on_demand(self) -> Sequence[str]:
         """Names of the installation's own that are made when they are first used."""
         return sorted(self.own.names - self._templates.keys()) if self.own is not None else []
-
-
-def parse_spec(name: str) -> str:
-    """Itself. Raises NotFound (no_such_spec)."""
-    if name not in SPECS:
-        raise NotFound(f"no spec {name!r}", code="no_such_spec", hint="there are " + ", ".join(SPECS))
-    return name
 
 
 def _numbered(like: Revision, function_id: str, number: int) -> Revision:

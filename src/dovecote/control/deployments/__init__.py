@@ -1,0 +1,5 @@
+"""Deployments: a user's directory as what a function runs, and a function taken down with all that runs it."""
+
+from dovecote.control.deployments.deployments import Deployments
+
+__all__ = ["Deployments"]
