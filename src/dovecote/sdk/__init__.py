@@ -36,6 +36,7 @@ from dovecote.sdk._errors import (
     Unreachable,
     Unsupported,
 )
+from dovecote.sdk._serving import Affinity, Destination, Hook, Hooks, Invoking, Rules, Sharing
 from dovecote.sdk._shapes import (
     App,
     AppInstance,
@@ -62,6 +63,7 @@ from dovecote.sdk._shapes import (
     RawEvent,
     RawOutput,
     Reinstall,
+    Revision,
     Sample,
     SandboxWishes,
     SessionView,
@@ -85,6 +87,7 @@ from dovecote.sdk._sync.terminals import Terminal
 
 __all__ = [
     "Accepted",
+    "Affinity",
     "App",
     "AppInstance",
     "AsyncCommand",
@@ -108,6 +111,7 @@ __all__ = [
     "Context",
     "ContextView",
     "Contexts",
+    "Destination",
     "Dovecote",
     "DovecoteError",
     "Dropped",
@@ -124,7 +128,10 @@ __all__ = [
     "Forbidden",
     "Function",
     "Gone",
+    "Hook",
+    "Hooks",
     "Instance",
+    "Invoking",
     "Key",
     "Lag",
     "Listing",
@@ -138,6 +145,8 @@ __all__ = [
     "RawOutput",
     "Reinstall",
     "Result",
+    "Revision",
+    "Rules",
     "Said",
     "Sample",
     "Sandbox",
@@ -145,6 +154,7 @@ __all__ = [
     "ServerFailed",
     "Session",
     "SessionView",
+    "Sharing",
     "Snapshot",
     "Start",
     "Started",

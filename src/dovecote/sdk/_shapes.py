@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, TypedDict, TypeVar
 
+from dovecote.sdk._serving import Affinity, Destination, Hook, Hooks, Invoking, Rules, Sharing
+
 Shape = TypeVar("Shape")
 
 
@@ -265,12 +267,41 @@ class AppInstance:
 
 
 @dataclass(frozen=True)
+class Revision:
+    """What a function runs. `template` is a name, `template_digest` what it meant when the revision was made."""
+
+    id: str
+    number: int
+    is_current: bool
+    template: str
+    template_digest: str
+    spec: str
+    level: str
+    network: Network
+    env: dict[str, str]
+    start: Start | None
+    mounts: list[Mount]
+    rules: Rules
+    sharing: Sharing
+    hooks: Hooks
+    created_at: datetime
+
+
+@dataclass(frozen=True)
 class Function:
+    """Called at `address` with a key, at `public_address` by anybody if it is public."""
+
     id: str
     name: str
     address: str
-    revision_id: str
+    path_address: str
+    public_address: str | None
+    public: bool
+    affinity: Affinity
     affinity_header: str
+    invoking: Invoking
+    revision_id: str
+    revision: Revision
     created_at: datetime
 
 
@@ -434,7 +465,20 @@ RawEvent = Started | RawOutput | Dropped | Exited
 EVENTS: dict[str, type[Event]] = {"started": Started, "output": Output, "dropped": Dropped, "exited": Exited}
 
 
-NESTED: dict[str, type[Any]] = {"start": Start, "reinstall": Reinstall, "network": Network}
+NESTED: dict[str, type[Any]] = {
+    "start": Start,
+    "reinstall": Reinstall,
+    "network": Network,
+    "affinity": Affinity,
+    "sharing": Sharing,
+    "hooks": Hooks,
+    **dict.fromkeys(("initialize", "pre_freeze", "pre_stop"), Hook),
+    "invoking": Invoking,
+    **dict.fromkeys(("on_success", "on_failure"), Destination),
+    "rules": Rules,
+    "revision": Revision,
+    "mounts": Mount,
+}
 
 
 def read(kind: type[Shape], document: Mapping[str, Any]) -> Shape:
@@ -447,6 +491,7 @@ def read(kind: type[Shape], document: Mapping[str, Any]) -> Shape:
         if value is not None and str(each.type).startswith("datetime"):
             value = datetime.fromisoformat(value)
         elif value is not None and each.name in NESTED:
-            value = read(NESTED[each.name], value)
+            nested = NESTED[each.name]
+            value = [read(nested, item) for item in value] if isinstance(value, list) else read(nested, value)
         values[each.name] = value
     return kind(**values)

@@ -30,15 +30,11 @@ class AffinityShape(Body):
     modes: list[Mode] = Field(
         default_factory=lambda: [Mode.HEADER], max_length=len(Mode), description="What in a request names its session."
     )
-    header: str = Field(
-        default=DEFAULT_HEADER, max_length=100, description="The header that does, in the mode `header`."
-    )
+    header: str = Field(default=DEFAULT_HEADER, max_length=100, description="That does, in the mode `header`.")
     sse_path: str = Field(default="/sse", max_length=200, description="Where streams of the mode `mcp-sse` begin.")
     ttl: Seconds | None = Field(default=None, description="Of a session, from its creation; null for no end.")
     idle_after: Seconds | None = Field(default=None, description="Of a session; null leaves it to its user's tier.")
-    refuses_reuse: bool = Field(
-        default=False, description="An id whose session has ended is refused, and does not begin anew."
-    )
+    refuses_reuse: bool = Field(default=False, description="An id whose session has ended is refused.")
     strict_ids: bool = Field(default=False, description="Clients' ids have at most 64 of A-Z a-z 0-9 _ -.")
 
     def record(self) -> Affinity:

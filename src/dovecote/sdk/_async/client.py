@@ -7,10 +7,10 @@ from typing import Any, Self
 
 import httpx
 
+from dovecote.sdk._async.functions import AsyncFunctions
 from dovecote.sdk._async.resources import (
     AsyncApps,
     AsyncChats,
-    AsyncFunctions,
     AsyncKeys,
     AsyncSessions,
     AsyncUsers,

@@ -12,7 +12,6 @@ from dovecote.sdk._shapes import (
     App,
     AppInstance,
     Chat,
-    Function,
     Key,
     Mount,
     Network,
@@ -24,7 +23,7 @@ from dovecote.sdk._shapes import (
 )
 
 
-async def _pages(wire: AsyncWire, path: str, params: Mapping[str, Any]) -> AsyncIterator[Any]:
+async def pages(wire: AsyncWire, path: str, params: Mapping[str, Any]) -> AsyncIterator[Any]:
     after: str | None = None
     while True:
         page = await wire.call("GET", path, params={**params, "after": after})
@@ -35,13 +34,13 @@ async def _pages(wire: AsyncWire, path: str, params: Mapping[str, Any]) -> Async
             return
 
 
-def _start(start: Start | None) -> dict[str, Any] | None:
+def start_body(start: Start | None) -> dict[str, Any] | None:
     if start is None:
         return None
     return asdict(start)
 
 
-def _given(**fields: Any) -> dict[str, Any]:
+def given(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -79,7 +78,7 @@ class AsyncSessions:
         `at_timeout` is `end` or `pause`: what happens when `timeout` has passed. `park` is `files` or `memory`: what is
         kept when nobody uses it.
         """
-        body = _given(
+        body = given(
             function=function,
             key=key,
             user=user,
@@ -125,7 +124,7 @@ class AsyncSessions:
         }
         return [
             AsyncSession(self._wire, read(SessionView, each))
-            async for each in _pages(self._wire, "/v1/sessions", params)
+            async for each in pages(self._wire, "/v1/sessions", params)
         ]
 
 
@@ -151,7 +150,7 @@ class AsyncApps:
         body = {
             "session_id": session if isinstance(session, str) else session.id,
             "name": name,
-            "start": _start(start),
+            "start": start_body(start),
             "minimum": minimum,
             "maximum": maximum,
             "target_concurrency": target_concurrency,
@@ -171,7 +170,7 @@ class AsyncApps:
         target_concurrency: int | None = None,
         idle_after: float | None = None,
     ) -> App:
-        body = _given(
+        body = given(
             minimum=minimum,
             maximum=maximum,
             target_concurrency=target_concurrency,
@@ -187,54 +186,7 @@ class AsyncApps:
         return [read(AppInstance, each) for each in page["items"]]
 
     async def list(self) -> list[App]:
-        return [read(App, each) async for each in _pages(self._wire, "/v1/apps", {})]
-
-
-class AsyncFunctions:
-    def __init__(self, wire: AsyncWire) -> None:
-        self._wire = wire
-
-    async def create(
-        self,
-        name: str,
-        *,
-        template: str = "base",
-        spec: str = "small",
-        level: str | None = None,
-        internet: bool = True,
-        allow_cidrs: Sequence[str] = (),
-        affinity_header: str = "x-dovecote-session",
-        env: Mapping[str, str] | None = None,
-        start: Start | None = None,
-        mounts: Sequence[Mount] = (),
-        leave_out: Sequence[str] = (),
-        keep: Sequence[str] = (),
-        reinstall: str | None = None,
-    ) -> Function:
-        """`leave_out` and `keep` are patterns of gitignore for what its sessions do not save; `keep` wins."""
-        body = {
-            "name": name,
-            "template": template,
-            "spec": spec,
-            "level": level,
-            "network": {"internet": internet, "allow_cidrs": [*allow_cidrs]},
-            "affinity_header": affinity_header,
-            "env": dict(env or {}),
-            "start": _start(start),
-            "mounts": [asdict(mount) for mount in mounts],
-            "rules": {"leave_out": [*leave_out], "keep": [*keep], "reinstall": reinstall},
-        }
-        return read(Function, await self._wire.call("POST", "/v1/functions", json=body))
-
-    async def get(self, name: str) -> Function:
-        return read(Function, await self._wire.call("GET", f"/v1/functions/{name}"))
-
-    async def templates(self) -> list[str]:
-        """Names of those that functions can start from."""
-        return [each["name"] async for each in _pages(self._wire, "/v1/templates", {}) if each["usable"]]
-
-    async def list(self) -> list[Function]:
-        return [read(Function, each) async for each in _pages(self._wire, "/v1/functions", {})]
+        return [read(App, each) async for each in pages(self._wire, "/v1/apps", {})]
 
 
 class AsyncChats:
@@ -264,11 +216,11 @@ class AsyncChats:
     async def turns(self, chat_id: str, *, rewound: bool = False) -> list[Turn]:
         """In order. `rewound` also gives those that the chat went back to before of."""
         path, params = f"/v1/chats/{chat_id}/turns", {"rewound": "true" if rewound else None}
-        found = [read(Turn, each) async for each in _pages(self._wire, path, params)]
+        found = [read(Turn, each) async for each in pages(self._wire, path, params)]
         return sorted(found, key=lambda turn: turn.number)
 
     async def list(self, *, user: str | None = None) -> list[Chat]:
-        return [read(Chat, each) async for each in _pages(self._wire, "/v1/chats", {"user": user})]
+        return [read(Chat, each) async for each in pages(self._wire, "/v1/chats", {"user": user})]
 
 
 class AsyncKeys:

@@ -10,10 +10,10 @@ from typing import Any, Self
 import httpx
 
 from dovecote.sdk._settings import find_access
+from dovecote.sdk._sync.functions import Functions
 from dovecote.sdk._sync.resources import (
     Apps,
     Chats,
-    Functions,
     Keys,
     Sessions,
     Users,

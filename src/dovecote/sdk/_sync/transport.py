@@ -86,6 +86,18 @@ class Wire:
             raise error_from(response.status_code, response.content, response.headers.get("retry-after"))
         return response
 
+    def plain(
+        self, method: str, url: str, *, headers: Mapping[str, str], content: bytes | str | None
+    ) -> httpx.Response:
+        """An answer of a user's own server, whatever its status. That server is not sent our authorization."""
+        request = self.http.build_request(method, url, headers=headers, content=content)
+        if "authorization" not in {name.lower() for name in headers}:
+            request.headers.pop("authorization", None)
+        try:
+            return self.http.send(request)
+        except httpx.HTTPError as error:
+            raise _broken(error, self.access.url) from error
+
     @contextmanager
     def stream(
         self,

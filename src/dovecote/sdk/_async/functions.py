@@ -1,0 +1,149 @@
+"""Functions: servers of a user's own, their revisions, and calls of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import httpx
+
+from dovecote.sdk._async.resources import given, pages, start_body
+from dovecote.sdk._async.transport import AsyncWire
+from dovecote.sdk._serving import Affinity, Hooks, Invoking, Sharing
+from dovecote.sdk._shapes import Function, Mount, Network, Revision, Start, read
+
+
+class AsyncFunctions:
+    def __init__(self, wire: AsyncWire) -> None:
+        self._wire = wire
+
+    async def create(
+        self,
+        name: str,
+        *,
+        template: str = "base",
+        spec: str = "small",
+        level: str | None = None,
+        internet: bool = True,
+        allow_cidrs: Sequence[str] = (),
+        affinity: Affinity | None = None,
+        affinity_header: str | None = None,
+        sharing: Sharing | None = None,
+        hooks: Hooks | None = None,
+        invoking: Invoking | None = None,
+        public: bool = False,
+        env: Mapping[str, str] | None = None,
+        start: Start | None = None,
+        mounts: Sequence[Mount] = (),
+        leave_out: Sequence[str] = (),
+        keep: Sequence[str] = (),
+        reinstall: str | None = None,
+    ) -> Function:
+        """`leave_out` and `keep` are patterns of gitignore for what its sessions do not save; `keep` wins.
+
+        `affinity_header` is short for an `affinity` with this header.
+        """
+        body = {
+            "name": name,
+            "template": template,
+            "spec": spec,
+            "level": level,
+            "network": {"internet": internet, "allow_cidrs": [*allow_cidrs]},
+            "public": public,
+            "env": dict(env or {}),
+            "start": start_body(start),
+            "mounts": [asdict(mount) for mount in mounts],
+            "rules": {"leave_out": [*leave_out], "keep": [*keep], "reinstall": reinstall},
+        }
+        body |= _serving(affinity, affinity_header, sharing, hooks, invoking)
+        return read(Function, await self._wire.call("POST", "/v1/functions", json=body))
+
+    async def update(
+        self,
+        name: str,
+        *,
+        template: str | None = None,
+        spec: str | None = None,
+        level: str | None = None,
+        network: Network | None = None,
+        affinity: Affinity | Mapping[str, Any] | None = None,
+        affinity_header: str | None = None,
+        sharing: Sharing | Mapping[str, Any] | None = None,
+        hooks: Hooks | Mapping[str, Any] | None = None,
+        invoking: Invoking | Mapping[str, Any] | None = None,
+        public: bool | None = None,
+        env: Mapping[str, str] | None = None,
+        start: Start | None = None,
+        mounts: Sequence[Mount] | None = None,
+    ) -> Function:
+        """What is left out stays; `{"ttl": 60}` for `affinity` changes only that.
+
+        `affinity`, `invoking` and `public` take effect at once, the rest as a new revision that new sessions get.
+        """
+        body = given(
+            template=template,
+            spec=spec,
+            level=level,
+            network=asdict(network) if network else None,
+            public=public,
+            env=dict(env) if env is not None else None,
+            start=start_body(start),
+            mounts=[asdict(mount) for mount in mounts] if mounts is not None else None,
+        )
+        body |= _serving(affinity, affinity_header, sharing, hooks, invoking)
+        return read(Function, await self._wire.call("PATCH", f"/v1/functions/{name}", json=body))
+
+    async def get(self, name: str) -> Function:
+        return read(Function, await self._wire.call("GET", f"/v1/functions/{name}"))
+
+    async def revisions(self, name: str) -> list[Revision]:
+        """What it runs and ran, the newest first."""
+        return [read(Revision, each) async for each in pages(self._wire, f"/v1/functions/{name}/revisions", {})]
+
+    async def rollback(self, name: str, revision: int) -> Function:
+        """New sessions run that one of its revisions, an earlier or a later one."""
+        body = {"revision": revision}
+        return read(Function, await self._wire.call("POST", f"/v1/functions/{name}/rollback", json=body))
+
+    async def delete(self, name: str) -> None:
+        """Ends its sessions and instances too."""
+        await self._wire.call("DELETE", f"/v1/functions/{name}")
+
+    async def templates(self) -> list[str]:
+        """Names of those that functions can start from."""
+        return [each["name"] async for each in pages(self._wire, "/v1/templates", {}) if each["usable"]]
+
+    async def call(
+        self,
+        name: str,
+        path: str = "/",
+        *,
+        method: str = "GET",
+        session: str | None = None,
+        user: str | None = None,
+        content: bytes | str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        """One request to its server and the whole answer, whatever its status.
+
+        `session` is sent in the header that names the function's sessions. Raises Unreachable, TimedOut.
+        """
+        function = await self.get(name)
+        sent = {"x-dovecote-key": self._wire.access.api_key, **(headers or {})}
+        if session is not None:
+            sent[function.affinity.header] = session
+        if user is not None:
+            sent["x-dovecote-user"] = user
+        url = function.address.rstrip("/") + "/" + path.lstrip("/")
+        return await self._wire.plain(method, url, headers=sent, content=content)
+
+    async def list(self) -> list[Function]:
+        return [read(Function, each) async for each in pages(self._wire, "/v1/functions", {})]
+
+
+def _serving(affinity: Any, affinity_header: str | None, sharing: Any, hooks: Any, invoking: Any) -> dict[str, Any]:
+    """Shapes whole, mappings as they are: what they leave out stays."""
+    parts = given(affinity=affinity, sharing=sharing, hooks=hooks, invoking=invoking)
+    body = {name: dict(part) if isinstance(part, Mapping) else asdict(part) for name, part in parts.items()}
+    return body | given(affinity_header=affinity_header)
