@@ -130,6 +130,7 @@ def reachable(bucket: Bucket, trees: set[str]) -> set[str]:
         names.add(stored_name("trees", digest))
         for part in read_root(bucket, digest).parts:
             names |= {stored_name(kind, part.digest.hex()) for kind in ("manifests", "locations")}
+            names |= {stored_name("times", part.times.hex())} if part.times else set()
             located = read_locations(bucket, part.digest.hex(), read_part(bucket, part))
             names |= {piece.pack for pieces in located.values() for piece in pieces}
     return names
@@ -147,7 +148,7 @@ def assert_packs_live(bucket: Bucket, trees: set[str]) -> None:
 
 
 def stored(bucket: Bucket) -> set[str]:
-    kinds = ("trees", "manifests", "locations", "packs")
+    kinds = ("trees", "manifests", "times", "locations", "packs")
     return {each.name for kind in kinds for each in Bucket.list(bucket, kind)}
 
 

@@ -20,9 +20,10 @@ from dovecote.host.storage.check import FAULTS_SHOWN, Checked, check_store
 from dovecote.host.storage.figures import store_figures
 from dovecote.host.storage.frames import PIECE_BYTES, pack
 from dovecote.host.storage.log import SlotLog
-from dovecote.host.storage.manifest import Entry, Kind
+from dovecote.host.storage.manifest import TIMES_APART, Entry, Kind
 from dovecote.host.storage.packs import PackWriter, Source
 from dovecote.host.storage.stored import packed_locations, read_root
+from dovecote.host.storage.times import render_times
 from dovecote.host.storage.trees import Trees
 from dovecote.model.records import App, Function, Revision, Snapshot
 from dovecote.model.sizes import NetworkPolicy
@@ -124,6 +125,32 @@ def test_a_spoiled_record_of_a_tree_is_found(world: World, kind: str, spoil: Cal
 def part_of(world: World) -> str:
     (part,) = read_root(world.bucket, world.delta).parts
     return part.digest.hex()
+
+
+def test_two_trees_that_differ_in_times_only_share_all_but_those(tmp_path: Path) -> None:
+    """Each has its own times, and without them it is damaged."""
+    bucket = local_bucket(tmp_path / "objects")
+    trees = Trees(bucket, tmp_path / "cache")
+    digests = []
+    for seconds in (1, 1_000_000_000):
+        directory = tmp_path / f"at{seconds}"
+        directory.mkdir()
+        for number in range(TIMES_APART):
+            (directory / f"f{number}").write_bytes(b"%d" % number)
+            os.utime(directory / f"f{number}", (seconds, seconds + number))
+        os.utime(directory, (seconds, seconds))
+        digests.append(trees.save_directory(directory).digest)
+        times = [entry.mtime_ns for entry in trees.entries(digests[-1]) if entry.path]
+        assert sorted(times) == [(seconds + number) * 10**9 for number in range(TIMES_APART)]
+    trees.close()
+    first, second = (read_root(bucket, digest).parts[0] for digest in digests)
+    assert first.digest == second.digest
+    counts = {kind: amount.count for kind, amount in store_figures(bucket, digests).kinds.items()}
+    assert counts == {"packs": 1, "locations": 1, "manifests": 1, "times": 2, "trees": 2, "logs": 0}
+    path = tmp_path / "objects/times" / second.times.hex()[:2] / second.times.hex()[2:]
+    path.write_bytes(pack(render_times([0] * TIMES_APART)))
+    whose = {digest: [digest] for digest in digests}
+    assert damaged(check_store(bucket, whose)) == {f"tree {digests[1]}": (digests[1],)}
 
 
 def test_a_manifest_with_other_content_than_its_name_is_found(world: World) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dovecote.errors import Conflict, Invalid, NotFound, StorageFailed
 from dovecote.host.storage.bucket import Bucket, open_bucket
 from dovecote.host.storage.log import Slot, SlotLog
+from dovecote.host.storage.slots import every_slot
 
 
 def save(log: SlotLog, epoch: int, tree: str = "t", previous: str | None = None) -> Slot:
@@ -155,17 +156,54 @@ def test_keys_cannot_lead_elsewhere(key: str) -> None:
         SlotLog(open_bucket("memory:"), key)
 
 
+def test_what_was_folded_is_taken_away_and_its_slots_stay_taken() -> None:
+    """Nobody who reads meanwhile takes a part for the whole, and an older owner's next slot is there already."""
+    bucket = Interrupted(open_bucket("memory:"))
+    log, late = SlotLog(bucket, "ses_1"), SlotLog(bucket, "ses_1")
+    save(log, 1, "one")
+    changes = [b"\xff" * 9000, b"small", b"\n{" * 4000]
+    for generation, payload in enumerate(changes, 1):
+        log.append_changes(payload, epoch=1, generation=generation)
+        late.last()
+    found = log.last_whole()
+    assert found is not None
+    newest = found[0]
+    assert found == (newest, changes)
+
+    def fold() -> None:
+        log.append(epoch=1, template="p", tree="two", previous="one", files=1, bytes=1, generation=newest.generation)
+        log.empty(newest)
+        log.empty(newest)
+
+    bucket.before_get = [fold]
+    read = SlotLog(bucket, "ses_1").last_whole()
+    assert read is not None
+    assert (read[0].tree, read[0].generation, read[1]) == ("two", newest.generation, [])
+    kinds = [(slot.kind, slot.generation) for slot in map(log.read, range(1, 6))]
+    assert kinds == [("checkpoint", 1), ("folded", 2), ("changes", 3), ("folded", 4), ("checkpoint", 4)]
+    assert log.read_whole(3)[1] == b"small"
+    assert all(bucket.size(each.name) < 500 for each in bucket.list("logs"))
+    assert not any("carries changes" in slot.fault for slot in every_slot(bucket))
+    assert late.append_changes(b"more", epoch=1, generation=4).n == 6
+
+
 class Interrupted(Bucket):
-    """Runs something of somebody else's right before a slot is created."""
+    """Runs something of somebody else's right before a slot is created, or what slots carry is read."""
 
     def __init__(self, bucket: Bucket) -> None:
         super().__init__(bucket._store)
         self.others: list[Callable[[], None]] = []
+        self.before_get: list[Callable[[], None]] = []
 
     def put_new(self, name: str, data: bytes) -> None:
         if self.others:
             self.others.pop()()
         super().put_new(name, data)
+
+    def get(self, name: str) -> bytes:
+        if self.before_get and name.endswith("2"):
+            self.before_get.pop()()
+        return super().get(name)
 
 
 STEPS = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["append", "seal", "restart"])), max_size=25)

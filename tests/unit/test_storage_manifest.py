@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from dovecote.errors import StorageFailed
 from dovecote.host.storage.manifest import (
     DIRS,
+    MTIME_RANGE,
     Entry,
     Kind,
     Part,
@@ -22,6 +23,7 @@ from dovecote.host.storage.manifest import (
     render_root,
     split,
 )
+from dovecote.host.storage.times import parse_times, render_times
 
 NAMES = st.one_of(
     st.sampled_from([b"a", b"b", b"node_modules", b".venv", b"a.b", b"-", b"\xff\xfe", b"\n"]),
@@ -108,13 +110,39 @@ def test_damaged_bytes_are_refused_or_another_tree(tree: list[Entry], data: st.D
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_refused(raw: bytes) -> None:
-    for magic, parse in ((b"DVM1", lambda r: parse_part(b"", r)), (b"DVT1", parse_root)):
+    for magic, parse in ((b"DVM1", lambda r: parse_part(b"", r)), (b"DVT1", parse_root), (b"DVT2", parse_root)):
         with pytest.raises(StorageFailed):
             parse(raw)
         try:
             parse(magic + raw)
         except StorageFailed as error:
             assert error.code == "corrupt"  # noqa: PT017 - a refusal is one of two good ends
+
+
+@given(st.lists(st.integers(-(1 << 63), (1 << 63) - 1), max_size=90))
+def test_times_come_back(times: list[int]) -> None:
+    assert parse_times(render_times(times), len(times)) == times
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=9), st.data())
+def test_damaged_times_are_refused_or_others(times: list[int], data: st.DataObject) -> None:
+    raw = bytearray(render_times(times))
+    raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    for damaged in (bytes(raw), bytes(raw[: data.draw(st.integers(0, len(raw)))])):
+        try:
+            found = parse_times(damaged, len(times))
+        except StorageFailed as error:
+            assert error.code == "corrupt"  # noqa: PT017 - a refusal is one of two good ends
+        else:
+            assert len(found) == len(times)
+            assert all(time in MTIME_RANGE for time in found)
+
+
+def test_trees_that_differ_in_times_have_one_manifest() -> None:
+    tree = [file(b"%d" % number, mtime_ns=number) for number in range(9)]
+    later = [entry._replace(mtime_ns=entry.mtime_ns + 5) for entry in tree]
+    assert render_part(b"", tree, with_times=False) == render_part(b"", later, with_times=False)
+    assert parse_part(b"", render_part(b"", tree, with_times=False)) == [e._replace(mtime_ns=0) for e in tree]
 
 
 def test_counts_cannot_ask_for_memory() -> None:
@@ -197,8 +225,18 @@ def test_parts_that_do_not_fit_are_refused() -> None:
             join(parts)
 
 
-@given(st.lists(st.tuples(NAMES, st.binary(min_size=32, max_size=32)), max_size=5, unique_by=lambda p: p[0]))
-def test_a_root_comes_back(parts: list[tuple[bytes, bytes]]) -> None:
-    named = tuple(Part(path, digest, 7) for path, digest in sorted(parts))
+DIGESTS = st.binary(min_size=32, max_size=32)
+TIMES = st.one_of(st.just(b""), DIGESTS.filter(any))
+
+
+@given(st.lists(st.tuples(NAMES, DIGESTS, TIMES), max_size=5, unique_by=lambda p: p[0]))
+def test_a_root_comes_back(parts: list[tuple[bytes, bytes, bytes]]) -> None:
+    named = tuple(Part(path, digest, 7, times) for path, digest, times in sorted(parts))
     root = Root(bytes([1]) * 32, 3, 1 << 40, (Part(b"", bytes(32), 1), *named))
     assert parse_root(render_root(root)) == root
+
+
+def test_a_root_of_before_there_were_times_is_read() -> None:
+    raw = struct.pack("<4s32sQQI", b"DVT1", bytes(32), 2, 9, 2)
+    raw += struct.pack("<H32sI", 0, b"a" * 32, 3) + struct.pack("<H32sI", 1, b"b" * 32, 70) + b"v"
+    assert parse_root(raw) == Root(b"", 2, 9, (Part(b"", b"a" * 32, 3), Part(b"v", b"b" * 32, 70)))

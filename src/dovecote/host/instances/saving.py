@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -259,10 +259,11 @@ class Saving:
     def _fold(self, record: DiskRecord) -> Saved:
         """Makes the newest checkpoint one with a tree of its own."""
         slots = self._slots(record.owner)
-        newest = slots.last(epoch=record.epoch)
-        if newest is None:
+        last = slots.last_whole(epoch=record.epoch)
+        if last is None:
             raise StorageFailed(f"nothing of {record.owner} is saved", code="corrupt")
-        saved = self._resolve(slots, newest)
+        newest, changes = last
+        saved = self._resolve(newest, changes)
         if newest.since:
             self._parts.trees.verify_stored(saved.tree)
             slots.append(
@@ -274,13 +275,15 @@ class Saving:
                 bytes=saved.total_bytes,
                 generation=newest.generation,
             )
+            with suppress(StorageFailed, NotFound):  # what stays is collected one day
+                slots.empty(newest)
         return saved
 
-    def _resolve(self, slots: SlotLog, slot: Slot) -> Saved:
+    def _resolve(self, slot: Slot, changes: list[bytes]) -> Saved:
         """A slot's whole state as a tree, which is made if the slot carries changes."""
         if not slot.since:
             return Saved(slot.tree, slot.generation, slot.files, 0, slot.bytes)
-        tree = self._parts.trees.fold(slot.tree, slots.changes(slot))
+        tree = self._parts.trees.fold(slot.tree, changes)
         return Saved(tree.digest, slot.generation, tree.files, tree.added_bytes, tree.total_bytes)
 
     async def rewind(self, owner: str, *, epoch: int, template: str, tree: str) -> Saved:
@@ -350,9 +353,8 @@ class Saving:
         return await asyncio.to_thread(self._last_saved, owner)
 
     def _last_saved(self, owner: str) -> Saved | None:
-        slots = self._slots(owner)
-        newest = slots.last()
-        return self._resolve(slots, newest) if newest else None
+        last = self._slots(owner).last_whole()
+        return self._resolve(*last) if last else None
 
     async def newest(self, owner: str) -> Slot | None:
         """The newest checkpoint in the owner's log as it stands there; a few small questions to the store."""

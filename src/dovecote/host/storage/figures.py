@@ -13,7 +13,7 @@ from dovecote.host.storage.manifest import Part
 from dovecote.host.storage.slots import every_slot
 from dovecote.host.storage.stored import read_part, read_root
 
-KINDS = ("packs", "locations", "manifests", "trees", "logs")  # folders of a store
+KINDS = ("packs", "locations", "manifests", "times", "trees", "logs")  # folders of a store
 
 
 @dataclass

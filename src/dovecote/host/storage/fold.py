@@ -82,8 +82,8 @@ class Rules:
 
 
 DEFAULT_RULES = Rules(
-    at=(b"dev", b"proc", b"sys", b"run", b"var/cache/apt", b"var/lib/apt/lists"),
-    anywhere=(b".npm/_cacache", b".cache/pip"),
+    at=(b"dev", b"proc", b"sys", b"run", b"var/cache/apt", b"var/lib/apt/lists", b"tmp/node-compile-cache"),
+    anywhere=(b".npm/_cacache", b".npm/_logs", b".cache/pip"),
 )
 
 

@@ -27,7 +27,7 @@ RECORDS = "records"  # whose store it is
 REACHED = datetime.max.replace(tzinfo=UTC)
 NEVER = datetime.min.replace(tzinfo=UTC)
 Above = dict[str, datetime]
-_NAME = re.compile(r"(?:trees|manifests|packs|locations)/[0-9a-f]{2}/[0-9a-f]{62}")
+_NAME = re.compile(r"(?:trees|manifests|times|packs|locations)/[0-9a-f]{2}/[0-9a-f]{62}")
 
 
 @dataclass
@@ -155,6 +155,7 @@ class _Run:
         trees = self._there("trees")
         reached = self._with_templates(trees, {stored_name("trees", tree) for tree in roots.trees})
         below = self._level(trees, reached, self._parts_of)
+        self._level(self._there("times"), below, lambda name: [])
         below = self._level(self._there("manifests", "locations"), below, self._packs_of)
         self._repacking.bind(roots.packs)
         packs = self._there("packs")
@@ -273,7 +274,7 @@ class _Run:
         return [stored_name("trees", template)] if template else []
 
     def _parts_of(self, tree: str) -> Iterable[str]:
-        return [stored_name("manifests", part) for part in self._root(tree)[0]]
+        return self._root(tree)[0]
 
     def _root(self, tree: str) -> tuple[list[str], str]:
         if tree not in self._roots:

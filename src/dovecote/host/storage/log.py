@@ -17,7 +17,9 @@ from dovecote.host.storage.condemned import REMEMBERED, Clock, boottime
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _NUMBER = re.compile(r"[0-9]{12}")
 _TRIES = 1000  # slots that others may create while we try to create one
+_MOVES = 10  # of a log, between two questions of who reads it
 _FURTHEST = 1 << 40
+_WORTH_EMPTYING = 4096  # bytes
 _HINT_EVERY = 16  # slots of changes: a hint costs as much as such a slot
 
 
@@ -28,10 +30,11 @@ class Slot:
     `generation` counts checkpoints from 1; 0 means that there is none yet. `tree`, `previous` and `template` are
     digests in hex, `previous` is the tree that this one replaced. A slot of `changes` is a checkpoint too: it carries
     what changed since the slot before it. `since` is then the slot whose tree they start from; 0: `tree` is all.
+    A `folded` one carried changes once, which the tree of a later slot has.
     """
 
     n: int
-    kind: Literal["checkpoint", "changes", "seal"]
+    kind: Literal["checkpoint", "changes", "folded", "seal"]
     epoch: int
     generation: int
     template: str
@@ -134,17 +137,41 @@ class SlotLog:
                 return slot
         raise _busy()
 
-    def changes(self, newest: Slot) -> list[bytes]:
-        """What comes on top of `newest.tree`, the oldest first. Raises StorageFailed `corrupt` for a gap."""
+    def last_whole(self, *, epoch: int | None = None) -> tuple[Slot, list[bytes]] | None:
+        """`last`, and what comes on top of its tree, the oldest first. Raises StorageFailed `corrupt` for a gap."""
+        for _ in range(_MOVES):
+            slot = self.last(epoch=epoch)
+            changes = self._changes(slot) if slot else []
+            if changes is not None:
+                return (slot, changes) if slot else None
+        raise _busy()
+
+    def _changes(self, newest: Slot) -> list[bytes] | None:
+        """None when its owner has folded them into the tree of a later slot meanwhile."""
         found: list[bytes] = []
         for n in range(newest.since + 1, newest.n + 1) if newest.since else ():
             try:
                 head, _, payload = self._bucket.get(self._name(n)).partition(b"\n")
             except NotFound as error:
                 raise StorageFailed(f"slot {n} of a log is missing", code="corrupt") from error
-            if _parse(head, n).kind == "changes":
+            kind = _parse(head, n).kind
+            if kind == "folded":
+                return None
+            if kind == "changes":
                 found.append(payload)
         return found
+
+    def empty(self, folded: Slot) -> None:
+        """Takes away what slots carry up to `folded`, once a later one has it in a tree. May be repeated.
+
+        Their lines stay: an owner who knows of none behind them could take a number that is free. Small ones are left
+        to the collection of garbage.
+        """
+        for n in range(folded.since + 1, folded.n + 1) if folded.since else ():
+            if self._bucket.size(self._name(n)) >= _WORTH_EMPTYING:
+                slot = self.read(n)
+                if slot.kind == "changes":
+                    self._bucket.put(self._name(n), _line(replace(slot, kind="folded")))
 
     def last(self, *, epoch: int | None = None) -> Slot | None:
         """The newest checkpoint, or None. What a seal repeats is returned with that seal's number and epoch.
@@ -174,7 +201,7 @@ class SlotLog:
         return slot
 
     def _create(self, slot: Slot, payload: bytes = b"") -> bool:
-        body = json.dumps(asdict(slot), separators=(",", ":")).encode()
+        body = _line(slot)
         if payload:
             body += b"\n" + payload
         asked_at = self._clock()
@@ -278,11 +305,15 @@ def _parse(body: bytes, n: int) -> Slot:
                 good = isinstance(value, str)
             if not good:
                 raise ValueError(f"bad {field.name}")
-        if slot.n != n or slot.kind not in ("checkpoint", "changes", "seal"):
+        if slot.n != n or slot.kind not in ("checkpoint", "changes", "folded", "seal"):
             raise ValueError("bad slot")
     except (ValueError, TypeError, KeyError) as error:
         raise StorageFailed(f"slot {n} of a log cannot be read: {error}", code="corrupt") from error
     return slot
+
+
+def _line(slot: Slot) -> bytes:
+    return json.dumps(asdict(slot), separators=(",", ":")).encode()
 
 
 def _now() -> str:

@@ -22,6 +22,7 @@ MAX_FILE = 1 << 43
 MAX_RAW = 1 << 30  # bytes of a manifest before compression
 MAX_PARTS = 100_000
 PART_ENTRIES = 64  # a smaller subtree is cheaper inside its parent's manifest
+TIMES_APART = 64  # entries; of fewer, times cost less inside the manifest
 PART_NAMES = frozenset({b"node_modules", b".venv", b"venv", b"site-packages", b"dist-packages", b"vendor"})
 
 NO_DIGEST = b""
@@ -58,11 +59,13 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """A subtree with a manifest of its own. `path` is b"" for the rest of the tree."""
+    """A subtree with a manifest of its own. `path` is b"" for the rest of the tree. `times`: digest of its entries'
+    times, when they are not in the manifest."""
 
     path: bytes
     digest: bytes
     entries: int
+    times: bytes = NO_DIGEST
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ _LINK_OUTSIDE = 1  # the group has names in other parts: its full path follows
 _LINK_INSIDE = 2  # plus the number of the group's first entry
 
 
-def render_part(path: bytes, entries: Sequence[Entry]) -> bytes:
+def render_part(path: bytes, entries: Sequence[Entry], *, with_times: bool = True) -> bytes:
     """Bytes of one part; the same entries always give the same bytes. `path` is the part's place in the tree."""
     prefix = path + b"/" if path else b""
     full = [prefix + e.path if e.path else path for e in entries]
@@ -191,8 +194,9 @@ def render_part(path: bytes, entries: Sequence[Entry]) -> bytes:
         elif e.link:
             link = _LINK_INSIDE + position[e.link]
         xattrs = xattr_sets.setdefault(e.xattrs, len(xattr_sets) + 1) if e.xattrs else 0
+        time = e.mtime_ns if with_times else 0
         records.append(
-            _RECORD.pack(shared, len(e.path) - shared, e.kind, e.mode, e.uid, e.gid, e.mtime_ns, size, link, xattrs)
+            _RECORD.pack(shared, len(e.path) - shared, e.kind, e.mode, e.uid, e.gid, time, size, link, xattrs)
         )
     body = b"".join(heap)
     sets = b"".join(_render_xattrs(s) for s in xattr_sets)
@@ -332,33 +336,42 @@ def _is_path(path: bytes) -> bool:
 
 
 _ROOT = struct.Struct("<4s32sQQI")
-_ROOT_MAGIC = b"DVT1"
-_NO_TEMPLATE = bytes(_DIGEST)
+_ROOT_MAGIC, _WITHOUT_TIMES = b"DVT2", b"DVT1"
+_NAMED = struct.Struct("<H32s32sI")
+_NAMED_WITHOUT_TIMES = struct.Struct("<H32sI")
+_NONE = bytes(_DIGEST)
 
 
 def render_root(root: Root) -> bytes:
-    head = _ROOT.pack(_ROOT_MAGIC, root.template or _NO_TEMPLATE, root.files, root.total_bytes, len(root.parts))
-    return head + b"".join(struct.pack("<H32sI", len(p.path), p.digest, p.entries) + p.path for p in root.parts)
+    head = _ROOT.pack(_ROOT_MAGIC, root.template or _NONE, root.files, root.total_bytes, len(root.parts))
+    named = (_NAMED.pack(len(p.path), p.digest, p.times or _NONE, p.entries) + p.path for p in root.parts)
+    return head + b"".join(named)
 
 
 def parse_root(raw: bytes) -> Root:
     """Raises StorageFailed `corrupt`."""
     try:
         magic, template, files, total_bytes, count = _ROOT.unpack_from(raw)
-        if magic != _ROOT_MAGIC or not 1 <= count <= MAX_PARTS:
+        if magic not in (_ROOT_MAGIC, _WITHOUT_TIMES) or not 1 <= count <= MAX_PARTS:
             raise ValueError("bad header")
         parts: list[Part] = []
         at = _ROOT.size
         for _ in range(count):
-            length, digest, entries = struct.unpack_from("<H32sI", raw, at)
-            path = raw[at + 38 : at + 38 + length]
-            at += 38 + length
+            if magic == _ROOT_MAGIC:
+                length, digest, times, entries = _NAMED.unpack_from(raw, at)
+                at += _NAMED.size
+            else:
+                length, digest, entries = _NAMED_WITHOUT_TIMES.unpack_from(raw, at)
+                times = _NONE
+                at += _NAMED_WITHOUT_TIMES.size
+            path = raw[at : at + length]
+            at += length
             if len(path) != length or not _is_path(path) or (parts and order(path) <= order(parts[-1].path)):
                 raise ValueError("bad part")
-            parts.append(Part(path, digest, entries))
+            parts.append(Part(path, digest, entries, NO_DIGEST if times == _NONE else times))
         if at != len(raw) or parts[0].path or sum(p.entries for p in parts) > MAX_ENTRIES:
             raise ValueError("bad parts")
-        return Root(b"" if template == _NO_TEMPLATE else template, files, total_bytes, tuple(parts))
+        return Root(b"" if template == _NONE else template, files, total_bytes, tuple(parts))
     except (struct.error, ValueError) as error:
         raise _corrupt(f"a root manifest that cannot be read: {error}") from error
 

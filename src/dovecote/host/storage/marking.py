@@ -12,7 +12,7 @@ from dovecote.host.storage.bucket import Bucket
 from dovecote.host.storage.log import SlotLog
 from dovecote.host.storage.pins import read_pins
 from dovecote.host.storage.slots import SLOT
-from dovecote.host.storage.stored import parse_payload, read_root
+from dovecote.host.storage.stored import parse_payload, read_root, stored_name
 
 KEPT_SAVES = 3  # newest trees of a log that stay, so that a session can go back when the newest is damaged
 _OF_LOG = re.compile(r"logs/([A-Za-z0-9_-]{1,200})/[a-z0-9]{1,12}")
@@ -100,6 +100,8 @@ def _read_log(bucket: Bucket, owner: str, slots: Mapping[int, datetime], roots: 
 
 
 def parts_of(bucket: Bucket, tree: str) -> tuple[list[str], str]:
-    """Digests of the manifests of a tree, and that of its template or ""."""
+    """Names of the manifests and of the times of a tree, and the digest of its template or ""."""
     root = read_root(bucket, tree)
-    return [part.digest.hex() for part in root.parts], root.template.hex()
+    manifests = [stored_name("manifests", part.digest.hex()) for part in root.parts]
+    times = [stored_name("times", part.times.hex()) for part in root.parts if part.times]
+    return manifests + times, root.template.hex()

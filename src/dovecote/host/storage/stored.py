@@ -17,6 +17,7 @@ from dovecote.host.storage.frames import pack
 from dovecote.host.storage.index import Piece
 from dovecote.host.storage.locations import parse_locations, parse_pieces, render_locations
 from dovecote.host.storage.manifest import MAX_RAW, Entry, Part, Root, digest_of, join, parse_part, parse_root
+from dovecote.host.storage.times import parse_times
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ SEAL = 16  # bytes of a digest
 
 
 def stored_name(kind: str, digest: str) -> str:
-    """Of `trees`, `manifests` and `locations`. Raises Invalid."""
+    """Of `trees`, `manifests`, `times` and `locations`. Raises Invalid."""
     return f"{kind}/{binary(digest).hex()[:2]}/{digest[2:]}"
 
 
@@ -57,7 +58,10 @@ def read_part(bucket: Bucket, part: Part) -> list[Entry]:
     entries = parse_part(part.path, _manifest(bucket, "manifests", part.digest.hex()))
     if len(entries) != part.entries:
         raise StorageFailed("a manifest has another length than its root says", code="corrupt")
-    return entries
+    if not part.times:
+        return entries
+    times = parse_times(_manifest(bucket, "times", part.times.hex()), len(entries))
+    return [entry._replace(mtime_ns=time) for entry, time in zip(entries, times, strict=True)]
 
 
 def read_parts(bucket: Bucket, root: Root) -> Iterator[tuple[bytes, str, list[Entry]]]:

@@ -22,6 +22,7 @@ from dovecote.host.storage.frames import pack
 from dovecote.host.storage.image_files import ImageFiles, left_out
 from dovecote.host.storage.index import Index, Piece
 from dovecote.host.storage.manifest import (
+    TIMES_APART,
     Entry,
     Kind,
     Part,
@@ -49,6 +50,7 @@ from dovecote.host.storage.stored import (
     read_root,
     stored_name,
 )
+from dovecote.host.storage.times import render_times
 from dovecote.host.storage.whole import CacheSink, flattened
 
 _TEMPLATES = 4  # whose paths are kept in memory
@@ -349,11 +351,14 @@ class Trees:
         parts = split(entries)
         named: list[Part] = []
         new: list[tuple[Part, list[Entry], bytes]] = []
+        below: list[tuple[str, bytes, bytes]] = []  # that the root will name
         for path, some in parts:
-            raw, is_there = self._named("manifests", render_part(path, some))
-            named.append(Part(path, digest_of(raw), len(some)))
-            if not is_there:
-                new.append((named[-1], some, raw))
+            part, raw, times = self._part(path, some)
+            named.append(part)
+            if raw:
+                new.append((part, some, raw))
+            if times:
+                below.append(("times", part.times, times))
         wanted = objects_of(e for _, some, _ in new for e in some)
         for tree in (*like, *([previous] if previous is not None else [])):
             self._learn(wanted, tree)
@@ -365,14 +370,24 @@ class Trees:
             packed = packed_locations(objects_of(some), writer.located)
             self._bucket.put(stored_name("locations", part.digest.hex()), packed)
             added_bytes += len(packed)
-        for part, _, raw in new:
-            added_bytes += self._put_manifest("manifests", part.digest.hex(), raw)
+        for kind, name, raw in (*below, *(("manifests", part.digest, raw) for part, _, raw in new)):
+            added_bytes += self._put_manifest(kind, name.hex(), raw)
         files, total_bytes = _count(entries)
         raw, _ = self._named("trees", render_root(Root(template, files, total_bytes, tuple(named))))
         digest = digest_of(raw).hex()
         writer.time.check()
         added_bytes += self._put_manifest("trees", digest, raw)
         return TreeSaved(digest, files, added_bytes, total_bytes, plan.notes)
+
+    def _part(self, path: bytes, entries: Sequence[Entry]) -> tuple[Part, bytes, bytes]:
+        """What names it, and what of it is not stored yet: its manifest, its times."""
+        is_large = len(entries) >= TIMES_APART
+        raw, is_there = self._named("manifests", render_part(path, entries, with_times=not is_large))
+        times, are_there = b"", True
+        if is_large:
+            times, are_there = self._named("times", render_times([e.mtime_ns for e in entries]))
+        part = Part(path, digest_of(raw), len(entries), digest_of(times) if times else b"")
+        return part, b"" if is_there else raw, b"" if are_there else times
 
     def _learn(self, digests: Sequence[bytes], tree: str) -> None:
         """What the index does not know about files kept from an older tree, the store's hints do."""
