@@ -67,8 +67,9 @@ async def collect_now(store: Store, settings: Settings, *, dry_run: bool) -> Col
 
 
 async def pin_and_collect(store: Store, host: LocalHost, settings: Settings) -> None:
-    """For the server, every LOOK_EVERY: says what its host needs, and collects when it is time."""
+    """For the server, every LOOK_EVERY: says what its host needs, and collects and forgets when it is time."""
     await host.pin()
+    await host.forget_lost()
     if not settings.gc_every:
         return
     try:

@@ -154,7 +154,10 @@ async def test_a_json_body_is_bounded(http: httpx.AsyncClient) -> None:
 
     for path in ("/v1/sessions", f"/v1/sessions/{session}/commands", f"/v1/sessions/{session}/commands/1/stdin"):
         method = "PUT" if path.endswith("stdin") else "POST"
-        assert problem(await http.request(method, path, content=b" " * (2 << 20))) == (413, "too_large")
+        whole = await http.request(method, path, content=b" " * (2 << 20))
+        assert problem(whole) == (413, "too_large")
+        # Only a session has files that may be sent instead.
+        assert ("/files" in whole.json()["error"]["hint"]) == (path != "/v1/sessions")
         assert problem(await http.request(method, path, content=pieces())) == (413, "too_large")
 
 

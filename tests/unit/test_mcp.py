@@ -361,6 +361,7 @@ def test_a_key_is_asked_for_before_anything_else(world: World) -> None:
     assert httpx.get(f"{world.url}/mcp", headers={"x-dovecote-key": KEY}).status_code == 405
     long = httpx.post(f"{world.url}/mcp", content=b" " * (4 << 20) + b"{}", headers={"x-dovecote-key": KEY})
     assert (long.status_code, long.json()["error"]["code"]) == (413, "too_large")
+    assert "in pieces" in long.json()["error"]["hint"]
 
 
 def test_pages_of_other_sites_are_refused(world: World) -> None:

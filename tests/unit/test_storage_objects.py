@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -130,6 +131,35 @@ def test_a_pack_that_is_gone_takes_its_objects_along(tmp_path: Path) -> None:
     index.forget_pack(PACK)
     index.add({digest_of(b"y"): (Piece(PACK[:-1] + "e", 0, 1, 1),)})  # must not get the old one's number
     assert index.locate([*DIGESTS, *other]) == other
+
+
+def test_what_is_lost_is_forgotten_bit_by_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects in packs that are gone, and checks of other boots; what came while the store was listed stays."""
+    lost, stays, new = (f"{PACK[:-1]}{letter}" for letter in "def")
+    digests = [digest_of(b"%d" % number) for number in range(30)]
+    monkeypatch.setattr("dovecote.host.storage.index.boot_id", lambda: "before")
+    index = Index(tmp_path / "i", identity="one")
+    index.add_checked(digests)
+    index.close()
+    monkeypatch.setattr("dovecote.host.storage.index.boot_id", lambda: "now")
+    index = Index(tmp_path / "i", identity="one")
+    index.add({digest: (Piece(stays if number % 3 else lost, number, 1, 1),) for number, digest in enumerate(digests)})
+    index.add_checked(digests[:5])
+
+    def listed() -> list[str]:
+        index.add({digests[0]: (Piece(new, 0, 1, 1),)})
+        return [stays]
+
+    assert index.forget_lost(listed, most=7) < 20
+    assert sum(index.forget_lost(lambda: [stays, new], most=7) for _ in range(6)) > 0
+    assert index.forget_lost(lambda: [stays, new]) == 0
+    kept = {digest for number, digest in enumerate(digests) if number % 3 or not number}
+    assert index.locate(digests).keys() == kept
+    assert index.checked(digests) == set(digests[:5])
+    index.close()
+    with sqlite3.connect(tmp_path / "i") as db:
+        assert {digest for (digest,) in db.execute("SELECT digest FROM objects")} == kept
+        assert db.execute("SELECT count(*) FROM checked").fetchone() == (5,)
 
 
 def test_a_half_written_object_is_not_there(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from dovecote.model.ids import new_id
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 
 MAX_JSON_BYTES = 1 << 20
+FILES = "PUT /v1/sessions/{session_id}/files"
 PUBLIC = frozenset({"/v1/openapi.json"})
 TOOLS = "/mcp"  # it acts with its caller's key
 
@@ -110,8 +111,17 @@ class Edge:
         most = MAX_JSON_BYTES if upload is None else upload.most_bytes
         if most is not None:
             length = headers.get("content-length", "")
-            exchange.limit(most, int(length) if length.isdigit() else 0)
+            exchange.limit(most, int(length) if length.isdigit() else 0, hint=_smaller(path, upload))
         await self._app(scope, exchange.receive, exchange.send)
+
+
+def _smaller(path: str, upload: Upload | None) -> str:
+    """What whoever sent too much to this route can do."""
+    if upload is not None:
+        return upload.hint
+    if path.startswith("/v1/sessions/"):
+        return f"files of any size go through {FILES}; commands can read them there"
+    return "send less in one request"
 
 
 def _request_id(scope: MutableMapping[str, Any]) -> str:
@@ -159,20 +169,17 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self._most: int | None = None  # bytes of its body
+        self._hint = ""
         self._received = 0
         self._has_begun = False
 
-    def limit(self, most_bytes: int, announced_bytes: int) -> None:
-        self._most = most_bytes
+    def limit(self, most_bytes: int, announced_bytes: int, *, hint: str) -> None:
+        self._most, self._hint = most_bytes, hint
         self._check(announced_bytes)
 
     def _check(self, size: int) -> None:
         if self._most is not None and size > self._most:
-            raise Invalid(
-                f"the body is over {self._most} bytes",
-                code="too_large",
-                hint="files of any size go through PUT .../files",
-            )
+            raise Invalid(f"the body is over {self._most} bytes", code="too_large", hint=self._hint)
 
     async def receive(self) -> Message:
         message = await self._receive()

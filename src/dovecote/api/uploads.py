@@ -11,11 +11,15 @@ from starlette.routing import compile_path
 
 @dataclass(frozen=True)
 class Upload:
-    """A route whose body is a stream. `most_bytes` None is what the room behind it takes."""
+    """A route whose body is a stream. `most_bytes` None is what the room behind it takes.
+
+    `hint` is for who sends more.
+    """
 
     method: str
     path: str  # as the route has it: /v1/sessions/{session_id}/files
     most_bytes: int | None = None
+    hint: str = ""
 
     @cached_property
     def _pattern(self) -> Pattern[str]:

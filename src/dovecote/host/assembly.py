@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ from dovecote.model.trees import Workspace
 
 log = logging.getLogger(__name__)
 
+FORGETS_EVERY = 86400.0  # seconds
 ADDRESS_REST = 3  # times the life of a cached route
 
 
@@ -55,6 +57,7 @@ class LocalHost:
     bucket: Bucket
     settings: Settings
     limit: CacheLimit
+    _forgets_at: float = 0.0  # `time.monotonic()`
 
     async def pin(self) -> None:
         """Tells the store which trees this host needs, whatever records say. Called every few minutes."""
@@ -62,6 +65,13 @@ class LocalHost:
         trees |= set(recorded_templates(self.settings).values())
         name = host_name(self.settings.data_dir)
         await asyncio.to_thread(write_pins, self.bucket, name, trees)
+
+    async def forget_lost(self) -> None:
+        """Once a day, frees what the index of this host knows of what the store has no more. May be called often."""
+        if time.monotonic() >= self._forgets_at:
+            rows = await asyncio.to_thread(self.parts.trees.forget_lost)
+            self._forgets_at = time.monotonic() + FORGETS_EVERY
+            log.info("%d rows of the index of objects led nowhere", rows)
 
     async def close(self) -> None:
         """Lets go; what runs goes on."""

@@ -26,7 +26,7 @@ from dovecote.model.sizes import MIB, SPECS, Limits
 from dovecote.model.states import TemplateState
 
 routes = APIRouter()
-UPLOADS = (Upload("PUT", "/templates/uploads/{permit}", MAX_BYTES),)
+UPLOADS = (Upload("PUT", "/templates/uploads/{permit}", MAX_BYTES, "copy fewer files in one step"),)
 
 DEFAULT = "default"
 MOST_LINES = 100  # in one answer

@@ -6,7 +6,7 @@ import os
 import sqlite3
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from dovecote.host.storage.disk import boot_id, disk_errors
 
 _QUERY = 500  # names in one question
+_SWEPT = 200_000  # rows that one look for what is lost reads: a second
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Index:
 
     def __init__(self, path: Path, *, identity: str | None) -> None:
         self._lock = threading.Lock()
+        self._swept: dict[str, bytes] = {}  # how far each table was looked through
         self._boot = boot_id()
         with disk_errors(_INDEX_FAILED):
             try:
@@ -105,6 +107,45 @@ class Index:
         with self._transaction() as db:
             db.execute("DELETE FROM packs WHERE name = ?", (name,))
 
+    def forget_lost(self, there: Callable[[], Iterable[str]], *, most: int = _SWEPT) -> int:
+        """Frees what nobody finds any more: objects in packs that are not `there`, all of the store's; checks of boots
+        before this one. Looks at `most` rows of each and goes on there the next time. Answers how many went.
+
+        A pack that the store got while it was listed is not counted as lost.
+        """
+        known = dict(self._question("SELECT name, id FROM packs"))
+        lost = known.keys() - set(there()) if known else set()
+        with self._transaction() as db:
+            db.executemany("DELETE FROM packs WHERE name = ?", [(name,) for name in lost])
+        ids = {number for (number,) in self._question("SELECT id FROM packs")}
+        gone = [
+            digest
+            for digest, pieces in self._next("objects", "pieces", most)
+            if any(number not in ids for number, *_ in _PIECE.iter_unpack(pieces))
+        ]
+        old = [digest for digest, boot in self._next("checked", "boot", most) if boot != self._boot]
+        # Again what was found: meanwhile it may have been stored, or checked, anew.
+        with self._transaction() as db:
+            before = db.total_changes
+            for digest in gone:
+                row = db.execute("SELECT pieces FROM objects WHERE digest = ?", (digest,)).fetchone()
+                if row and not self._are_known(db, row[0]):
+                    db.execute("DELETE FROM objects WHERE digest = ?", (digest,))
+            rows = [(digest, self._boot) for digest in old]
+            db.executemany("DELETE FROM checked WHERE digest = ? AND boot != ?", rows)
+            return db.total_changes - before
+
+    def _are_known(self, db: sqlite3.Connection, pieces: bytes) -> bool:
+        ids = {number for number, *_ in _PIECE.iter_unpack(pieces)}
+        return all(db.execute("SELECT 1 FROM packs WHERE id = ?", (number,)).fetchone() for number in ids)
+
+    def _next(self, table: str, column: str, most: int) -> list[tuple[bytes, Any]]:
+        """Rows behind those that it answered the last time, from the beginning after the last ones."""
+        question = f"SELECT digest, {column} FROM {table} WHERE digest > ? ORDER BY digest LIMIT ?"
+        rows = self._question(question, self._swept.get(table, b""), most)
+        self._swept[table] = rows[-1][0] if len(rows) == most else b""
+        return rows
+
     def checked(self, digests: Sequence[bytes]) -> set[bytes]:
         """Those whose cached file somebody checked since this boot."""
         rows = self._select("SELECT digest, boot FROM checked WHERE digest IN", list(digests))
@@ -115,6 +156,10 @@ class Index:
         if rows:
             with self._transaction() as db:
                 db.executemany("INSERT OR REPLACE INTO checked VALUES (?, ?)", rows)
+
+    def _question(self, question: str, *values: Any) -> list[Any]:
+        with self._lock, disk_errors(_INDEX_FAILED):
+            return self._db.execute(question, values).fetchall()
 
     def _select(self, question: str, values: list[bytes] | list[int]) -> list[tuple[Any, Any]]:
         rows: list[tuple[Any, Any]] = []

@@ -260,6 +260,11 @@ class Trees:
         """Content of a file that `seen` or `contents` has answered, inside of them."""
         return self.cache.path(digest)
 
+    def forget_lost(self) -> int:
+        """Frees a part of what this host's index knows and the store has no more; answers how many rows. For now and
+        then: it lists the store's packs."""
+        return self._index.forget_lost(lambda: (stored.name for stored in self._bucket.list("packs")))
+
     def may_be_named(self, digest: str) -> bool:
         """Whether it is in the store and not condemned. For a name that no record, log or host has kept meanwhile."""
         return self._standing.of(stored_name("trees", digest)) is State.THERE
