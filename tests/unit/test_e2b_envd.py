@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import posixpath
 from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -12,7 +13,7 @@ import pytest
 from starlette.datastructures import Headers
 
 from dovecote.api.e2b import filesystem
-from dovecote.api.e2b.call import Call, absolute, check_user, parse_user
+from dovecote.api.e2b.call import Call, absolute, check_user, identity, parse_user
 from dovecote.api.e2b.connect import Pace
 from dovecote.api.e2b.filesystem import Filesystem, permissions, render_entry
 from dovecote.api.e2b.messages import Json, Message
@@ -74,6 +75,8 @@ class Sandbox:
             raise self.refusals.pop(0)
 
     async def stat(self, _: str, __: str, path: str, *, user: str | None = None, follow: bool = True) -> Stat:
+        if self.files.get(posixpath.dirname(path)) is not None:
+            raise Invalid(path, code="not_a_directory")
         if path not in self.files:
             raise NotFound(path, code="file_not_found")
         content = self.files[path]
@@ -187,7 +190,8 @@ async def test_a_command_is_told_from_its_start_to_its_end(
         {"end": end},
     ]
     asked = sandbox.calls[0][1]
-    assert (asked["argv"], asked["env"], asked["cwd"]) == (("/bin/bash", "-l"), {"A": "b"}, "/home/user/x")
+    assert (asked["argv"], asked["cwd"]) == (("/bin/bash", "-l"), "/home/user/x")
+    assert asked["env"] == {**identity(CALL.session), "A": "b"}
     assert (asked["stdin"], asked["pty"], asked["tag"]) == (True, None, "t")
     assert sandbox.calls[1:] == [("release", 1)]
 
@@ -263,6 +267,12 @@ async def test_a_command_that_somebody_else_started_is_told_as_its_proc_shows_it
     }
 
 
+def test_a_program_learns_in_which_sandbox_it_is() -> None:
+    known = identity(session())
+    assert (known["E2B_SANDBOX"], known["E2B_SANDBOX_ID"]) == ("true", session().slug)
+    assert "E2B_SANDBOX_ID" not in identity(session(env={"E2B_SANDBOX_ID": "mine"}))
+
+
 # -- users and paths
 
 
@@ -301,6 +311,12 @@ async def test_a_path_is_made_plain(sandbox: Sandbox, path: str, user: str | Non
 
 
 # -- files
+
+
+async def test_below_a_file_there_is_nothing(sandbox: Sandbox, files: Filesystem) -> None:
+    sandbox.files["/a"] = b""
+    with pytest.raises(NotFound):
+        await files.stat(CALL, Message({"path": "/a/b"}))
 
 
 async def body(*chunks: bytes) -> AsyncIterator[bytes]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,16 +13,19 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from dovecote.api.e2b.interpreter import Interpreter, bodies_of, result_body
+from dovecote.api.e2b.call import identity
+from dovecote.api.e2b.interpreter import Interpreter, _tell, bodies_of, result_body
 from dovecote.api.e2b.ports import Ports
 from dovecote.control.sandboxes import Began, Ended, Fault, Printed, Result, Truncated
-from dovecote.errors import NotFound
+from dovecote.errors import Failed, NotFound
 from dovecote.model.ids import new_id
 from tests.unit.context_guest import ContextGuest, Line, Program, contexts_of
 
 pytestmark = pytest.mark.anyio
-SESSION = SimpleNamespace(tenant_id=new_id("ten"), id=new_id("ses"), needs_token=True, is_paused=False, token="secret")
 SLUG = "abcdefghijkmnpqrstuvwxyz23"
+SESSION = SimpleNamespace(
+    tenant_id=new_id("ten"), id=new_id("ses"), slug=SLUG, env={}, needs_token=True, is_paused=False, token="secret"
+)
 
 
 @pytest.fixture
@@ -61,7 +66,7 @@ async def test_code_without_a_context_goes_to_the_default_one(interpreter: Inter
             {"type": "number_of_executions", "execution_count": 1},
             {"type": "end_of_execution"},
         ]
-        assert guest.programs[0].requests[0]["env"] == {"A": "1"}
+        assert guest.programs[0].requests[0]["env"] == {**identity(cast(Any, SESSION)), "A": "1"}
         await http.post("/execute", json={"code": "2", "language": "js"})
     assert [each.command.tag.split(":")[2] for each in guest.programs] == ["python", "javascript"]
 
@@ -122,6 +127,25 @@ async def test_a_client_that_leaves_ends_what_it_ran(interpreter: Interpreter, g
         await interpreter.serve(cast(Any, SESSION), scope, receive, send)
     execute, interrupt = guest.programs[0].requests
     assert (interrupt["op"], interrupt["execution"]) == ("interrupt", execute["id"])
+
+
+@pytest.mark.parametrize(("code", "ends"), [("instance_died", False), ("guest_unreachable", False), ("changed", True)])
+async def test_an_answer_whose_sandbox_is_gone_stays_unfinished(code: str, ends: bool) -> None:
+    """Clients then ask whether it still runs, and say that it was killed."""
+
+    async def events() -> AsyncGenerator[Any, None]:
+        yield Printed("stdout", "x")
+        raise Failed("no more", code=code)
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    with nullcontext() if ends else pytest.raises(Failed):
+        await _tell(events(), send)
+    assert (not sent[-1].get("more_body", False)) is ends
+    assert any(b"no more" in each.get("body", b"") for each in sent) is ends
 
 
 async def test_code_needs_the_token_and_contexts_do_not(interpreter: Interpreter) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, cast
 
 import httpx
@@ -12,12 +13,12 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from dovecote.api.e2b.connect import send_json
-from dovecote.api.e2b.ports import Ports
+from dovecote.api.e2b.ports import AFTER_USE, Ports
 from dovecote.api.e2b.signing import signature
 from dovecote.errors import Failed, Gone, NotFound
 from dovecote.model.ids import new_id
 from dovecote.model.records import Session
-from dovecote.model.states import Desired, SessionState
+from dovecote.model.states import AtTimeout, Desired, SessionState
 from tests.unit.fake_rooms import NOW
 
 pytestmark = pytest.mark.anyio
@@ -45,6 +46,12 @@ class Sessions:
             if each.slug == slug:
                 return each
         raise NotFound("none", code="no_such_session")
+
+    async def resume(self, tenant_id: str, session_id: str, *, at_least: timedelta) -> Session:
+        (found,) = (each for each in self.all if (each.tenant_id, each.id) == (tenant_id, session_id))
+        awake = replace(found, desired=Desired.LIVE, timeout_at=NOW + at_least)
+        self.all = [awake if each is found else each for each in self.all]
+        return awake
 
 
 class Echo:
@@ -162,6 +169,16 @@ async def test_one_that_is_not_there_or_paused_was_not_found(door: Door, changes
 async def test_a_pause_that_use_ends_does_not_matter(door: Door) -> None:
     door.sessions.all = [session(desired=Desired.PARKED)]
     assert (await door.ask(**IDS, x_access_token=TOKEN)).status_code == 200
+
+
+async def test_one_that_use_has_woken_has_a_timeout_again(door: Door) -> None:
+    door.sessions.all = [session(desired=Desired.PARKED, at_timeout=AtTimeout.PAUSE)]
+    assert (await door.ask("/health", "GET", **IDS)).status_code == 200
+    assert door.sessions.all[0].is_paused
+    assert (await door.ask(**IDS, x_access_token="wrong")).status_code == 401
+    assert door.sessions.all[0].is_paused
+    assert (await door.ask(**IDS, x_access_token=TOKEN)).status_code == 200
+    assert door.sessions.all[0].timeout_at == NOW + AFTER_USE
 
 
 async def test_one_that_ended_meanwhile_was_not_found(door: Door) -> None:

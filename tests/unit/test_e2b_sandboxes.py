@@ -117,6 +117,7 @@ async def test_what_cannot_be_had_is_said(e2b: E2B) -> None:
         {"network": {"allowPublicTraffic": False}},
         {"network": {"allowOut": ["example.com"]}},
         {"network": {"rules": {"example.com": []}}},
+        {"network": {"dnsServers": ["192.0.2.1"]}},
     ]
     for fields in refused:
         answer = await e2b.http.post("/v2/sandboxes", json={"templateID": "base", **fields})

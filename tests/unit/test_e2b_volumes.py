@@ -34,6 +34,9 @@ async def test_volumes_are_made_listed_and_removed(e2b: E2B) -> None:
     assert (await e2b.http.get(f"/volumes/{made['volumeID']}")).json() == made
     assert problem(await e2b.http.post("/volumes", json={"name": "My_Data.1"})) == 409
     assert problem(await e2b.http.post("/volumes", json={"name": "a/b"})) == 400
+    for nothing in ("vol_none", "none"):
+        assert problem(await e2b.http.get(f"/volumes/{nothing}")) == 404
+        assert problem(await e2b.http.delete(f"/volumes/{nothing}")) == 404
     assert (await e2b.http.get("/v2/sandboxes")).json() == []
     assert (await e2b.http.delete(f"/volumes/{made['volumeID']}")).status_code == 204
     assert problem(await e2b.http.delete(f"/volumes/{made['volumeID']}")) == 404

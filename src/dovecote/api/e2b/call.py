@@ -29,6 +29,12 @@ class Call:
         return self.session.tenant_id, self.session.id
 
 
+def identity(session: Session) -> dict[str, str]:
+    """Variables by which programs know that they are in a sandbox, and in which; the sandbox's own go first."""
+    known = {"E2B_SANDBOX": "true", "E2B_SANDBOX_ID": session.slug, "E2B_TEAM_ID": session.tenant_id}
+    return {name: text for name, text in known.items() if name not in session.env}
+
+
 def parse_user(headers: Headers) -> str | None:
     """Who a call acts as: the name of `Authorization: Basic`; its password is not looked at."""
     scheme, _, encoded = headers.get("authorization", "").partition(" ")

@@ -33,8 +33,14 @@ class Filesystem:
         self._sandboxes = sandboxes
 
     async def stat(self, call: Call, message: Message) -> Json:
+        """Below a file there is nothing: clients ask by this whether a path exists."""
         path = await absolute(self._sandboxes, call, message.text("path"), call.user)
-        return {"entry": await self.entry(call, path)}
+        try:
+            return {"entry": await self.entry(call, path)}
+        except Invalid as error:
+            if error.code != "not_a_directory":
+                raise
+            raise NotFound(f"no file {shown(path)}", code="file_not_found") from None
 
     async def list_dir(self, call: Call, message: Message) -> Json:
         path = await absolute(self._sandboxes, call, message.text("path"), call.user)

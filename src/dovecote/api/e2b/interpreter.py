@@ -12,7 +12,8 @@ import orjson
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from dovecote.api.e2b.connect import read_unary, send_json
+from dovecote.api.e2b.call import identity
+from dovecote.api.e2b.connect import code_of, read_unary, send_json
 from dovecote.api.e2b.messages import Json
 from dovecote.control.sandboxes import (
     Accepted,
@@ -63,7 +64,7 @@ class Interpreter:
         if (method, path) == ("GET", "/health"):
             await send_json(send, 200, "OK")
         elif (method, path) == ("POST", "/execute"):
-            await self._execute(place, receive, headers, send)
+            await self._execute(session, receive, headers, send)
         elif (method, path) == ("GET", "/contexts"):
             await send_json(send, 200, [context_body(each) for each in await self._contexts.list(*place)])
         elif (method, path) == ("POST", "/contexts"):
@@ -81,7 +82,8 @@ class Interpreter:
         else:
             raise NotFound(f"no route {method} {path[:200]}", code="no_such_route")
 
-    async def _execute(self, place: tuple[str, str], receive: Receive, headers: Headers, send: Send) -> None:
+    async def _execute(self, session: Session, receive: Receive, headers: Headers, send: Send) -> None:
+        place = (session.tenant_id, session.id)
         asked = await read_unary(receive, headers)
         name = asked.text("context_id")
         events = self._contexts.execute(
@@ -89,7 +91,7 @@ class Interpreter:
             asked.text("code"),
             context_id=_context_id(name) if name else None,
             language=asked.text("language") or "python",
-            env=asked.text_map("env_vars"),
+            env={**identity(session), **asked.text_map("env_vars")},
             timeout=LONGEST,
         )
         # Awaited ahead of the answer, so that a refusal has its status.
@@ -120,6 +122,8 @@ async def _tell(events: AsyncGenerator[Happening, None], send: Send) -> None:
                     line = orjson.dumps(body) + b"\n"
                     await send({"type": "http.response.body", "body": line, "more_body": True})
         except DovecoteError as error:
+            if code_of(error) == "unavailable":
+                raise  # the answer stays unfinished: clients then ask whether the sandbox still runs
             body = {"type": "error", "name": error.code, "value": str(error), "traceback": str(error)}
             await send({"type": "http.response.body", "body": orjson.dumps(body) + b"\n", "more_body": True})
         await send({"type": "http.response.body", "body": b""})

@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Protocol
 
 from starlette.datastructures import Headers, QueryParams
@@ -21,8 +22,11 @@ from dovecote.control.sessions import Sessions
 from dovecote.errors import Conflict, DovecoteError, NotFound, Unauthenticated
 from dovecote.model.addresses import ENVD
 from dovecote.model.records import Session
+from dovecote.model.states import AtTimeout
 
 FILES = "/files"
+HEALTH = "/health"
+AFTER_USE = timedelta(minutes=5)  # to the next pause of one that use has woken
 OPEN = re.compile(r"/health|/contexts(/.*)?")  # of every sandbox, for whoever knows its name: clients send no token
 NOT_RUNNING = frozenset({"no_such_session", "session_expired", "paused"})
 CROSSING = re.compile(
@@ -90,7 +94,7 @@ class Ports:
             if is_preflight(scope, headers):
                 await _allow(headers, answer.send)
                 return
-            session = await self._admit(name, port, scope, headers, query)
+            session = await self._timed(await self._admit(name, port, scope, headers, query), scope["path"])
             await self._ports[port].serve(session, scope, receive, answer.send)
         except DovecoteError as error:
             await answer.fail(error, name)
@@ -126,6 +130,12 @@ class Ports:
             raise Unauthenticated("invalid signature")
         signed.check_time()
         return session
+
+    async def _timed(self, session: Session, path: str) -> Session:
+        """Awake and with a timeout again, where its pause took that away and a use like this ends the pause."""
+        if not session.is_paused or session.at_timeout is not AtTimeout.PAUSE or path == HEALTH:
+            return session
+        return await self._sessions.resume(session.tenant_id, session.id, at_least=AFTER_USE)
 
 
 def is_preflight(scope: Scope, headers: Headers) -> bool:

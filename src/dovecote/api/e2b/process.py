@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from signal import SIGKILL, SIGTERM, Signals
 
-from dovecote.api.e2b.call import Call, absolute
+from dovecote.api.e2b.call import Call, absolute, identity
 from dovecote.api.e2b.filesystem import shown
 from dovecote.api.e2b.holding import held
 from dovecote.api.e2b.messages import Json, Message
@@ -70,7 +70,7 @@ class Processes:
         events = self._sandboxes.stream(
             *call.place,
             argv=begun.argv,
-            env=begun.env,
+            env={**identity(call.session), **begun.env},
             cwd=await absolute(self._sandboxes, call, begun.cwd, call.user) if begun.cwd else None,
             user=call.user,
             stdin=message.flag("stdin") if message.has("stdin") else True,

@@ -43,12 +43,15 @@ class Egress(Body):
     deny_out: list[str] = Field(default_factory=list, max_length=1000)
     allow_internet_access: bool | None = None
     egress_proxy: dict[str, Any] | None = None
+    dns_servers: list[str] | None = None
     rules: dict[str, Any] | None = None
 
     def policy(self) -> NetworkPolicy:
-        """Raises Unsupported (no_domain_rules, no_egress_proxy, no_rules)."""
+        """Raises Unsupported (no_domain_rules, no_egress_proxy, no_dns_servers, no_rules)."""
         if self.egress_proxy:
             raise Unsupported("a proxy for what a sandbox sends is not possible", code="no_egress_proxy")
+        if self.dns_servers:
+            raise Unsupported("the name servers of a sandbox are the host's", code="no_dns_servers")
         if self.rules:
             raise Unsupported("requests of a sandbox are not changed on their way", code="no_rules")
         for each in (*self.allow_out, *self.deny_out):

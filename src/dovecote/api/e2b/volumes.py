@@ -74,7 +74,10 @@ async def delete_volume(here: Here, volume_id: VolumeId) -> None:
 
 
 async def _volume(here: Call, volume_id: str) -> Volume:
-    parse_id(volume_id, "vol")
+    try:
+        parse_id(volume_id, "vol")
+    except Invalid:
+        raise NotFound(f"no volume {volume_id[:60]!r}", code="no_such_volume") from None
     return await here.rooms.volumes.by_id(here.tenant_id, volume_id)
 
 
@@ -94,8 +97,14 @@ class Inside:
     session: Session
 
     async def stat(self, path: str) -> dict[str, object]:
+        """Below a file there is nothing. Raises NotFound."""
         at = place(path)
-        found = await self.rooms.sandboxes.stat(self.session.tenant_id, self.session.id, at, user="root")
+        try:
+            found = await self.rooms.sandboxes.stat(self.session.tenant_id, self.session.id, at, user="root")
+        except Invalid as error:
+            if error.code != "not_a_directory":
+                raise
+            raise NotFound(f"no file {path[:200]!r} in the volume", code="file_not_found") from None
         return _entry(at, found)
 
     async def change(self, *commands: Sequence[str]) -> None:
