@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -106,6 +107,24 @@ def test_a_timeout_interrupts_what_runs(sandbox: Sandbox) -> None:
     with pytest.raises(TimeoutException):
         sandbox.run_code("while True: time.sleep(0.01)", timeout=2)
     assert sandbox.run_code("z", timeout=20).text == "kept"
+
+
+def test_a_sandbox_that_is_killed_while_it_runs_says_so() -> None:
+    sandbox = Sandbox.create(timeout=300)
+    assert sandbox.run_code("import os; os.environ['E2B_SANDBOX_ID']").text == sandbox.sandbox_id
+    started = threading.Event()
+
+    def kill() -> None:
+        started.wait(20)
+        sandbox.kill()
+
+    killing = threading.Thread(target=kill)
+    killing.start()
+    with pytest.raises(TimeoutException, match="killed"):
+        sandbox.run_code(
+            "import time\nprint('on', flush=True)\ntime.sleep(60)", on_stdout=lambda _: started.set(), timeout=40
+        )
+    killing.join()
 
 
 def test_javascript_and_typescript(sandbox: Sandbox) -> None:

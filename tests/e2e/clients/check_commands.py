@@ -20,6 +20,12 @@ def test_a_command_runs_as_the_user_at_home_with_the_sandboxes_environment(sandb
     assert (done.stderr, done.exit_code, done.error) == ("err\n", 0, None)
 
 
+def test_a_program_knows_its_sandbox(sandbox: Sandbox) -> None:
+    done = sandbox.commands.run("echo $E2B_SANDBOX $E2B_SANDBOX_ID")
+    assert done.stdout == f"true {sandbox.sandbox_id}\n"
+    assert sandbox.commands.run("echo $E2B_SANDBOX", envs={"E2B_SANDBOX": "mine"}).stdout == "mine\n"
+
+
 def test_a_command_may_be_roots_and_elsewhere(sandbox: Sandbox) -> None:
     assert sandbox.commands.run("whoami; pwd", user="root").stdout == "root\n/root\n"
     assert sandbox.commands.run("pwd", cwd="/usr/lib").stdout == "/usr/lib\n"

@@ -120,6 +120,8 @@ def test_directories_are_made_moved_and_removed(sandbox: Sandbox) -> None:
     assert not sandbox.files.exists("made/of")
     sandbox.files.remove("elsewhere")
     assert not sandbox.files.exists("elsewhere")
+    sandbox.files.write("plain", "")
+    assert not sandbox.files.exists("plain/below")
     sandbox.files.remove("elsewhere")
 
 

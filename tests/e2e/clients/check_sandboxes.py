@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
@@ -127,6 +128,17 @@ def test_what_happens_at_its_timeout_is_chosen() -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert Sandbox.connect(made.sandbox_id, timeout=60).commands.run("echo back").stdout == "back\n"
+    made.kill()
+
+
+def test_one_that_use_wakes_has_a_timeout_again() -> None:
+    made = Sandbox.create(timeout=60, lifecycle={"on_timeout": "pause", "auto_resume": True})
+    made.files.write("kept", "it")
+    made.pause()
+    assert made.files.read("kept") == "it"
+    info = made.get_info()
+    assert info.state == SandboxState.RUNNING
+    assert info.end_at < datetime.now(UTC) + timedelta(hours=1)
     made.kill()
 
 
