@@ -66,9 +66,11 @@ async def test_code_without_a_context_goes_to_the_default_one(interpreter: Inter
             {"type": "number_of_executions", "execution_count": 1},
             {"type": "end_of_execution"},
         ]
-        assert guest.programs[0].requests[0]["env"] == {**identity(cast(Any, SESSION)), "A": "1"}
+        assert guest.programs[0].requests[0]["env"] == {"A": "1"}
         await http.post("/execute", json={"code": "2", "language": "js"})
-    assert [each.command.tag.split(":")[2] for each in guest.programs] == ["python", "javascript"]
+        await http.post("/contexts", json={})
+    assert [each.command.tag.split(":")[2] for each in guest.programs] == ["python", "javascript", "python"]
+    assert all(each.command.env.items() >= identity(cast(Any, SESSION)).items() for each in guest.programs)
 
 
 async def test_contexts_are_made_listed_restarted_and_removed(interpreter: Interpreter, guest: ContextGuest) -> None:

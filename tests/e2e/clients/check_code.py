@@ -138,6 +138,23 @@ def test_javascript_and_typescript(sandbox: Sandbox) -> None:
         sandbox.run_code("1", language="cobol")
 
 
+def test_bash(sandbox: Sandbox) -> None:
+    done = sandbox.run_code("kept=5; cd /tmp; echo $E2B_SANDBOX", language="bash")
+    assert (done.error, done.logs.stdout) == (None, ["true\n"])
+    assert "".join(sandbox.run_code("echo $kept; pwd", language="bash").logs.stdout) == "5\n/tmp\n"
+    odd = "it's\n\"two\" $lines"
+    for name in ("OWN", "kept"):
+        told = sandbox.run_code(f'printf "%s\\n" "${name}"', language="bash", envs={name: odd, "not-a-name": "x"})
+        assert "".join(told.logs.stdout) == odd + "\n"
+    assert "".join(sandbox.run_code("echo $OWN $kept", language="bash").logs.stdout) == "5\n"
+    failed = sandbox.run_code("ls /nowhere", language="bash")
+    assert failed.error is not None
+    assert failed.error.value == "2"
+    with pytest.raises(TimeoutException):
+        sandbox.run_code("sleep 60", language="bash", timeout=2)
+    assert "".join(sandbox.run_code("echo $kept", language="bash", timeout=20).logs.stdout) == "5\n"
+
+
 def test_files_and_commands_are_of_the_same_sandbox(sandbox: Sandbox) -> None:
     sandbox.files.write("/home/user/data.csv", "a,b\n1,2\n")
     assert sandbox.run_code("import pandas as pd; int(pd.read_csv('data.csv')['b'][0])").text == "2"

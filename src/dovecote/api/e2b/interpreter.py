@@ -70,7 +70,10 @@ class Interpreter:
         elif (method, path) == ("POST", "/contexts"):
             asked = await read_unary(receive, headers)
             made = await self._contexts.create(
-                *place, language=asked.text("language") or "python", cwd=asked.text("cwd") or None
+                *place,
+                language=asked.text("language") or "python",
+                cwd=asked.text("cwd") or None,
+                env=identity(session),
             )
             await send_json(send, 200, context_body(made))
         elif method == "DELETE" and (match := CONTEXT.fullmatch(path)):
@@ -91,7 +94,8 @@ class Interpreter:
             asked.text("code"),
             context_id=_context_id(name) if name else None,
             language=asked.text("language") or "python",
-            env={**identity(session), **asked.text_map("env_vars")},
+            env=asked.text_map("env_vars"),
+            context_env=identity(session),
             timeout=LONGEST,
         )
         # Awaited ahead of the answer, so that a refusal has its status.

@@ -124,11 +124,13 @@ class Contexts:
         context_id: str | None = None,
         language: str = "python",
         env: Mapping[str, str] | None = None,
+        context_env: Mapping[str, str] | None = None,
         timeout: float = 300,
         max_output: int = 8 << 20,
     ) -> AsyncGenerator[Happening, None]:
         """In a context, or in the default one of a language, made when it is missing. `Accepted` comes first.
 
+        `env` is of this execution, `context_env` of the default context if it is made for it.
         After `timeout` seconds of running it is interrupted. Leaving early changes nothing for it.
         """
         if not 0 < timeout <= LONGEST:
@@ -141,7 +143,7 @@ class Contexts:
         execution_id = new_id("exe")
         async with self._sessions.use(tenant_id, session_id) as live:
             if context_id is None:
-                context, offset = await self._default(live, parse_language(language))
+                context, offset = await self._default(live, parse_language(language), context_env)
             else:
                 context, offset = await _find(live, context_id)
             reading = Reading(execution_id, context.id, timeout, most_bytes=2 * max_output, most_raw=max_output)
@@ -203,12 +205,12 @@ class Contexts:
             env=dict(env or {}),
         )
 
-    async def _default(self, live: Live, language: str) -> tuple[Context, int]:
+    async def _default(self, live: Live, language: str, env: Mapping[str, str] | None) -> tuple[Context, int]:
         async with self._lock(live.session.id):
             for context, offset in await _running(live):
                 if context.is_default and context.language == language:
                     return context, offset
-            return await self._start(live, self._plan(live, language, is_default=True)), 0
+            return await self._start(live, self._plan(live, language, env=env, is_default=True)), 0
 
     async def _start(self, live: Live, plan: Context) -> Context:
         if len(await _running(live)) >= MOST_CONTEXTS:

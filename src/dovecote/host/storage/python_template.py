@@ -67,6 +67,7 @@ def _digest(ground: str) -> str:
         "ground": ground,
         "python": recipe.PYTHON,
         "packages": recipe.PACKAGES,
+        "kernel": recipe.KERNEL,
     }
     return blake3(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -82,6 +83,7 @@ def _build(partial: Path, ground: Path, progress: Progress) -> None:
     # By content and not by time: a tree in the store keeps no time that Python could compare.
     compile_all = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", f"/{recipe.DIRECTORY}"]
     run_step(_inside(root, *compile_all), log)
+    run_step(_inside(root, *recipe.KERNEL), log)
     progress("template code: check")
     run_step(_inside(root, "-c", recipe.CHECK), log)
     shutil.rmtree(packages)

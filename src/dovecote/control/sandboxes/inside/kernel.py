@@ -8,6 +8,8 @@ import ctypes
 import json
 import os
 import queue
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -39,6 +41,25 @@ SETUP = (
     "(lambda path: (path.insert(0, {directory!r}), __import__('dovecote_rich'), path.remove({directory!r})))"
     "(__import__('sys').path)"
 )
+
+
+def _around_python(env: dict[str, str]) -> tuple[str, str]:
+    return f"get_ipython().dovecote_environ.enter({env!r})", "get_ipython().dovecote_environ.leave()"
+
+
+def _around_bash(env: dict[str, str]) -> tuple[str, str]:
+    """Names that are none of the shell's are left out, as nothing in it could read them."""
+    enter, leave = [], []
+    for name, text in env.items():
+        if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            before = f"__dovecote_{name}"
+            enter.append(f'[ -z "${{{name}+x}}" ] || {before}=${name}; export {name}={shlex.quote(text)}')
+            leave.append(f'if [ -n "${{{before}+x}}" ]; then {name}=${before}; unset {before}; else unset {name}; fi')
+    return "; ".join(enter), "; ".join(leave)
+
+
+# Code that gives an execution its variables, and code that takes them away again.
+SURROUNDINGS = {"python": _around_python, "bash": _around_bash}
 
 
 class Kernel:
@@ -115,10 +136,10 @@ class Kernel:
 class Bridge:
     """Executions one after the other; interrupts at any time."""
 
-    def __init__(self, wire: Wire, kernel: Kernel, *, is_python: bool) -> None:
+    def __init__(self, wire: Wire, kernel: Kernel, language: str) -> None:
         self._wire = wire
         self._kernel = kernel
-        self._is_python = is_python
+        self._language = language
         self._waiting: deque[dict[str, Any]] = deque()
         self._came = asyncio.Event()
         self._current = ""
@@ -163,20 +184,22 @@ class Bridge:
         output = Output(self._wire, request["id"], int(request["max_output"]))
         self._wire.send(type="began", id=request["id"])
         env = request.get("env") or {}
-        if env and not self._is_python:
-            output.error("Unsupported", "variables of one execution go with Python and JavaScript only", [])
+        surroundings = SURROUNDINGS.get(self._language)
+        if env and surroundings is None:
+            output.error("Unsupported", "variables of one execution go with Python, Bash and JavaScript only", [])
             status, count = "error", None
         else:
-            if env:
-                await self._kernel.quietly(f"get_ipython().dovecote_environ.enter({env!r})")
+            enter, leave = surroundings(env) if env and surroundings else ("", "")
+            if enter:
+                await self._kernel.quietly(enter)
             try:
                 status, count = await self._watch(request["code"], float(request["timeout"]), output)
             except Exception as error:
                 output.error("KernelFailed", f"the kernel's client failed: {error!r}", [])
                 status, count = "died", None
                 await self._kernel.restart()
-            if env and status != "died":
-                await self._kernel.quietly("get_ipython().dovecote_environ.leave()")
+            if leave and status != "died":
+                await self._kernel.quietly(leave)
         self._current = ""
         self._wire.send(type="done", id=request["id"], status=status, count=count, dropped=output.dropped)
 
@@ -318,7 +341,7 @@ async def _serve(language: str) -> int:
         reader = await _requests()
         await kernel.start()
         wire.send(type="ready", kernel=spec)
-        await _converse(reader, Bridge(wire, kernel, is_python=is_python))
+        await _converse(reader, Bridge(wire, kernel, language))
         return 0
     except Exception as error:
         wire.send(type="failed", code="kernel_failed", message=f"the kernel does not start: {error!r}"[:2000])
