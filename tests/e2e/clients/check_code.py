@@ -142,7 +142,7 @@ def test_bash(sandbox: Sandbox) -> None:
     done = sandbox.run_code("kept=5; cd /tmp; echo $E2B_SANDBOX", language="bash")
     assert (done.error, done.logs.stdout) == (None, ["true\n"])
     assert "".join(sandbox.run_code("echo $kept; pwd", language="bash").logs.stdout) == "5\n/tmp\n"
-    odd = "it's\n\"two\" $lines"
+    odd = 'it\'s\n"two" $lines'
     for name in ("OWN", "kept"):
         told = sandbox.run_code(f'printf "%s\\n" "${name}"', language="bash", envs={name: odd, "not-a-name": "x"})
         assert "".join(told.logs.stdout) == odd + "\n"
