@@ -44,6 +44,7 @@ STATUS_OF_CODE: dict[str, int] = {
     "port_is_local": 502,
     "not_ready": 503,
     "stopping": 503,
+    "unreachable": 503,
     "store_unreachable": 503,
     "store_read_only": 503,
     "store_denied": 503,

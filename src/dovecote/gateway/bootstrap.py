@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -9,11 +10,13 @@ from pathlib import Path
 from dovecote.gateway.clusters import (
     ADDRESS_HEADER,
     AWAKE_CONNECT_TIMEOUT,
-    DEFAULT_AFFINITY_HEADER,
     HTTP,
     INTERNAL_HEADERS,
+    INVOKE_HEADER,
     KEY_HEADER,
+    LIMITED_HEADER,
     NOTE_HEADER,
+    SPEC_HEADER,
     TYPE,
     Json,
     composite,
@@ -24,9 +27,12 @@ from dovecote.gateway.clusters import (
     second_try,
 )
 from dovecote.gateway.replies import local_replies
+from dovecote.gateway.streams import stream_log
 from dovecote.model.addresses import SERVED
 
-MOST_ENTRIES = 200_000  # of one generation of one worker's cache, about 200 bytes each
+MOST_ENTRIES = 200_000  # of one generation of one worker's cache, about 400 bytes each
+# How often a request for a function may find its instance full, or gone, before it is refused.
+MOST_TRIES = 9
 MOST_CONNECTIONS = 50_000
 BUFFER_BYTES = 1 << 20  # of a connection, after which its sender has to wait
 # What a retry may repeat. More than a connection's buffer, so that a held request keeps its body however long that is.
@@ -45,6 +51,7 @@ class Sockets:
     admin: Path  # Envoy's admin interface
     certificate: Path  # of the TLS listener and its key, a file; Envoy watches its directory
     clusters: Path  # the apps and their instances, a file; Envoy watches its directory
+    streams: Path  # a FIFO: Envoy writes, Python reads
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,7 @@ class Front:
     start_timeout: float  # seconds
     secret: str
     tls_port: int = 0
+    report_every: float = 10.0  # seconds, of streams that are open
 
 
 def bootstrap(front: Front, sockets: Sockets) -> Json:
@@ -94,12 +102,23 @@ def bootstrap(front: Front, sockets: Sockets) -> Json:
                 local_cluster("python", sockets.python, idle="30s"),
                 local_cluster("wake", sockets.wake, idle="30s"),
                 # The address comes from the Lua cache, or from Python's answer. Clients cannot set either.
-                original_destination("cached", "dovecote", "address"),
-                original_destination("woken", "envoy.filters.http.ext_authz", ADDRESS_HEADER, AWAKE_CONNECT_TIMEOUT),
-                composite("sessions", "cached", "wake", "wake") | {"typed_extension_protocol_options": second_try()},
+                *_destinations("", is_limited=False),
+                *_destinations("limited_", is_limited=True),
             ],
         },
     }
+
+
+def _destinations(prefix: str, *, is_limited: bool) -> list[Json]:
+    """Where a remembered or an answered address is tried, and then our own listener."""
+    cached, woken = f"{prefix}cached", f"{prefix}woken"
+    asked = "envoy.filters.http.ext_authz"
+    return [
+        original_destination(cached, "dovecote", ("route", "address"), is_limited=is_limited),
+        original_destination(woken, asked, (ADDRESS_HEADER,), AWAKE_CONNECT_TIMEOUT, is_limited=is_limited),
+        composite(f"{prefix}sessions", cached, *["wake"] * MOST_TRIES)
+        | {"typed_extension_protocol_options": second_try()},
+    ]
 
 
 # -- listeners
@@ -107,33 +126,14 @@ def bootstrap(front: Front, sockets: Sockets) -> Json:
 
 def _front_listeners(front: Front, sockets: Sockets) -> list[Json]:
     """The one port, and the same again with TLS."""
-    virtual_hosts: list[Json] = [
-        {
-            "name": kind,
-            "domains": [f"*.{kind}.{front.domain}"],
-            "routes": [*served, *_held_routes(action, front.secret)],
-            "request_body_buffer_limit": str(REPLAY_BYTES),
-            "include_request_attempt_count": True,
-            "request_headers_to_remove": [
-                KEY_HEADER,
-                "x-forwarded-host",
-                "x-forwarded-port",
-                "x-envoy-external-address",
-            ],
-            "response_headers_to_remove": ["x-envoy-upstream-service-time"],
-            "response_headers_to_add": referrer,
-        }
-        for kind, action, served, referrer in (
-            # The name of a sandbox is the right to reach it: links in its pages must not tell it to other sites.
-            (
-                "box",
-                {"cluster": "sessions"},
-                [_served_route()],
-                [header("referrer-policy", "same-origin", "ADD_IF_ABSENT")],
-            ),
-            ("fn", {"cluster": "sessions"}, [], []),
-            ("app", {"inline_cluster_specifier_plugin": _app_cluster()}, [], []),
-        )
+    domain = front.domain
+    # The name of a sandbox is the right to reach it: links in its pages must not tell it to other sites.
+    referrer = [header("referrer-policy", "same-origin", "ADD_IF_ABSENT")]
+    box, app = {"cluster": "sessions"}, {"inline_cluster_specifier_plugin": _app_cluster()}
+    virtual_hosts = [
+        _virtual_host("box", domain, [_served_route(), *_held_routes("box", box, front.secret)], referrer),
+        _virtual_host("fn", domain, [_invoked_route(), *_function_routes(front.secret)]),
+        _virtual_host("app", domain, _held_routes("app", app, front.secret)),
     ]
     virtual_hosts.append(
         {
@@ -145,18 +145,18 @@ def _front_listeners(front: Front, sockets: Sockets) -> list[Json]:
     )
     served = ", ".join(f'["{port}"] = true' for port in SERVED)
     prelude = (
-        f'local SECRET, TTL, DEFAULT_HEADER, MOST = "{front.secret}", {front.route_ttl},'
-        f' "{DEFAULT_AFFINITY_HEADER}", {MOST_ENTRIES}\n'
+        f'local SECRET, TTL, MOST = "{front.secret}", {front.route_ttl}, {MOST_ENTRIES}\n'
         f'local DOMAIN, SERVED = "{front.domain}", {{{served}}}\n'
     )
-    lua = {"@type": HTTP + "lua.v3.Lua", "default_source_code": {"inline_string": prelude + _source("routes.lua")}}
-    manager = _connection_manager("front", [{"name": "lua", "typed_config": lua}], virtual_hosts, local_replies())
+    manager = _connection_manager("front", [_lua(prelude, "routes.lua")], virtual_hosts, local_replies())
     manager |= {
         "use_remote_address": True,
         "generate_request_id": True,
         "early_header_mutation_extensions": [_without_internal_headers()],
         "normalize_path": True,
         "request_headers_timeout": "30s",
+        "access_log": [stream_log(sockets.streams)],
+        "access_log_options": {"access_log_flush_interval": f"{front.report_every:g}s"},
         "max_request_headers_kb": 64,
         "http2_protocol_options": {
             "max_concurrent_streams": 256,
@@ -170,6 +170,29 @@ def _front_listeners(front: Front, sockets: Sockets) -> list[Json]:
         secure["filter_chains"][0]["transport_socket"] = _tls(sockets.certificate)
         listeners.append(secure)
     return listeners
+
+
+def _virtual_host(kind: str, domain: str, routes: list[Json], added: Sequence[Json] = ()) -> Json:
+    return {
+        "name": kind,
+        "domains": [f"*.{kind}.{domain}"],
+        "routes": routes,
+        "request_body_buffer_limit": str(REPLAY_BYTES),
+        "include_request_attempt_count": True,
+        "request_headers_to_remove": [
+            LIMITED_HEADER,
+            "x-forwarded-host",
+            "x-forwarded-port",
+            "x-envoy-external-address",
+        ],
+        "response_headers_to_remove": ["x-envoy-upstream-service-time"],
+        "response_headers_to_add": list(added),
+    }
+
+
+def _lua(prelude: str, name: str) -> Json:
+    text = prelude + _source("affinity.lua") + _source(name)
+    return {"name": "lua", "typed_config": {"@type": HTTP + "lua.v3.Lua", "default_source_code": {"inline_string": text}}}
 
 
 def _socket_address(bind: str, port: int) -> Json:
@@ -204,7 +227,8 @@ def _wake_listener(front: Front, sockets: Sockets) -> Json:
             "server_uri": {"uri": "http://python", "cluster": "python", "timeout": f"{front.start_timeout + 5:g}s"},
             "path_prefix": "/wake",
             "authorization_response": {
-                "dynamic_metadata_from_headers": {"patterns": [{"exact": ADDRESS_HEADER}]},
+                "dynamic_metadata_from_headers": {"patterns": [{"exact": ADDRESS_HEADER}, {"exact": SPEC_HEADER}]},
+                "allowed_upstream_headers": {"patterns": [{"exact": LIMITED_HEADER}]},
                 "allowed_client_headers_on_success": {"patterns": [{"exact": NOTE_HEADER}]},
             },
         },
@@ -215,6 +239,7 @@ def _wake_listener(front: Front, sockets: Sockets) -> Json:
                 for name in ("connection", "upgrade", "transfer-encoding", "te", "trailer", "expect", "keep-alive")
             ]
         },
+        "clear_route_cache": True,  # takes place only where it is limited
         "status_on_error": {"code": 503},
         "failure_mode_allow": False,
     }
@@ -222,14 +247,19 @@ def _wake_listener(front: Front, sockets: Sockets) -> Json:
         {
             "name": "all",
             "domains": ["*"],
-            "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "woken", "timeout": "0s"}}],
+            "routes": [
+                {
+                    "match": {"prefix": "/", "headers": [_present(LIMITED_HEADER)]},
+                    "route": {"cluster": "limited_woken", "timeout": "0s"},
+                },
+                {"match": {"prefix": "/"}, "route": {"cluster": "woken", "timeout": "0s"}},
+            ],
             "request_headers_to_remove": list(INTERNAL_HEADERS),
         }
     ]
     again = [header(NOTE_HEADER, f"{front.secret} retry")]
-    manager = _connection_manager(
-        "wake", [{"name": "ask", "typed_config": ask}], virtual_hosts, local_replies(on_unreachable=again)
-    )
+    filters = [{"name": "ask", "typed_config": ask}, _lua("", "taken.lua")]
+    manager = _connection_manager("wake", filters, virtual_hosts, local_replies(on_unreachable=again))
     manager |= {"max_request_headers_kb": 96, "generate_request_id": False, "http_protocol_options": {}}
     return _listener("wake", pipe(sockets.wake), manager) | {"ignore_global_conn_limit": True}
 
@@ -271,35 +301,63 @@ def _without_internal_headers() -> Json:
 # -- routes
 
 
-def _held_routes(action: Json, secret: str) -> list[Json]:
+def _function_routes(secret: str) -> list[Json]:
+    """A function with a limit is asked about by a connection for each request; Lua says that it is one."""
+    limited, others = {"cluster": "limited_sessions"}, {"cluster": "sessions"}
+    is_limited = [_present(LIMITED_HEADER)]
+    return [
+        *_held_routes("fn", limited, secret, tries=MOST_TRIES, matching=is_limited),
+        *_held_routes("fn", others, secret, tries=MOST_TRIES),
+    ]
+
+
+def _held_routes(
+    kind: str, action: Json, secret: str, *, tries: int = 2, matching: Sequence[Json] = ()
+) -> list[Json]:
     """A request that may be repeated is sent again even after it was written; any other only when it was not."""
     unwritten = "connect-failure,refused-stream,reset-before-request,retriable-status-codes,retriable-headers"
     safe = {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD|OPTIONS"}}}
-    keyed = {"name": "idempotency-key", "present_match": True}
 
     def route(headers: list[Json], retry_on: str) -> Json:
         policy = {
             "retry_on": retry_on,
             "retriable_status_codes": [421],
             "retriable_headers": [{"name": NOTE_HEADER, "string_match": {"exact": f"{secret} retry"}}],
-            "num_retries": 2,
+            "num_retries": tries,
             "retry_back_off": {"base_interval": "0.002s", "max_interval": "0.02s"},
         }
         return {
-            "match": {"prefix": "/", "headers": headers},
+            "match": {"prefix": "/", "headers": [*matching, *headers]},
             "route": {**action, "timeout": "0s", "retry_policy": policy},
+            "request_headers_to_remove": [KEY_HEADER],
+            "metadata": {"filter_metadata": {"lua": {"kind": kind}}},
         }
 
+    keyed = _present("idempotency-key")
     return [route([safe], unwritten + ",reset"), route([keyed], unwritten + ",reset"), route([], unwritten)]
+
+
+def _present(name: str) -> Json:
+    return {"name": name, "present_match": True}
+
+
+def _invoked_route() -> Json:
+    """Calls that nobody waits for: the API keeps them, and makes them later."""
+    is_async = {"name": INVOKE_HEADER, "string_match": {"exact": "async", "ignore_case": True}}
+    return _without_lua(_api_route()) | {"match": {"prefix": "/", "headers": [is_async]}}
 
 
 def _served_route() -> Json:
     """Ports of a sandbox that the API answers itself."""
     ports = {"safe_regex": {"regex": f"({'|'.join(map(str, SERVED))})-.*"}}
-    return _api_route() | {
-        "match": {"prefix": "/", "headers": [{"name": ":authority", "string_match": ports}]},
-        "typed_per_filter_config": {"lua": {"@type": HTTP + "lua.v3.LuaPerRoute", "disabled": True}},
+    return _without_lua(_api_route()) | {
+        "match": {"prefix": "/", "headers": [{"name": ":authority", "string_match": ports}]}
     }
+
+
+def _without_lua(route: Json) -> Json:
+    disabled = {"@type": HTTP + "lua.v3.LuaPerRoute", "disabled": True}
+    return route | {"typed_per_filter_config": {"lua": disabled}}
 
 
 def _api_route() -> Json:
@@ -311,7 +369,7 @@ def _api_route() -> Json:
     return {
         "match": {"prefix": "/"},
         "route": {"cluster": "api", "timeout": "0s", "retry_policy": policy},
-        "metadata": {"filter_metadata": {"lua": {"is_api": True}}},
+        "metadata": {"filter_metadata": {"lua": {"kind": "api"}}},
     }
 
 

@@ -8,13 +8,15 @@ from typing import Any
 
 Json = dict[str, Any]
 
-DEFAULT_AFFINITY_HEADER = "x-dovecote-session"
 KEY_HEADER = "x-dovecote-key"
+INVOKE_HEADER = "x-dovecote-invoke"
 NOTE_HEADER = "x-gw-wake"  # from the wake listener to the front one, never further
 ASK_HEADER = "x-gw-ask"
 FAILED_HEADER = "x-gw-failed"
 ADDRESS_HEADER = "x-gw-dst"
-INTERNAL_HEADERS = (NOTE_HEADER, ASK_HEADER, FAILED_HEADER, ADDRESS_HEADER)
+LIMITED_HEADER = "x-gw-limited"
+SPEC_HEADER = "x-gw-spec"
+INTERNAL_HEADERS = (NOTE_HEADER, ASK_HEADER, FAILED_HEADER, ADDRESS_HEADER, LIMITED_HEADER, SPEC_HEADER)
 
 # Shorter than any quiet window: an instance is frozen only when no pooled connection is left.
 UPSTREAM_IDLE = "1s"
@@ -71,7 +73,10 @@ def instances_cluster(name: str, addresses: Sequence[tuple[str, int]]) -> Json:
     }
 
 
-def original_destination(name: str, namespace: str, key: str, connect_timeout: str = CONNECT_TIMEOUT) -> Json:
+def original_destination(
+    name: str, namespace: str, path: Sequence[str], connect_timeout: str = CONNECT_TIMEOUT, *, is_limited: bool = False
+) -> Json:
+    """With `is_limited` a connection carries one request: an instance that counts connections counts requests then."""
     return {
         "name": name,
         "type": "ORIGINAL_DST",
@@ -79,8 +84,8 @@ def original_destination(name: str, namespace: str, key: str, connect_timeout: s
         "connect_timeout": connect_timeout,
         "cleanup_interval": "30s",
         "circuit_breakers": _UNBOUNDED,
-        "original_dst_lb_config": {"metadata_key": {"key": namespace, "path": [{"key": key}]}},
-        "typed_extension_protocol_options": _protocol(UPSTREAM_IDLE),
+        "original_dst_lb_config": {"metadata_key": {"key": namespace, "path": [{"key": key} for key in path]}},
+        "typed_extension_protocol_options": _protocol(UPSTREAM_IDLE, requests=1 if is_limited else 0),
     }
 
 
@@ -90,8 +95,8 @@ def second_try() -> Json:
     It could not carry it before: headers are the same for all attempts, and the first one goes to the instance.
     """
     added = [
-        {"append": header(ASK_HEADER, "%DYNAMIC_METADATA(dovecote:ask)%", "ADD_IF_ABSENT")},
-        {"append": header(FAILED_HEADER, "%DYNAMIC_METADATA(dovecote:address)%")},
+        {"append": header(ASK_HEADER, "%DYNAMIC_METADATA(dovecote:route:ask)%", "ADD_IF_ABSENT")},
+        {"append": header(FAILED_HEADER, "%DYNAMIC_METADATA(dovecote:route:address)%")},
     ]
     mutation = {"@type": HTTP + "header_mutation.v3.HeaderMutation", "mutations": {"request_mutations": added}}
     first = {"exact_match_map": {"map": {"1": {"action": {"name": "skip", "typed_config": {"@type": _SKIP}}}}}}
@@ -120,10 +125,14 @@ def local_cluster(name: str, socket: Path, *, idle: str) -> Json:
     }
 
 
-def _protocol(idle: str, filters: list[Json] | None = None) -> Json:
+def _protocol(idle: str, filters: list[Json] | None = None, requests: int = 0) -> Json:
+    """`requests` is how many a connection carries; 0 for any number."""
+    common: Json = {"idle_timeout": idle}
+    if requests:
+        common["max_requests_per_connection"] = requests
     options: Json = {
         "@type": TYPE + "extensions.upstreams.http.v3.HttpProtocolOptions",
-        "common_http_protocol_options": {"idle_timeout": idle},
+        "common_http_protocol_options": common,
         "explicit_http_config": {"http_protocol_options": {}},
     }
     if filters:
