@@ -232,6 +232,12 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
     async def resolve(ask: Ask) -> Answer:
         return await directory.resolve(ask)
 
+    async def touch(session_id: str) -> None:
+        await routing.touch(session_id)
+
+    async def end(session_id: str, reason: str) -> None:
+        await routing.end(session_id, reason)
+
     gateway = Gateway(
         run_dir=settings.run_dir,
         bind=settings.bind,
@@ -241,6 +247,8 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
         start_timeout=settings.start_timeout + HOLD_LONGER,
         resolve=resolve,
         render=api_errors.render,
+        touch=touch,
+        end=end,
         certificates=_certificates(settings),
         tls_port=settings.tls_port,
     )
@@ -267,7 +275,8 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
         loads=gateway.loads,
         published=snapshots.at_publish,
     )
-    directory = Directory(tenancy, Routing(store, sessions, functions, tenancy), functions, apps)
+    routing = Routing(store, sessions, functions, tenancy)
+    directory = Directory(tenancy, routing, functions, apps)
     keeping = Keeping(store, fleet, functions, sessions, quiet_after=settings.quiet_after)
     builds = settings.cache_dir / "builds" / settings.installation
     metering = Metering(sessions)

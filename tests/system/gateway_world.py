@@ -43,7 +43,11 @@ def free_port() -> int:
 
 
 class Instance:
-    """An HTTP server that says what reached it. `/hang` never answers, `/events` streams one line a `gate`."""
+    """An HTTP server that says what reached it. `/hang` never answers, `/events` streams one line a `gate`.
+
+    A request may say what is answered: one more header in `x-answer`, or in `x-stream` the text of an event stream
+    and in pieces of which size it comes; that stream ends with a `gate`.
+    """
 
     def __init__(self, name: str, ip: str = "127.0.0.1") -> None:
         self.name, self.ip, self.port = name, ip, 0
@@ -106,13 +110,29 @@ class Instance:
                 writer.write(b"9\r\ndata: %d\n\n\r\n" % n)
             writer.write(b"0\r\n\r\n")
             return True
+        if "x-stream" in headers:
+            await self._stream(writer, *json.loads(headers["x-stream"]))
+            return False
         if path == "/gated":
             await self.gate.acquire()
         said = {"name": self.name, "method": method, "path": path, "headers": headers, "size": size, "sha256": digest}
         body = json.dumps(said).encode()
+        added = headers.get("x-answer", "").encode()
+        added = added + b"\r\n" if added else b""
         spoof = b"x-gw-wake: guessed route 127.0.0.1:9 - - fooled\r\n" if path == "/spoof" else b""
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n%s\r\n" % (len(body), spoof) + body)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n%s\r\n" % (len(body), spoof + added) + body)
         return True
+
+    async def _stream(self, writer: asyncio.StreamWriter, text: str, piece: int) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        for at in range(0, len(text), piece):
+            part = text[at : at + piece].encode()
+            writer.write(b"%x\r\n%s\r\n" % (len(part), part))
+            await writer.drain()
+            await asyncio.sleep(0)
+        await self.gate.acquire()
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
 
 
 async def _body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> tuple[int, str]:
@@ -143,6 +163,9 @@ class World:
         self.most_held = 1000
         self.route_ttl = 30
         self.concurrency = 1
+        self.report_every = 10.0
+        self.touched: list[str] = []
+        self.ended: list[tuple[str, str]] = []
         self.gateway: Gateway | None = None
         self.client = httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{self.port}", timeout=BOUND, limits=httpx.Limits(max_connections=1000)
@@ -157,6 +180,12 @@ class World:
         self.asks.append(ask)
         return await self.answers(ask)
 
+    async def _touch(self, session_id: str) -> None:
+        self.touched.append(session_id)
+
+    async def _end(self, session_id: str, reason: str) -> None:
+        self.ended.append((session_id, reason))
+
     def build(self) -> Gateway:
         self.gateway = Gateway(
             run_dir=self.run_dir,
@@ -167,6 +196,9 @@ class World:
             start_timeout=self.start_timeout,
             resolve=self._resolve,
             render=render,
+            touch=self._touch,
+            end=self._end,
+            report_every=self.report_every,
             concurrency=self.concurrency,
             most_held=self.most_held,
         )

@@ -11,6 +11,7 @@ import pytest
 
 from dovecote.errors import DovecoteError, NoCapacity, Unauthenticated
 from dovecote.gateway import Answer, Ask
+from dovecote.model.serving import Affinity
 from tests.system.gateway_world import BOUND, SLUG, Instance, World, until, world
 
 pytestmark = [pytest.mark.system, pytest.mark.anyio]
@@ -27,11 +28,13 @@ async def w() -> AsyncIterator[World]:
 
 
 def serves_sessions(w: World, instance: Instance, header: str = "x-dovecote-session") -> None:
+    affinity = Affinity(header=header.lower())
+
     async def answer(ask: Ask) -> Answer:
         if ask.credential != "key-of-one":
             raise Unauthenticated("not a key of ours")
-        session = ask.headers.get(header) or "made-by-server"
-        return Answer(instance.address, affinity_header=header, session=session)
+        found = ask.session(affinity)
+        return Answer(instance.address, affinity=affinity, key=found.key if found else "made-by-server")
 
     w.answers = answer
 
@@ -80,13 +83,8 @@ async def test_the_session_of_a_function_is_found_by_its_header(w: World) -> Non
         assert answer.status_code == 200
         assert "x-dovecote-session" not in answer.headers
     (ask,) = w.asks
-    assert (ask.kind, ask.name, ask.credential, ask.user, ask.session) == (
-        "function",
-        "chat",
-        "key-of-one",
-        "ann b",
-        "s1",
-    )
+    assert (ask.kind, ask.name, ask.credential, ask.user) == ("function", "chat", "key-of-one", "ann b")
+    assert (ask.method, ask.path, ask.headers["x-dovecote-session"]) == ("GET", "/", "s1")
 
 
 async def test_a_session_made_by_the_server_comes_back_in_the_header_and_is_warm_at_once(w: World) -> None:

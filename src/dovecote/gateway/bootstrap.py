@@ -192,7 +192,10 @@ def _virtual_host(kind: str, domain: str, routes: list[Json], added: Sequence[Js
 
 def _lua(prelude: str, name: str) -> Json:
     text = prelude + _source("affinity.lua") + _source(name)
-    return {"name": "lua", "typed_config": {"@type": HTTP + "lua.v3.Lua", "default_source_code": {"inline_string": text}}}
+    return {
+        "name": "lua",
+        "typed_config": {"@type": HTTP + "lua.v3.Lua", "default_source_code": {"inline_string": text}},
+    }
 
 
 def _socket_address(bind: str, port: int) -> Json:
@@ -311,9 +314,7 @@ def _function_routes(secret: str) -> list[Json]:
     ]
 
 
-def _held_routes(
-    kind: str, action: Json, secret: str, *, tries: int = 2, matching: Sequence[Json] = ()
-) -> list[Json]:
+def _held_routes(kind: str, action: Json, secret: str, *, tries: int = 2, matching: Sequence[Json] = ()) -> list[Json]:
     """A request that may be repeated is sent again even after it was written; any other only when it was not."""
     unwritten = "connect-failure,refused-stream,reset-before-request,retriable-status-codes,retriable-headers"
     safe = {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD|OPTIONS"}}}

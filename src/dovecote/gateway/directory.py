@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from datetime import UTC, datetime
+
 from dovecote.control.apps import Apps
 from dovecote.control.functions import Functions
-from dovecote.control.sessions import Routing
+from dovecote.control.sessions import Routed, Routing
 from dovecote.control.tenancy import Tenancy
-from dovecote.errors import NotFound
-from dovecote.gateway.wake import Answer, Ask
+from dovecote.errors import Invalid, NotFound
+from dovecote.gateway.affinity import Found
+from dovecote.gateway.question import Answer, Ask
+from dovecote.model.records import Function, Session
+from dovecote.model.serving import Affinity, Mode
+from dovecote.model.sizes import TIERS
+
+DEFAULT_USER = "default"
+PUBLIC_USER = "public"  # everybody who calls a public function without a key
+
+_STRICT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 
 
 class Directory:
@@ -24,10 +36,69 @@ class Directory:
             return Answer(await self._routing.box(ask.name, ask.port))
         if ask.kind == "app":
             return Answer(await self._apps.route(ask.name), learn=False)
-        if ask.kind != "function":
-            raise NotFound("nothing is at this address", code="no_such_address")
-        principal = await self._tenancy.authenticate(ask.credential)
-        function = await self._functions.get(principal.tenant_id, ask.name)
-        header = function.affinity.header
-        routed = await self._routing.function(function, user=ask.user or "default", key=ask.headers.get(header))
-        return Answer(routed.address, affinity_header=header, session=routed.session.key if routed.session else None)
+        function, is_known = await self._callable(ask)
+        user = (ask.user or DEFAULT_USER) if is_known else PUBLIC_USER
+        routed = await self._routed(ask, function, user, is_known)
+        session = routed.session
+        return Answer(
+            routed.address,
+            affinity=function.affinity,
+            key=session.key if session else None,
+            session_id=session.id if session else None,
+            is_limited=routed.is_limited,
+            cookie_seconds=cookie_seconds(function.affinity, session, datetime.now(UTC)) if session else 0,
+        )
+
+    async def _callable(self, ask: Ask) -> tuple[Function, bool]:
+        """The function, and whether the caller has shown a key of its tenant."""
+        function = await self._functions.by_slug(ask.name)
+        if function is None:
+            tenant_id = (await self._tenancy.authenticate(ask.credential)).tenant_id
+            return await self._functions.get(tenant_id, ask.name), True
+        is_known = False
+        if ask.credential or not function.is_public:
+            is_known = (await self._tenancy.authenticate(ask.credential)).tenant_id == function.tenant_id
+        if not is_known and not function.is_public:
+            raise NotFound(
+                f"no function {ask.name!r}", code="no_such_function", hint="`dovecote function ls` lists them"
+            )
+        return function, is_known
+
+    async def _routed(self, ask: Ask, function: Function, user: str, is_known: bool) -> Routed:
+        found = parse_found(ask.session(function.affinity), function.affinity)
+        if found is None or (found.mode is Mode.NONE and not found.key):
+            return await self._routing.function(function, user=user, key=None, failed=ask.failed)
+        # Strangers share a user, so what one of them made up must not be what another one guesses.
+        is_made_here = found.is_made_here or (not is_known and found.mode is Mode.HEADER)
+        try:
+            return await self._routing.function(
+                function, user=user, key=found.key, is_made_here=is_made_here, failed=ask.failed
+            )
+        except (NotFound, Invalid) as error:
+            if found.mode is not Mode.COOKIE or error.code not in ("no_such_session", "malformed_id"):
+                raise
+            # A browser cannot know that its session has ended: it is given another one.
+            return await self._routing.function(function, user=user, key=None, failed=ask.failed)
+
+
+def parse_found(found: Found | None, affinity: Affinity) -> Found | None:
+    """Itself. Raises NotFound (no_such_session), Invalid (malformed_id)."""
+    if found is None or found.mode is Mode.NONE:
+        return found
+    if not found.key:
+        raise NotFound("no session has this id", code="no_such_session", hint="begin a new one")
+    if affinity.strict_ids and found.mode is Mode.HEADER and not _STRICT.fullmatch(found.key):
+        raise Invalid(
+            f"not a session key: {found.key[:60]!r}",
+            code="malformed_id",
+            hint="this function takes 1 to 64 of the characters A-Z a-z 0-9 _ and -, not beginning with a dash",
+        )
+    return found
+
+
+def cookie_seconds(affinity: Affinity, session: Session, now: datetime) -> int:
+    """How long a browser keeps the key: until the session's end, else as long as it may be idle."""
+    if session.expires_at is not None:
+        return max(1, int((session.expires_at - now).total_seconds()))
+    idle = session.idle_after or affinity.idle_after or TIERS[session.tier].idle_after
+    return max(1, int(idle.total_seconds()))

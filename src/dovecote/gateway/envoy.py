@@ -69,6 +69,8 @@ def envoy_command(binary: Path, config: Path, concurrency: int) -> list[str]:
         "upstream:error",
         "--drain-time-s",
         "2",
+        "--file-flush-interval-msec",
+        "500",
     ]
 
 

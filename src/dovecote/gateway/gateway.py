@@ -16,8 +16,10 @@ from dovecote.errors import Invalid
 from dovecote.gateway.apps import AppFile
 from dovecote.gateway.bootstrap import Front, Sockets, bootstrap, render_certificate
 from dovecote.gateway.envoy import Envoy, write_private
+from dovecote.gateway.question import Resolve
 from dovecote.gateway.stats import Admin, Load, app_loads
-from dovecote.gateway.wake import MOST_HELD, Render, Resolve, Wake
+from dovecote.gateway.streams import End, Streams, Touch
+from dovecote.gateway.wake import MOST_HELD, Render, Wake
 
 LONGEST_SOCKET_PATH = 107  # bytes, a limit of the kernel
 
@@ -31,6 +33,9 @@ class Certificates(Protocol):
 
 class Gateway:
     """One port for everything. `run_dir/api.sock` is where console and API listen.
+
+    `touch` and `end` are told of a function's sessions: the first every `report_every` seconds while a request lasts,
+    the second when a session's only stream, or its client, has ended it. Both may come more than once.
 
     A cached route ends with its TTL (at most twice as long): nothing revokes it earlier, and a dead address is
     asked for again by the request that meets it. So an address must rest for three times the TTL.
@@ -47,10 +52,13 @@ class Gateway:
         start_timeout: float,
         resolve: Resolve,
         render: Render,
+        touch: Touch,
+        end: End,
         certificates: Certificates | None = None,
         tls_port: int = 0,
         concurrency: int | None = None,
         most_held: int = MOST_HELD,
+        report_every: float = 10.0,
     ) -> None:
         self._directory = run_dir / "gateway"
         self._apps = AppFile(self._directory / "apps" / "clusters.json")
@@ -61,13 +69,14 @@ class Gateway:
             admin=self._directory / "admin.sock",
             certificate=self._directory / "tls" / "certificate.json",
             clusters=self._apps.path,
+            streams=self._directory / "streams",
         )
         for path in (self._sockets.api, self._sockets.python):
             if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
                 raise Invalid(f"too long for a Unix socket: {path}", hint="set DOVECOTE_RUN_DIR to a shorter path")
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         secret = _secret(self._directory / "secret")
-        front = Front(bind, port, domain.lower(), max(1, route_ttl), start_timeout, secret, tls_port)
+        front = Front(bind, port, domain.lower(), max(1, route_ttl), start_timeout, secret, tls_port, report_every)
         self._certificates = certificates
         self._wake = Wake(
             self._sockets.python,
@@ -78,6 +87,7 @@ class Gateway:
             render=render,
             most_held=most_held,
         )
+        self._streams = Streams(self._sockets.streams, touch=touch, end=end)
         self._admin = Admin(self._sockets.admin)
         self._envoy = Envoy(
             self._directory,
@@ -95,16 +105,19 @@ class Gateway:
         """Adopts an Envoy that runs with this configuration, else starts one. Raises Conflict, Failed, Unsupported."""
         await self.renew()
         await self._wake.start()
+        self._streams.open()
         try:
             await self._envoy.start()
         except BaseException:
             await self._wake.stop()
+            await self._streams.close()
             raise
 
     async def stop(self, *, keep_envoy: bool = False) -> None:
         """With `keep_envoy` open connections and warm routes go on; what is cold is held back with 503 meanwhile."""
         await self._envoy.stop(keep=keep_envoy)
         await self._wake.stop()
+        await self._streams.close()
         await self._admin.close()
 
     async def renew(self) -> None:

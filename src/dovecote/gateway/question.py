@@ -121,18 +121,18 @@ def _parse_host(host: str, domain: str) -> tuple[Kind, str, int | None]:
 
 def _fields(ask: str, authority: str) -> tuple[str, Found | None, str]:
     """Credential, what names the session, and user, as the Lua cache joins them into its key."""
-    if not ask or ask == "-":
+    if ask in ("", "-", authority):
         return "", None, ""
     fields = ask.split(" ", 4)
-    if len(fields) != 5 or fields[0] != authority:
+    if len(fields) != 5 or fields[0] != authority or fields[2] not in ("-", *Mode):
         raise Failed("a question that is not about its own host", code="internal")
     _, credential, mode, key, user = fields
-    found = Found(Mode(mode), key) if mode in iter(Mode) else None
+    found = None if mode == "-" else Found(Mode(mode), key)
     return credential, found, "" if user == "-" else user
 
 
 def render_note(ask: Ask, answer: Answer) -> str:
-    """What the Lua cache is told: `<address|-> <spec|-> <session's id|-> <its key|-> <flags|-> <cache key>`, or nothing.
+    """What the Lua cache is told: `<address|-> <spec|-> <session|-> <its key|-> <flags|-> <cache key>`, or nothing.
 
     Flags: h and c give the session's key out in the header and as a cookie, m and s mark ids that an MCP server gives
     out with it, d and s end the session with this request, l sends each request by a connection of its own.

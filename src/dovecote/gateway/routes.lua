@@ -167,7 +167,7 @@ local function set_cookie(handle, headers, session, seconds, prefix)
     .. "; HttpOnly; SameSite=Lax" .. secure)
 end
 
--- `<address|-> <spec|-> <id of the session|-> <its key|-> <flags|-> <key of this table>`, see `question.py`.
+-- `<address|-> <spec|-> <session|-> <its key|-> <flags|-> <key of this table>`, see `question.py`.
 local function follow(handle, headers, note)
   local address, text, id, session, flags, key = note:match("^(%S+) (%S+) (%S+) (%S+) (%S+) (.+)$")
   if not key then return end

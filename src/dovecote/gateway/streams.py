@@ -34,7 +34,13 @@ def stream_log(path: Path) -> Json:
 
     A request that is over before the first look, and ends no session, writes nothing.
     """
-    line = "%ACCESS_LOG_TYPE% %RESPONSE_CODE% %DYNAMIC_METADATA(dovecote:route:session)% %DYNAMIC_METADATA(dovecote:ends)%\n"
+    said = (
+        "ACCESS_LOG_TYPE",
+        "RESPONSE_CODE",
+        "DYNAMIC_METADATA(dovecote:route:session)",
+        "DYNAMIC_METADATA(dovecote:ends)",
+    )
+    line = " ".join(f"%{each}%" for each in said) + "\n"
     periodic = {"and_filter": {"filters": [_kind("DownstreamPeriodic"), _has("route", "session")]}}
     last = {"and_filter": {"filters": [_kind("DownstreamEnd"), _has("ends")]}}
     return {

@@ -34,6 +34,7 @@ KINDS = {
 }
 
 _ID = re.compile(rf"({'|'.join(KINDS)})_[{ALPHABET}]{{{LENGTH}}}")
+_SLUG = re.compile(rf"[{ALPHABET}]{{{LENGTH}}}")
 _SESSION_KEY = re.compile(r"[A-Za-z0-9_.:@-]{1,200}")
 _HEADER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{4,39}")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -59,6 +60,11 @@ def parse_id(text: str, kind: str) -> str:
             hint=f"it looks like {kind}_ and {LENGTH} letters and digits",
         )
     return text
+
+
+def is_slug(text: str) -> bool:
+    """Whether it looks like a name that we made, which no client can guess."""
+    return _SLUG.fullmatch(text) is not None
 
 
 def parse_session_key(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Unpack
 
 from dovecote.control.functions.wishes import OnDemand, Runs, parse_spec
 from dovecote.errors import Conflict, Invalid, NotFound
-from dovecote.model.ids import new_id, parse_name, parse_template_name, random_text
+from dovecote.model.ids import is_slug, new_id, parse_name, parse_template_name, random_text
 from dovecote.model.networks import parse_policy
 from dovecote.model.records import Function, Revision, Start
 from dovecote.model.rules import SaveRules, parse_rules
@@ -80,6 +80,8 @@ class Functions:
         means by now.
         """
         parse_name(name, "a function")
+        if is_slug(name):
+            raise Invalid(f"{name} looks like a name of ours", code="malformed_name", hint="choose one that says more")
         function_id = new_id("fun")
         if like is not None:
             revision = _numbered(like, function_id, 1)
@@ -325,6 +327,10 @@ class Functions:
             if made is None:
                 raise
             return made
+
+    async def by_slug(self, slug: str) -> Function | None:
+        """Of any tenant: whoever knows the slug may ask, and no function has a name that looks like one."""
+        return await self._store.everyone().functions.find(slug=slug) if is_slug(slug) else None
 
     async def remove(self, tenant_id: str, function_id: str) -> None:
         """Forgets a function; its revisions stay for whoever still runs them. May be repeated."""
