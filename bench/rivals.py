@@ -105,9 +105,8 @@ def static_envoy(directory: Path, endpoints: list[str], port: int, concurrency: 
     """The gateway's own configuration, filters included, with a fixed list of endpoints in place of its sessions."""
     directory.mkdir(parents=True)
     front = Front(bind="127.0.0.1", port=port, domain="localhost", route_ttl=10, start_timeout=60, secret="bench")
-    sockets = Sockets(
-        *(directory / name for name in ("api.sock", "python.sock", "wake.sock", "admin.sock", "x/clusters.json"))
-    )
+    names = ("api.sock", "python.sock", "wake.sock", "admin.sock", "certificate", "x/clusters.json", "streams")
+    sockets = Sockets(*(directory / name for name in names))
     sockets.clusters.parent.mkdir()
     sockets.clusters.write_text(json.dumps({"resources": []}))
     config = bootstrap(front, sockets)

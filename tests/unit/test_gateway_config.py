@@ -28,7 +28,15 @@ APPS = st.dictionaries(NAMES, ADDRESSES, max_size=5)
 
 
 def rendered(directory: Path, tls_port: int = 0) -> Json:
-    names = ("api.sock", "python.sock", "wake.sock", "admin.sock", "tls/certificate.json", "apps/clusters.json")
+    names = [
+        "api.sock",
+        "python.sock",
+        "wake.sock",
+        "admin.sock",
+        "tls/certificate.json",
+        "apps/clusters.json",
+        "streams",
+    ]
     front = Front("127.0.0.1", 8080, "localhost", 10, 60.0, "secret", tls_port)
     return bootstrap(front, Sockets(*(directory / name for name in names)))
 
@@ -54,18 +62,17 @@ def test_the_command_line() -> None:
     command = envoy_command(Path("/bin/envoy"), Path("/run/envoy.json"), 2)
     assert " ".join(command) == (
         "/bin/envoy --config-path /run/envoy.json --concurrency 2 --disable-hot-restart"
-        " --log-level warning --component-log-level upstream:error --drain-time-s 2"
+        " --log-level warning --component-log-level upstream:error --drain-time-s 2 --file-flush-interval-msec 500"
     )
 
 
 def test_the_key_is_taken_off_wherever_instances_answer(tmp_path: Path) -> None:
     listener = rendered(tmp_path)["static_resources"]["listeners"][0]
     hosts = listener["filter_chains"][0]["filters"][0]["typed_config"]["route_config"]["virtual_hosts"]
-    assert [host["name"] for host in hosts if KEY_HEADER in host.get("request_headers_to_remove", [])] == [
-        "box",
-        "fn",
-        "app",
-    ]
+    for host in hosts:
+        for route in host["routes"]:
+            is_api = route["metadata"]["filter_metadata"]["lua"]["kind"] == "api"
+            assert (KEY_HEADER in route.get("request_headers_to_remove", [])) == (not is_api), host["name"]
 
 
 def test_each_error_of_envoy_has_a_code_a_message_and_a_hint_that_need_no_escaping() -> None:
