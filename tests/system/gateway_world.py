@@ -225,9 +225,11 @@ class World:
 
     async def send(self, method: str, host: str, path: str = "/", body: bytes = b"", **headers: str) -> httpx.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return await self.client.request(
+        answer = await self.client.request(
             method, path, content=body or None, headers={"host": f"{host}:{self.port}", **named}
         )
+        self.client.cookies.clear()  # a test sends those that it names
+        return answer
 
     async def dial(self, host: str, path: str = "/") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A WebSocket upgrade by hand; returns once it is answered."""

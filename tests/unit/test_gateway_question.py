@@ -156,7 +156,7 @@ def test_what_ends_a_session_is_told() -> None:
     stream = replace(ask_of("k", "", "u"), path="/sse?x")
     assert note(stream, "s", affinity)[1:] == ["ms", f"{HOST} k mcp-sse s u"]
     done = replace(ask_of("k", "", "u"), method="DELETE", headers={"host": HOST, "mcp-session-id": "s.t"})
-    assert note(done, "s", affinity)[1:] == ["md", f"{HOST} k mcp-http s u"]
+    assert note(done, "s", affinity) == ["-", "md", f"{HOST} k mcp-http s u"]
 
 
 def test_a_sandbox_is_learned_by_its_host() -> None:

@@ -16,6 +16,7 @@ from dovecote.gateway.clusters import (
     KEY_HEADER,
     LIMITED_HEADER,
     NOTE_HEADER,
+    SESSION_HEADER,
     SPEC_HEADER,
     TYPE,
     Json,
@@ -27,7 +28,7 @@ from dovecote.gateway.clusters import (
     second_try,
 )
 from dovecote.gateway.replies import local_replies
-from dovecote.gateway.streams import stream_log
+from dovecote.gateway.streams import held_log, stream_log
 from dovecote.model.addresses import SERVED
 
 MOST_ENTRIES = 200_000  # of one generation of one worker's cache, about 400 bytes each
@@ -155,8 +156,7 @@ def _front_listeners(front: Front, sockets: Sockets) -> list[Json]:
         "early_header_mutation_extensions": [_without_internal_headers()],
         "normalize_path": True,
         "request_headers_timeout": "30s",
-        "access_log": [stream_log(sockets.streams)],
-        "access_log_options": {"access_log_flush_interval": f"{front.report_every:g}s"},
+        **_reports(stream_log(sockets.streams), front),
         "max_request_headers_kb": 64,
         "http2_protocol_options": {
             "max_concurrent_streams": 256,
@@ -230,7 +230,9 @@ def _wake_listener(front: Front, sockets: Sockets) -> Json:
             "server_uri": {"uri": "http://python", "cluster": "python", "timeout": f"{front.start_timeout + 5:g}s"},
             "path_prefix": "/wake",
             "authorization_response": {
-                "dynamic_metadata_from_headers": {"patterns": [{"exact": ADDRESS_HEADER}, {"exact": SPEC_HEADER}]},
+                "dynamic_metadata_from_headers": {
+                    "patterns": [{"exact": name} for name in (ADDRESS_HEADER, SPEC_HEADER, SESSION_HEADER)]
+                },
                 "allowed_upstream_headers": {"patterns": [{"exact": LIMITED_HEADER}]},
                 "allowed_client_headers_on_success": {"patterns": [{"exact": NOTE_HEADER}]},
             },
@@ -264,6 +266,7 @@ def _wake_listener(front: Front, sockets: Sockets) -> Json:
     filters = [{"name": "ask", "typed_config": ask}, _lua("", "taken.lua")]
     manager = _connection_manager("wake", filters, virtual_hosts, local_replies(on_unreachable=again))
     manager |= {"max_request_headers_kb": 96, "generate_request_id": False, "http_protocol_options": {}}
+    manager |= _reports(held_log(sockets.streams), front)
     return _listener("wake", pipe(sockets.wake), manager) | {"ignore_global_conn_limit": True}
 
 
@@ -290,6 +293,10 @@ def _connection_manager(name: str, filters: list[Json], virtual_hosts: list[Json
         "route_config": {"name": name, "virtual_hosts": virtual_hosts, "ignore_port_in_host_matching": True},
         "http_filters": [*filters, {"name": "router", "typed_config": router}],
     }
+
+
+def _reports(log: Json, front: Front) -> Json:
+    return {"access_log": [log], "access_log_options": {"access_log_flush_interval": f"{front.report_every:g}s"}}
 
 
 def _without_internal_headers() -> Json:

@@ -16,7 +16,11 @@ FAILED_HEADER = "x-gw-failed"
 ADDRESS_HEADER = "x-gw-dst"
 LIMITED_HEADER = "x-gw-limited"
 SPEC_HEADER = "x-gw-spec"
-INTERNAL_HEADERS = (NOTE_HEADER, ASK_HEADER, FAILED_HEADER, ADDRESS_HEADER, LIMITED_HEADER, SPEC_HEADER)
+SESSION_HEADER = "x-gw-session"
+INTERNAL_HEADERS = (
+    *(NOTE_HEADER, ASK_HEADER, FAILED_HEADER, ADDRESS_HEADER),
+    *(LIMITED_HEADER, SPEC_HEADER, SESSION_HEADER),
+)
 
 # Shorter than any quiet window: an instance is frozen only when no pooled connection is left.
 UPSTREAM_IDLE = "1s"

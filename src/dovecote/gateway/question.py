@@ -149,11 +149,11 @@ def render_note(ask: Ask, answer: Answer) -> str:
     cache_key = f"{authority} {ask.credential} {used.mode} {used.key} {user}"
     is_plain = " " not in used.key + ask.credential
     is_known = bool(used.key) or used.mode is Mode.NONE
-    is_learned = answer.learn and is_known and is_plain and len(cache_key) <= MOST_KEY
+    flags = _flags(ask, affinity, found, answer)
+    is_learned = answer.learn and is_known and is_plain and len(cache_key) <= MOST_KEY and "d" not in flags
     address = answer.address if is_learned else "-"
     spec = render_spec(affinity, answer.cookie_seconds)
-    flags = _flags(ask, affinity, found, answer) or "-"
-    return f"{address} {spec} {answer.session_id or '-'} {(is_plain and answer.key) or '-'} {flags} {cache_key}"
+    return f"{address} {spec} {answer.session_id or '-'} {(is_plain and answer.key) or '-'} {flags or '-'} {cache_key}"
 
 
 def _used(ask: Ask, affinity: Affinity, found: Found | None, key: str | None) -> Found:

@@ -183,7 +183,7 @@ local function follow(handle, headers, note)
   if text == "-" then return end
   local metadata = handle:streamInfo():dynamicMetadata()
   local prefix = (metadata:get("dovecote") or {}).prefix or ""
-  if route.session then metadata:set("dovecote", "route", route) end
+  if route.session and flags:find("[ds]") then metadata:set("dovecote", "route", route) end
   local spec = parse_spec(text)
   if flags:find("h") then headers:replace(spec.header, session) end
   if flags:find("c") then set_cookie(handle, headers, session, spec.seconds, prefix) end

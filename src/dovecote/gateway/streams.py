@@ -8,10 +8,10 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from dovecote.gateway.clusters import TYPE, Json
+from dovecote.gateway.clusters import SESSION_HEADER, TYPE, Json
 
 log = logging.getLogger("dovecote.gateway")
 
@@ -25,41 +25,43 @@ Touch = Callable[[str], Awaitable[None]]
 End = Callable[[str, str], Awaitable[None]]
 
 _LINE = re.compile(r"(DownstreamPeriodic|DownstreamEnd) (\d+) (ses_[a-z0-9]{1,40}) (stream|delete|-)")
-_FILTER = TYPE + "extensions.access_loggers.file.v3.FileAccessLog"
+_FILE = TYPE + "extensions.access_loggers.file.v3.FileAccessLog"
 REASONS = {"stream": "its MCP stream ended", "delete": "its MCP client ended it"}
 
 
 def stream_log(path: Path) -> Json:
-    """One line each time that a long request is looked at, and one at the end of those that end their session.
+    """Of the front listener: a line each time that a long warm request is looked at, one at the end of a session.
 
     A request that is over before the first look, and ends no session, writes nothing.
     """
-    said = (
-        "ACCESS_LOG_TYPE",
-        "RESPONSE_CODE",
-        "DYNAMIC_METADATA(dovecote:route:session)",
-        "DYNAMIC_METADATA(dovecote:ends)",
-    )
-    line = " ".join(f"%{each}%" for each in said) + "\n"
-    periodic = {"and_filter": {"filters": [_kind("DownstreamPeriodic"), _has("route", "session")]}}
-    last = {"and_filter": {"filters": [_kind("DownstreamEnd"), _has("ends")]}}
-    return {
-        "name": "streams",
-        "filter": {"or_filter": {"filters": [periodic, last]}},
-        "typed_config": {
-            "@type": _FILTER,
-            "path": str(path),
-            "log_format": {"text_format_source": {"inline_string": line}},
-        },
-    }
+    session = ("dovecote", "route", "session")
+    periodic = _all(_kind("DownstreamPeriodic"), _has(*session))
+    last = _all(_kind("DownstreamEnd"), _has("dovecote", "ends"))
+    return _log(path, {"or_filter": {"filters": [periodic, last]}}, session, "%DYNAMIC_METADATA(dovecote:ends)%")
+
+
+def held_log(path: Path) -> Json:
+    """Of the wake listener: a line each time that a long request is looked at which was asked about."""
+    session = ("envoy.filters.http.ext_authz", SESSION_HEADER)
+    return _log(path, _all(_kind("DownstreamPeriodic"), _has(*session)), session, "-")
+
+
+def _log(path: Path, wanted: Json, session: Sequence[str], ends: str) -> Json:
+    line = f"%ACCESS_LOG_TYPE% %RESPONSE_CODE% %DYNAMIC_METADATA({':'.join(session)})% {ends}\n"
+    file = {"@type": _FILE, "path": str(path), "log_format": {"text_format_source": {"inline_string": line}}}
+    return {"name": "streams", "filter": wanted, "typed_config": file}
+
+
+def _all(*filters: Json) -> Json:
+    return {"and_filter": {"filters": list(filters)}}
 
 
 def _kind(name: str) -> Json:
     return {"log_type_filter": {"types": [name]}}
 
 
-def _has(*path: str) -> Json:
-    matcher = {"filter": "dovecote", "path": [{"key": key} for key in path], "value": {"present_match": True}}
+def _has(namespace: str, *path: str) -> Json:
+    matcher = {"filter": namespace, "path": [{"key": key} for key in path], "value": {"present_match": True}}
     return {"metadata_filter": {"matcher": matcher, "match_if_key_not_found": False}}
 
 

@@ -15,7 +15,14 @@ import httptools
 
 from dovecote.errors import DeadlineExceeded, DovecoteError, Failed, NoCapacity
 from dovecote.gateway.affinity import render_spec
-from dovecote.gateway.clusters import ADDRESS_HEADER, FAILED_HEADER, LIMITED_HEADER, NOTE_HEADER, SPEC_HEADER
+from dovecote.gateway.clusters import (
+    ADDRESS_HEADER,
+    FAILED_HEADER,
+    LIMITED_HEADER,
+    NOTE_HEADER,
+    SESSION_HEADER,
+    SPEC_HEADER,
+)
 from dovecote.gateway.question import Answer, Ask, Headers, Resolve, needs_taking, parse_ask, render_note
 from dovecote.model.ids import new_id
 
@@ -141,6 +148,8 @@ class Wake:
             head += f"{NOTE_HEADER}: {self._secret} route {note}\r\n"
         if answer.affinity is not None and needs_taking(ask, answer.affinity):
             head += f"{SPEC_HEADER}: {render_spec(answer.affinity, 0)}\r\n"
+        if answer.session_id is not None:
+            head += f"{SESSION_HEADER}: {answer.session_id}\r\n"
         if answer.is_limited:
             head += f"{LIMITED_HEADER}: 1\r\n"
         return (head + "\r\n").encode("latin-1")
