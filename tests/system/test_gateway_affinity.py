@@ -144,7 +144,7 @@ async def test_an_mcp_client_that_is_done_ends_its_session(w: World, is_warm: bo
     serving.sessions["s1"] = serving.instances[0]
     if is_warm:
         await w.get(FUNCTION, "/mcp", mcp_session_id="s1.x", **KEY)
-    answer = await w.send("DELETE", FUNCTION, "/mcp", mcp_session_id="s1.x", **KEY)
+    answer = await w.send("DELETE", FUNCTION, "/mcp", b"", mcp_session_id="s1.x", **KEY)
     assert answer.json()["headers"]["mcp-session-id"] == "x"
 
     async def is_over() -> bool:
