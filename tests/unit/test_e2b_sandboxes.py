@@ -264,8 +264,11 @@ async def test_what_happens_at_the_timeout_is_the_clients_choice(e2b: E2B) -> No
     assert (await e2b.info(kept))["lifecycle"] == {"onTimeout": "pause", "autoResume": True}
     other = (await e2b.create())["sandboxID"]
     assert (await e2b.info(other))["lifecycle"] == {"onTimeout": "kill", "autoResume": False}
-    refused = await e2b.http.post("/v2/sandboxes", json={"templateID": "base", "autoResume": {"enabled": True}})
-    assert problem(refused) == 400
+    files = (await e2b.create(autoPause=True, autoPauseMemory=False))["sandboxID"]
+    assert (await e2b.info(files))["lifecycle"] == {"onTimeout": "pause", "autoResume": False}
+    resumes = {"templateID": "base", "autoResume": {"enabled": True}}
+    for wrong in (resumes, {**resumes, "autoPause": True, "autoPauseMemory": False}):
+        assert problem(await e2b.http.post("/v2/sandboxes", json=wrong)) == 400
 
 
 # -- lists

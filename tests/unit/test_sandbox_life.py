@@ -120,6 +120,19 @@ async def test_the_end_of_a_timeout_pauses_one_that_said_so_and_takes_the_timeou
     assert not (await now(world, session)).is_paused
 
 
+async def test_the_end_of_a_timeout_parks_one_that_keeps_its_files_only(world: World) -> None:
+    session = await world.sessions.create(world.tenant, timeout=PASSED, at_timeout=AtTimeout.PARK)
+    resting = await world.sessions.create(world.tenant, timeout=PASSED, at_timeout=AtTimeout.PARK, wake=False)
+    await world.tick()
+    for each in (session, resting):
+        paused = await now(world, each)
+        assert (paused.is_paused, paused.timeout_at, paused.is_hibernated) == (True, None, False)
+    assert (await now(world, session)).state is S.PARKED
+    assert world.host.instances == {}
+    resumed = await world.sessions.resume(world.tenant, session.id, at_least=MINUTE)
+    assert (resumed.state, resumed.is_paused) == (S.READY, False)
+
+
 async def test_a_ttl_ends_it_though_it_is_paused(world: World) -> None:
     session = await world.sessions.create(world.tenant, ttl=MINUTE)
     await world.sessions.pause(world.tenant, session.id)

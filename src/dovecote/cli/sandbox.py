@@ -34,7 +34,7 @@ def create(
     metadata: Metadata = None,
     env: Annotated[list[str] | None, typer.Option("--env", "-e", help="NAME=VALUE for all its commands.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds until it ends, unless moved.")] = None,
-    at_timeout: Annotated[str | None, typer.Option(help="end, or pause.")] = None,
+    at_timeout: Annotated[str | None, typer.Option(help="end, pause, or park: paused with its files only.")] = None,
     snapshot: Annotated[str | None, typer.Option(help="snp_...: begin with its files.")] = None,
     mount: Annotated[list[str] | None, typer.Option(help="A volume into it: VOLUME:AT or VOLUME/PATH:AT.")] = None,
 ) -> None:

@@ -62,6 +62,7 @@ class AtTimeout(StrEnum):
 
     END = "end"
     PAUSE = "pause"  # it stays, paused, and has no timeout until it is given one
+    PARK = "park"  # the same, with its files only
 
 
 class Park(StrEnum):

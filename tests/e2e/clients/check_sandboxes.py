@@ -131,6 +131,21 @@ def test_what_happens_at_its_timeout_is_chosen() -> None:
     made.kill()
 
 
+def test_a_timeout_may_keep_the_files_only() -> None:
+    made = Sandbox.create(timeout=60, lifecycle={"on_timeout": {"action": "pause", "keep_memory": False}})
+    made.files.write("kept", "it")
+    made.commands.run("sleep 600", background=True)
+    made.set_timeout(0)
+    deadline = time.monotonic() + 30
+    while made.get_info().state != SandboxState.PAUSED:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    made = Sandbox.connect(made.sandbox_id, timeout=60)
+    assert made.files.read("kept") == "it"
+    assert made.commands.list() == []
+    made.kill()
+
+
 def test_one_that_use_wakes_has_a_timeout_again() -> None:
     made = Sandbox.create(timeout=60, lifecycle={"on_timeout": "pause", "auto_resume": True})
     made.files.write("kept", "it")

@@ -133,7 +133,7 @@ class Ports:
 
     async def _timed(self, session: Session, path: str) -> Session:
         """Awake and with a timeout again, where its pause took that away and a use like this ends the pause."""
-        if not session.is_paused or session.at_timeout is not AtTimeout.PAUSE or path == HEALTH:
+        if not session.is_paused or session.at_timeout is AtTimeout.END or path == HEALTH:
             return session
         return await self._sessions.resume(session.tenant_id, session.id, at_least=AFTER_USE)
 

@@ -33,7 +33,6 @@ from dovecote.api.e2b.snapshots import named, taken
 from dovecote.control.sessions import Wishes
 from dovecote.errors import Conflict, DovecoteError, Invalid, NotFound
 from dovecote.model.records import Session
-from dovecote.model.states import AtTimeout
 
 routes = APIRouter()
 
@@ -76,7 +75,7 @@ async def _open(here: Call, new: NewSandbox) -> Session:
         idle_after=STAYS,
         quiet_after=STAYS,
         timeout=span(new.timeout),
-        at_timeout=AtTimeout.PAUSE if new.auto_pause else AtTimeout.END,
+        at_timeout=new.at_timeout(),
         resumes_on_use=new.auto_resume.enabled,
         needs_token=new.secure,
         env=new.env_vars,

@@ -91,6 +91,7 @@ class NewSandbox(Body):
     template_id: str = Field("", alias="templateID", max_length=200)
     timeout: int = Field(300, ge=0, le=LONGEST)
     auto_pause: bool = False
+    auto_pause_memory: bool = True
     auto_resume: AutoResume = AutoResume()
     secure: bool = True
     allow_internet_access: bool | None = None
@@ -109,6 +110,13 @@ class NewSandbox(Body):
             raise Unsupported("sandboxes have no identity of their own", code="no_iam")
         if self.auto_resume.enabled and not self.auto_pause:
             raise Invalid("autoResume is for sandboxes with autoPause")
+        if self.auto_resume.enabled and not self.auto_pause_memory:
+            raise Invalid("autoResume is for sandboxes that are paused with their memory")
+
+    def at_timeout(self) -> AtTimeout:
+        if not self.auto_pause:
+            return AtTimeout.END
+        return AtTimeout.PAUSE if self.auto_pause_memory else AtTimeout.PARK
 
     def network_policy(self) -> NetworkPolicy | None:
         """None where nothing is said: as its template's function."""
@@ -201,7 +209,7 @@ def detail_shape(session: Session, revision: Revision, domain: str) -> dict[str,
     if session.network is not None:
         shape["network"] = {"allowOut": [*network.allow_cidrs], "denyOut": _denied(network)}
     shape["lifecycle"] = {
-        "onTimeout": "pause" if session.at_timeout is AtTimeout.PAUSE else "kill",
+        "onTimeout": "kill" if session.at_timeout is AtTimeout.END else "pause",
         "autoResume": session.resumes_on_use,
     }
     if session.is_paused:

@@ -43,7 +43,9 @@ class NewSession(Body):
     quiet_after_seconds: Seconds | None = Field(None, description="Frozen after so long without use.")
     ttl_seconds: Seconds | None = Field(None, description="Ends so long after its creation, used or not.")
     timeout_seconds: Seconds | None = Field(None, description="`at_timeout` comes so long from now; may be moved.")
-    at_timeout: AtTimeout = Field(AtTimeout.END, description="end, or pause: it stays until it is resumed.")
+    at_timeout: AtTimeout = Field(
+        AtTimeout.END, description="end; pause: it stays until it is resumed; or park: that, but its files only."
+    )
     park: Park = Field(
         Park.FILES, description="What is kept when nobody uses it: files, or memory where its level can."
     )

@@ -109,7 +109,7 @@ class SessionShape(BaseModel):
     last_active_at: datetime
     expires_at: datetime | None = Field(description="It ends then, whatever happens.")
     timeout_at: datetime | None = Field(description="`at_timeout` comes then; null while it is paused.")
-    at_timeout: str = Field(description="end or pause.")
+    at_timeout: str = Field(description="end, pause or park.")
     is_paused: bool
     is_hibernated: bool = Field(description="Parked with its processes: they go on where they were.")
     park: str = Field(description="What is kept when nobody uses it: files or memory.")

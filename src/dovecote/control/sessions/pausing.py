@@ -15,7 +15,7 @@ from dovecote.control.sessions.rules import from_now, pauses_at
 from dovecote.control.sessions.waking import Waking
 from dovecote.errors import Conflict, DovecoteError
 from dovecote.model.records import Session
-from dovecote.model.states import Desired, SessionState
+from dovecote.model.states import AtTimeout, Desired, SessionState
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +45,14 @@ class Pausing:
         async with self._ledger.live.lock(session_id):
             session = await self._ledger.living(tenant_id, session_id)
             due = pauses_at(session)
-            if due is not None and due <= datetime.now(UTC):
-                await self._pause(session, "paused, its timeout has passed")
+            if due is None or due > datetime.now(UTC):
+                return
+            reason = "paused, its timeout has passed"
+            if session.at_timeout is AtTimeout.PARK:
+                session = await self._parking.put_away(session, reason)
+                await self._ledger.change(session, desired=Desired.PARKED, timeout_at=None, memory=None)
+            else:
+                await self._pause(session, reason)
 
     async def _pause(self, session: Session, reason: str, hibernate: bool | None = None) -> Session:
         """Called under its lock."""

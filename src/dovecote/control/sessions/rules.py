@@ -46,7 +46,7 @@ def ends_at(session: Session) -> datetime | None:
 
 def pauses_at(session: Session) -> datetime | None:
     """When it is paused by the clock."""
-    return session.timeout_at if session.at_timeout is AtTimeout.PAUSE else None
+    return None if session.at_timeout is AtTimeout.END else session.timeout_at
 
 
 def idle_after(session: Session, revision: Revision) -> timedelta:

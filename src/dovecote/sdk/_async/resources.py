@@ -75,8 +75,8 @@ class AsyncSessions:
         """Opens a session. `key` is your own name for it; times are in seconds. Raises Conflict (exists).
 
         `template`, `spec` and `level` are for sandboxes. `snapshot` is the id of one, with whose files it begins.
-        `at_timeout` is `end` or `pause`: what happens when `timeout` has passed. `park` is `files` or `memory`: what is
-        kept when nobody uses it.
+        `at_timeout` is `end`, `pause` or `park` (files only): what happens when `timeout` has passed.
+        `park` is `files` or `memory`: what is kept when nobody uses it.
         """
         body = given(
             function=function,
