@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import anyio
 import pytest
 
 from dovecote.model.ids import new_id, random_text
-from dovecote.model.records import OutboxRow, Session, User
+from dovecote.model.invocations import Invocation, InvocationState
+from dovecote.model.records import Session, User
 from dovecote.model.states import Desired, SessionState
 from dovecote.store import Store, open_store
 from tests.servers import PostgreSQLServer
@@ -76,5 +77,21 @@ def user(tenant_id: str = A, name: str = "") -> User:
     return User(new_id("usr"), tenant_id, name or random_text(), "default", NOW)
 
 
-def outbox_row(tenant_id: str = A, due_at: datetime = NOW, **changes: Any) -> OutboxRow:
-    return OutboxRow(new_id("out"), tenant_id, "webhook", {"to": "somebody"}, due_at, **changes)
+def invocation(tenant_id: str = A, due_at: datetime | None = NOW, **changes: Any) -> Invocation:
+    values: dict[str, Any] = {
+        "id": new_id("inv"),
+        "tenant_id": tenant_id,
+        "function_id": "fun_1",
+        "function": "coding",
+        "user": "anna",
+        "key": "chat7",
+        "method": "POST",
+        "path": "/work?a=b",
+        "headers": {"content-type": "text/plain"},
+        "body": "aGk=",
+        "state": InvocationState.QUEUED,
+        "created_at": NOW,
+        "deadline": NOW + timedelta(hours=24),
+        "due_at": due_at,
+    }
+    return Invocation(**(values | changes))

@@ -12,10 +12,11 @@ import pytest
 from dovecote.errors import Conflict, Forbidden, Invalid, NotFound
 from dovecote.model.ids import new_id, random_text
 from dovecote.model.records import ApiKey, App, Chat, Function, Revision, Start, Tenant, Turn
+from dovecote.model.serving import Destination, To
 from dovecote.model.sizes import NetworkPolicy
 from dovecote.model.states import SessionState
 from dovecote.store import Scope, Store, open_store
-from tests.contract.stores import NOW, A, B, Place, outbox_row, place, session, store, user
+from tests.contract.stores import NOW, A, B, Place, invocation, place, session, store, user
 from tests.servers import postgresql_server
 
 __all__ = ["place", "postgresql_server", "store"]  # fixtures
@@ -59,7 +60,12 @@ def one_of_each(tenant_id: str) -> dict[str, Any]:
         "apps": app(tenant_id, name=f"shop-{tenant_id}"),
         "chats": chat,
         "turns": Turn(new_id("trn"), tenant_id, chat.id, 1, [{"role": "user", "content": "嗨\0\n"}], NOW),
-        "outbox": outbox_row(tenant_id),
+        "invocations": invocation(
+            tenant_id,
+            response_headers={"x-a": "ü"},
+            on_success=Destination(To.WEBHOOK, "https://example.com/done"),
+            timeout=timedelta(seconds=0.5),
+        ),
     }
 
 
@@ -350,13 +356,13 @@ async def test_delete_may_be_repeated(store: Store) -> None:
         session(reason="nul \0"),
         session(created_at=NOW.replace(tzinfo=None)),
         session(epoch=1 << 63),
-        replace(outbox_row(), payload={"n": float("nan")}),
-        replace(outbox_row(), payload={"n": object()}),
+        invocation(headers={"n": float("nan")}),
+        invocation(headers={"n": object()}),
     ],
 )
 async def test_what_cannot_be_stored_is_refused(store: Store, record: Any) -> None:
     scope = store.tenant(A)
-    kept: Any = scope.outbox if record.id.startswith("out") else scope.sessions
+    kept: Any = scope.invocations if record.id.startswith("inv") else scope.sessions
     with pytest.raises(Invalid) as caught:
         await kept.insert(record)
     assert caught.value.code == "not_storable"

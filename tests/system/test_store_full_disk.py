@@ -11,7 +11,7 @@ import pytest
 
 from dovecote.errors import StorageFailed
 from dovecote.store import Store, open_store
-from tests.contract.stores import A, outbox_row, session
+from tests.contract.stores import A, invocation, session
 
 pytestmark = [pytest.mark.system, pytest.mark.anyio]
 
@@ -49,7 +49,7 @@ async def test_a_full_disk_loses_nothing_and_heals(store: Store, disk: Path) -> 
 
     async def write_together() -> None:
         async with scope.together() as t:
-            await t.outbox.insert(outbox_row())
+            await t.invocations.insert(invocation())
             await t.sessions.insert(session(env={"A": "x" * 3_000_000}))
 
     with pytest.raises(StorageFailed) as caught:
@@ -60,7 +60,7 @@ async def test_a_full_disk_loses_nothing_and_heals(store: Store, disk: Path) -> 
     with pytest.raises(StorageFailed):
         await write_together()
     assert {each.id async for each in scope.sessions.each()} == {each.id for each in written}
-    assert await scope.outbox.count() == 0
+    assert await scope.invocations.count() == 0
     (disk / "ballast").unlink()
     await scope.sessions.insert(session())
 

@@ -25,7 +25,7 @@ KINDS = {
     "cmd": "command",
     "ctx": "code context",
     "exe": "execution",
-    "out": "outbox row",
+    "inv": "invocation",
     "req": "request",
     "hst": "host",
     "vol": "volume",

@@ -33,9 +33,12 @@ class Start:
 
 @dataclass(frozen=True)
 class Tenant:
+    """`webhook_secret` signs what its webhooks are told; "" until it is first needed."""
+
     id: str
     name: str
     created_at: datetime
+    webhook_secret: str = ""
     generation: int = 0
 
 
@@ -293,19 +296,4 @@ class Volume:
     host_id: str
     max_bytes: int
     created_at: datetime
-    generation: int = 0
-
-
-@dataclass(frozen=True)
-class OutboxRow:
-    """Work that must survive a crash: a row first, then the act, then `done_at`."""
-
-    id: str
-    tenant_id: str
-    kind: str
-    payload: dict[str, Any]
-    due_at: datetime
-    attempts: int = 0
-    last_error: str = ""
-    done_at: datetime | None = None
     generation: int = 0

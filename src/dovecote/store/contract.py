@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
+from dovecote.model.invocations import Invocation
 from dovecote.model.records import (
     ApiKey,
     App,
     Chat,
     Function,
-    OutboxRow,
     Revision,
     Session,
     Snapshot,
@@ -35,7 +35,7 @@ Record = (
     | App
     | Chat
     | Turn
-    | OutboxRow
+    | Invocation
     | Snapshot
     | Volume
     | Template
@@ -43,7 +43,6 @@ Record = (
 R = TypeVar("R", bound=Record)
 
 MOST = 1000  # records in one answer
-LEASE = timedelta(seconds=60)
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Records(Protocol[R]):
     async def list(
         self, *, after: str | None = None, limit: int = 100, newest_first: bool = False, **equals: Any
     ) -> list[R]:
-        """One page, oldest first (outbox rows: by id). `after` is the id of the last record of the page before.
+        """One page, oldest first. `after` is the id of the last record of the page before.
 
         What is inserted or changed meanwhile moves no record to another page. Raises Invalid (bad_cursor) when
         `after` names no record, or one that has been deleted.
@@ -133,7 +132,7 @@ class Scope(Protocol):
     @property
     def templates(self) -> Records[Template]: ...
     @property
-    def outbox(self) -> Records[OutboxRow]: ...
+    def invocations(self) -> Records[Invocation]: ...
 
     def together(self) -> AbstractAsyncContextManager[Scope]:
         """All or nothing: what is written through the scope that it yields. Leaving with an error undoes it.
@@ -152,14 +151,23 @@ class Store(Protocol):
     def everyone(self) -> Scope:
         """Every tenant's. For reconcilers and authentication only."""
 
-    async def outbox_due(
-        self, now: datetime, *, limit: int = 100, lease: timedelta = LEASE
-    ) -> builtins.list[OutboxRow]:
-        """Claims rows that are due and not done: until `now + lease` no other replica gets them.
+    async def invocations_due(
+        self,
+        now: datetime,
+        *,
+        is_final: bool,
+        limit: int = 100,
+        but_tenants: Collection[str] = (),
+        but_functions: Collection[str] = (),
+    ) -> builtins.list[Invocation]:
+        """Those whose time to be looked at has come, of all tenants: of each the oldest, then of each the next.
 
-        Each comes with `attempts` one higher. Swap it with `done_at`, or with `last_error` and a later `due_at`;
-        a replica that dies does neither, and the row is due again when the lease has passed.
+        `is_final` asks for those whose destination is to be told, else for those that are to be made. Claim one by
+        swapping it with a later `due_at`: of several who try, one succeeds.
         """
+
+    async def forget_invocations(self, finished_before: datetime, *, limit: int = 100) -> int:
+        """Deletes some that have nothing more to do. Answers how many."""
 
     async def open(self) -> None:
         """Once, before anything else. Raises Failed (store_unreachable) at once rather than on the first use."""

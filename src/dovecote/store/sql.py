@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cached_property
 from typing import Any, Generic
 
 import sqlalchemy as sa
 
 from dovecote.errors import Conflict, Forbidden, Invalid, NotFound
+from dovecote.model.invocations import Invocation
 from dovecote.model.records import (
     ApiKey,
     App,
     Chat,
     Function,
-    OutboxRow,
     Revision,
     Session,
     Snapshot,
@@ -29,7 +29,7 @@ from dovecote.model.records import (
     Volume,
 )
 from dovecote.store import tables
-from dovecote.store.contract import LEASE, MOST, Before, Holding, R, Scope
+from dovecote.store.contract import MOST, Before, Holding, R, Scope
 from dovecote.store.databases import MIGRATION_TIMEOUT, Database, Outcome, Run
 from dovecote.store.failures import in_our_words
 from dovecote.store.rows import to_row
@@ -61,22 +61,37 @@ class SQLStore:
                 await self._database.lock_for_migration(connection)
                 await connection.run_sync(upgrade)
 
-    async def outbox_due(self, now: datetime, *, limit: int = 100, lease: timedelta = LEASE) -> list[OutboxRow]:
-        kind, c = tables.OUTBOX, tables.OUTBOX.table.c
-        times = {name: kind.shapes["due_at"].write(at) for name, at in (("now", now), ("until", now + lease))}
-        is_due = sa.and_(c.done_at.is_(None), c.due_at <= sa.bindparam("now"))
-        # A CTE, since PostgreSQL may run a subquery again once some of its rows are changed, and go past the limit.
-        oldest = sa.select(c.id).where(is_due).order_by(c.due_at).limit(_bounded(limit))
-        chosen = oldest.with_for_update(skip_locked=True).cte("chosen")
-        claim = (
-            sa.update(kind.table)
-            .where(c.id.in_(sa.select(chosen.c.id)))
-            .values(due_at=sa.bindparam("until"), attempts=c.attempts + 1, generation=c.generation + 1)
-            .returning(*c)
+    async def invocations_due(
+        self,
+        now: datetime,
+        *,
+        is_final: bool,
+        limit: int = 100,
+        but_tenants: Collection[str] = (),
+        but_functions: Collection[str] = (),
+    ) -> list[Invocation]:
+        kind, c = tables.INVOCATIONS, tables.INVOCATIONS.table.c
+        is_due = sa.and_(
+            c.due_at.is_not(None),  # as the index has it
+            c.due_at <= kind.shapes["due_at"].write(now),
+            c.finished_at.is_not(None) if is_final else c.finished_at.is_(None),
+            c.tenant_id.not_in(list(but_tenants)),
+            c.function_id.not_in(list(but_functions)),
         )
+        turn = sa.func.row_number().over(partition_by=c.tenant_id, order_by=(c.due_at, c.id)).label("turn")
+        lines = sa.select(c.id, c.due_at, turn).where(is_due).subquery("lines")
+        order = (lines.c.turn, lines.c.due_at, lines.c.id)
+        first = sa.select(lines.c.id, lines.c.turn).order_by(*order).limit(_bounded(limit)).subquery("first")
+        chosen = sa.select(kind.table).join(first, c.id == first.c.id).order_by(first.c.turn, c.due_at, c.id)
         with in_our_words(kind.noun):
-            rows = (await self._database.run(claim, times, writes=True)).rows
-        return [kind.read(row) for row in rows]
+            return [kind.read(row) for row in (await self._database.run(chosen, writes=False)).rows]
+
+    async def forget_invocations(self, finished_before: datetime, *, limit: int = 100) -> int:
+        kind, c = tables.INVOCATIONS, tables.INVOCATIONS.table.c
+        is_old = sa.and_(c.finished_at < kind.shapes["finished_at"].write(finished_before), c.due_at.is_(None))
+        some = sa.select(c.id).where(is_old).limit(_bounded(limit))
+        with in_our_words(kind.noun):
+            return (await self._database.run(sa.delete(kind.table).where(c.id.in_(some)), writes=True)).changed
 
 
 class _Scope:
@@ -137,8 +152,8 @@ class _Scope:
         return self._of(tables.TEMPLATES)
 
     @cached_property
-    def outbox(self) -> _Records[OutboxRow]:
-        return self._of(tables.OUTBOX)
+    def invocations(self) -> _Records[Invocation]:
+        return self._of(tables.INVOCATIONS)
 
     @asynccontextmanager
     async def together(self) -> AsyncIterator[Scope]:

@@ -10,7 +10,7 @@ from typing import Any, Generic
 import sqlalchemy as sa
 from sqlalchemy.schema import SchemaItem
 
-from dovecote.model import records
+from dovecote.model import invocations, records
 from dovecote.store.contract import R
 from dovecote.store.rows import Shape, row_reader, shapes
 
@@ -126,18 +126,19 @@ SNAPSHOTS = _kind(
     records.Snapshot,
     sa.Index(None, "session_id", "created_at", "id"),
 )
-OUTBOX = _kind(
-    "outbox row",
-    "outbox",
-    records.OutboxRow,
-    _among("ix_outbox_due", "due_at", where="done_at IS NULL"),
+INVOCATIONS = _kind(
+    "invocation",
+    "invocations",
+    invocations.Invocation,
+    sa.UniqueConstraint("tenant_id", "function_id", "idempotency_key"),
+    _among("ix_invocations_due", "tenant_id", "due_at", where="due_at IS NOT NULL"),
+    sa.Index(None, "finished_at"),
 )
-
 VOLUMES = _kind("volume", "volumes", records.Volume, sa.UniqueConstraint("tenant_id", "name"))
 TEMPLATES = _kind("template", "templates", records.Template, sa.UniqueConstraint("tenant_id", "name"))
 
 KINDS: tuple[Kind[Any], ...] = (
-    *(TENANTS, USERS, KEYS, FUNCTIONS, REVISIONS, SESSIONS, APPS, CHATS, TURNS, OUTBOX),
+    *(TENANTS, USERS, KEYS, FUNCTIONS, REVISIONS, SESSIONS, APPS, CHATS, TURNS, INVOCATIONS),
     SNAPSHOTS,
     VOLUMES,
     TEMPLATES,
