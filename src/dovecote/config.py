@@ -93,6 +93,15 @@ class Settings:
         "How long the gateway may use an address without asking; an address rests for three times as long.",
         "seconds",
     )
+    invocations_at_once: int = setting(
+        100, "Asynchronous calls under way at once, and messages to destinations; half of it for one tenant.", "calls"
+    )
+    invocations_kept: float = setting(604800.0, "How long what came of an asynchronous call can be read.", "seconds")
+    webhook_cidrs: str = setting(
+        "", "Private networks that webhooks may reach, `10.1.0.0/16,10.2.3.4/32`; otherwise only the internet."
+    )
+    redis_url: str = setting("", "`redis://...`: where results of asynchronous calls may go as streams.")
+    nats_url: str = setting("", "`nats://...`: where results of asynchronous calls may go as subjects.")
     gc_every: float = setting(
         86400.0, "How often saved files that nothing names any more are looked for; 0 for never.", "seconds"
     )
@@ -127,9 +136,11 @@ class Settings:
                 f"not a size of the cache: {self.cache_bytes}",
                 hint="DOVECOTE_CACHE_BYTES is a number of bytes, 0 for no limit, or -1",
             )
+        if self.invocations_at_once < 1:
+            raise Invalid("no calls could be made", hint="set DOVECOTE_INVOCATIONS_AT_ONCE to 1 or more")
         for name in (
             *("pool_size", "pool_bytes", "volumes_bytes", "quiet_after", "start_timeout", "route_ttl", "tick"),
-            "gc_every",
+            *("gc_every", "invocations_kept"),
         ):
             if getattr(self, name) < 0:
                 raise Invalid(f"{name} cannot be negative", hint=f"set DOVECOTE_{name.upper()} to 0 or more")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import StrEnum
@@ -10,6 +11,7 @@ from dovecote.errors import Invalid
 from dovecote.model.ids import parse_header_name
 
 DEFAULT_HEADER = "x-dovecote-session"
+_WEBHOOK = re.compile(r"https?://[^@\s/?#]+([/?#]\S*)?")
 MOST_IN_AN_INSTANCE = 200  # sessions, and requests at once, as Function Compute has it
 MOST_INSTANCES = 1000
 MOST_RETRIES = 8
@@ -171,4 +173,8 @@ def parse_invoking(invoking: Invoking) -> Invoking:
     for destination in (invoking.on_success, invoking.on_failure):
         if destination is not None and not 0 < len(destination.target) <= 2000:
             raise Invalid("a destination has a target of 1 to 2000 characters")
+        if destination is not None and destination.to is To.WEBHOOK and not _WEBHOOK.fullmatch(destination.target):
+            raise Invalid(
+                "a webhook is a URL of http or https", hint="https://example.com/done, without user and password"
+            )
     return invoking

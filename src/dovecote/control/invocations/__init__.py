@@ -1,0 +1,21 @@
+"""Asynchronous calls of functions: kept, made, made again, and told of."""
+
+from dovecote.control.invocations.calling import Calling
+from dovecote.control.invocations.delivering import Delivering
+from dovecote.control.invocations.dispatching import FORGET_EVERY, Dispatching, Lane
+from dovecote.control.invocations.invocations import Invocations
+from dovecote.control.invocations.queues import Queues, open_queues
+from dovecote.control.invocations.webhooks import Webhooks, WebhookSecrets
+
+__all__ = [
+    "FORGET_EVERY",
+    "Calling",
+    "Delivering",
+    "Dispatching",
+    "Invocations",
+    "Lane",
+    "Queues",
+    "WebhookSecrets",
+    "Webhooks",
+    "open_queues",
+]

@@ -1,0 +1,214 @@
+"""The asynchronous calls of a tenant: asked for, looked at, cancelled, asked for again."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from dovecote.control.functions import Functions
+from dovecote.control.invocations.deciding import cancelled
+from dovecote.errors import Conflict, NoCapacity
+from dovecote.model.ids import new_id, parse_session_key, random_text
+from dovecote.model.invocations import (
+    DEFAULT_TIMEOUT,
+    MOST_HOPS,
+    Invocation,
+    InvocationState,
+    parse_body,
+    parse_delay,
+    parse_headers,
+    parse_idempotency_key,
+    parse_method,
+    parse_path,
+    parse_timeout,
+)
+from dovecote.model.records import Function
+from dovecote.store import Store
+
+MOST_WAITING = 20_000  # of a tenant, that are not final
+TRIES = 8
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A call that is asked for. Raises Invalid when it is made of what cannot be kept."""
+
+    method: str = "POST"
+    path: str = "/"
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
+    user: str = "default"
+    key: str | None = None  # of the session
+    delay: timedelta = timedelta(0)
+    timeout: timedelta = DEFAULT_TIMEOUT
+    idempotency_key: str | None = None
+
+    def __post_init__(self) -> None:
+        parse_path(self.path)
+        parse_body(self.body)
+        parse_delay(self.delay)
+        parse_timeout(self.timeout)
+        if self.key is not None:
+            parse_session_key(self.key)
+        if self.idempotency_key is not None:
+            parse_idempotency_key(self.idempotency_key)
+
+
+class Invocations:
+    """`queued` is called when something is to be looked at sooner than it was; `stop` ends an attempt under way."""
+
+    def __init__(
+        self, store: Store, functions: Functions, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._store = store
+        self._functions = functions
+        self._now = now
+        self.queued: Callable[[], None] = lambda: None
+        self.stop: Callable[[str], None] = lambda _: None
+
+    async def create(self, function: Function, wanted: Wanted) -> Invocation:
+        """Written down, to be made from now on. The same idempotency key again gives the call that has it already.
+
+        Without a key of a session, where the function has sessions, it gets one of its own, and all of its attempts
+        are that session's. Raises Invalid, NoCapacity (too_many).
+        """
+        scope = self._store.tenant(function.tenant_id)
+        if wanted.idempotency_key is not None:
+            same = {"function_id": function.id, "idempotency_key": wanted.idempotency_key}
+            found = await scope.invocations.find(**same)
+            if found is not None:
+                return found
+        return await self._keep(self._made(function, wanted))
+
+    async def _keep(self, made: Invocation) -> Invocation:
+        scope = self._store.tenant(made.tenant_id)
+        if await scope.invocations.count(finished_at=None) >= MOST_WAITING:
+            raise NoCapacity(
+                f"{MOST_WAITING} asynchronous calls are waiting already",
+                code="too_many",
+                hint="wait until some are done, or cancel some",
+                retry_after=10.0,
+            )
+        try:
+            kept = await scope.invocations.insert(made)
+        except Conflict:
+            same = {"function_id": made.function_id, "idempotency_key": made.idempotency_key}
+            found = await scope.invocations.find(**same) if made.idempotency_key is not None else None
+            if found is None:
+                raise
+            return found  # another request with the same key was first
+        self.queued()
+        return kept
+
+    def _made(self, function: Function, wanted: Wanted) -> Invocation:
+        now = self._now()
+        invoking = function.invoking
+        return Invocation(
+            id=new_id("inv"),
+            tenant_id=function.tenant_id,
+            function_id=function.id,
+            function=function.name,
+            user=wanted.user,
+            key=(wanted.key or random_text()) if function.has_sessions else None,
+            method=parse_method(wanted.method),
+            path=wanted.path,
+            headers=_without(parse_headers(wanted.headers), function.affinity.header),
+            body=base64.b64encode(wanted.body).decode(),
+            state=InvocationState.QUEUED,
+            created_at=now,
+            deadline=now + wanted.delay + invoking.max_age,
+            due_at=now + wanted.delay,
+            timeout=wanted.timeout,
+            retries=invoking.retries,
+            on_success=invoking.on_success,
+            on_failure=invoking.on_failure,
+            idempotency_key=wanted.idempotency_key,
+        )
+
+    async def follow(self, before: Invocation, name: str, body: bytes) -> Invocation:
+        """The call of a destination. Done twice it is the same call. Raises Conflict (too_many_hops), NotFound."""
+        if before.hops >= MOST_HOPS:
+            raise Conflict(
+                f"the call came through {MOST_HOPS} destinations already",
+                code="too_many_hops",
+                hint="destinations of functions go round in a circle",
+            )
+        function = await self._functions.get(before.tenant_id, name)
+        headers = (("content-type", "application/json"),)
+        wanted = Wanted(headers=headers, body=body, user=before.user, key=before.key, idempotency_key=f"of-{before.id}")
+        made = replace(self._made(function, wanted), hops=before.hops + 1)
+        return await self._keep(made)
+
+    async def get(self, tenant_id: str, invocation_id: str) -> Invocation:
+        """Raises NotFound (no_such_invocation)."""
+        return await self._store.tenant(tenant_id).invocations.get(invocation_id)
+
+    async def list(
+        self,
+        tenant_id: str,
+        *,
+        function: str | None = None,
+        user: str | None = None,
+        key: str | None = None,
+        states: Iterable[InvocationState] = (),
+        newest_first: bool = False,
+        after: str | None = None,
+        limit: int = 50,
+    ) -> list[Invocation]:
+        """Raises NotFound (no_such_function), Invalid (bad_cursor)."""
+        equals: dict[str, object] = {}
+        if function is not None:
+            equals["function_id"] = (await self._functions.get(tenant_id, function)).id
+        if user is not None:
+            equals["user"] = user
+        if key is not None:
+            equals["key"] = key
+        if chosen := frozenset(states):
+            equals["state"] = chosen
+        return await self._store.tenant(tenant_id).invocations.list(
+            after=after, limit=limit, newest_first=newest_first, **equals
+        )
+
+    async def cancel(self, tenant_id: str, invocation_id: str) -> Invocation:
+        """It is not made any more; an attempt under way is cut off, whatever its function does then.
+
+        May be repeated. Raises NotFound, Conflict (has_ended).
+        """
+        kept = self._store.tenant(tenant_id).invocations
+        for _ in range(TRIES):
+            found = await kept.get(invocation_id)
+            if found.state is InvocationState.CANCELLED:
+                return found
+            if found.is_final:
+                raise Conflict(f"it has {found.state} already", code="has_ended", hint="`replay` makes it once more")
+            try:
+                ended = await kept.swap(cancelled(found, self._now()))
+            except Conflict:
+                continue
+            self.stop(invocation_id)
+            return ended
+        raise Conflict("it changes all the time", code="busy", hint="try again")
+
+    async def replay(self, tenant_id: str, invocation_id: str) -> Invocation:
+        """A new call, just like one that has ended, for the same session. Raises NotFound, Conflict (not_ended)."""
+        found = await self.get(tenant_id, invocation_id)
+        if not found.is_final:
+            raise Conflict(f"it is {found.state}", code="not_ended", hint="wait, or cancel it first")
+        function = await self._functions.get(tenant_id, found.function)
+        wanted = Wanted(
+            method=found.method,
+            path=found.path,
+            headers=tuple(found.headers.items()),
+            body=base64.b64decode(found.body),
+            user=found.user,
+            key=found.key,
+            timeout=found.timeout,
+        )
+        return await self._keep(replace(self._made(function, wanted), replay_of=found.id))
+
+
+def _without(headers: dict[str, str], name: str) -> dict[str, str]:
+    """The session is in its own field: nobody names another by a header besides."""
+    return {each: value for each, value in headers.items() if each != name}
