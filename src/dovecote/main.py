@@ -29,6 +29,7 @@ from dovecote.control.chats import Chats
 from dovecote.control.deployments import Deployments
 from dovecote.control.fleet import Death, Fleet
 from dovecote.control.functions import Functions
+from dovecote.control.invocations import FORGET_EVERY
 from dovecote.control.metering import SAMPLE_EVERY, Metering
 from dovecote.control.references import tree_references
 from dovecote.control.sandboxes import Sandboxes
@@ -51,6 +52,8 @@ from dovecote.host.storage.cache_limit import CacheFigures, read_figures
 from dovecote.host.storage.check import Checked, Progress, check_store
 from dovecote.host.storage.figures import Amount, Figures, cache_amount, store_figures
 from dovecote.host.storage.garbage import Collected
+from dovecote.invoking import Invoking
+from dovecote.invoking import join as join_invoking
 from dovecote.mcp.http import Endpoint
 from dovecote.model.addresses import Addresses
 from dovecote.model.ids import random_text
@@ -187,6 +190,7 @@ class Server:
     snapshots: Snapshots
     tools: Endpoint
     metering: Metering
+    invoking: Invoking
     collect: Callable[[], Awaitable[None]]
     is_open: bool = False
 
@@ -282,6 +286,8 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
     metering = Metering(sessions)
     volumes = Volumes(store, fleet, tenancy, sessions)
     templates = Templates(store, fleet, functions, level=settings.level, work_dir=builds)
+    addresses = Addresses(settings.domain, settings.port, settings.tls_port)
+    invoking = join_invoking(store, functions, routing, addresses, settings)
     tools = Endpoint(domain=settings.domain, transport=lambda: _own_api(settings), new_id=random_text)
     rooms_of_api = Rooms(
         tenancy=tenancy,
@@ -296,7 +302,9 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
         metering=metering,
         contents=Contents(store, sessions, volumes),
         deployments=Deployments(store, fleet, functions, sessions),
-        addresses=Addresses(settings.domain, settings.port, settings.tls_port),
+        addresses=addresses,
+        invocations=invoking.invocations,
+        webhook_secrets=invoking.secrets,
     )
     app = build_api(rooms_of_api, tools=tools, is_ready=lambda: server.is_open, version=__version__)
     api = _ApiServer(
@@ -316,7 +324,19 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
         await pin_and_collect(store, host, settings)
 
     server = Server(
-        settings, host, sessions, keeping, apps, templates, gateway, api, snapshots, tools, metering, collect
+        settings=settings,
+        host=host,
+        sessions=sessions,
+        keeping=keeping,
+        apps=apps,
+        templates=templates,
+        gateway=gateway,
+        api=api,
+        snapshots=snapshots,
+        tools=tools,
+        metering=metering,
+        invoking=invoking,
+        collect=collect,
     )
     rooms += [sessions, apps]
     for death in early:
@@ -359,6 +379,8 @@ async def _run(server: Server) -> None:
         asyncio.ensure_future(_every(LOOK_EVERY, server.collect)),
         asyncio.ensure_future(_every(LOOK_AT_CERTIFICATE_EVERY, server.gateway.renew)),
         asyncio.ensure_future(_every(SAMPLE_EVERY, server.metering.tick)),
+        asyncio.ensure_future(_every(server.settings.tick, server.invoking.dispatching.tick)),
+        asyncio.ensure_future(_every(FORGET_EVERY, server.invoking.dispatching.forget)),
         asyncio.ensure_future(_every(cache_limit.LOOK_EVERY, server.host.limit.tick)),
     ]
     server.is_open = True
@@ -372,6 +394,7 @@ async def _run(server: Server) -> None:
         for task in ticking:
             task.cancel()
         await asyncio.gather(*ticking, return_exceptions=True)
+        await server.invoking.stop()
         await server.keeping.stop()
         await server.apps.stop()
         await server.templates.stop()

@@ -58,6 +58,8 @@ async def e2b_on(directory: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[E2
             templates=world.templates,
             metering=Metering(world.sessions),
             deployments=world.deployments,
+            invocations=cast(Any, None),
+            webhook_secrets=cast(Any, None),
         )
         app = build(rooms)
         transport = httpx.ASGITransport(app)

@@ -505,6 +505,8 @@ class Rooms:
             metering=cast(Any, None),
             contents=cast(Any, None),
             deployments=cast(Any, None),
+            invocations=cast(Any, None),
+            webhook_secrets=cast(Any, None),
             addresses=Addresses("localhost", 8080),
         )
         return build(rooms, tools=tools, is_ready=lambda: self.is_ready, version="0.0.0")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from dovecote.api.asynchronous import Asynchronous
 from dovecote.api.e2b import templates as e2b_templates
 from dovecote.api.e2b import volumes as e2b_volumes
 from dovecote.api.e2b.app import build as build_control
@@ -37,4 +38,5 @@ def build(rooms: Rooms, *, tools: ASGIApp, is_ready: Callable[[], bool], version
         ENVD: Envd(rooms.sandboxes, rooms.metering),
         INTERPRETER: Interpreter(rooms.sandboxes),
     }
-    return Ports(edge, rooms.sessions, rooms.addresses.domain, ports)
+    served = Ports(edge, rooms.sessions, rooms.addresses.domain, ports)
+    return Asynchronous(served, rooms.tenancy, rooms.functions, rooms.invocations, domain=rooms.addresses.domain)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dovecote.control.chats import Chats
     from dovecote.control.deployments import Deployments
     from dovecote.control.functions import Functions
+    from dovecote.control.invocations import Invocations, WebhookSecrets
     from dovecote.control.metering import Metering
     from dovecote.control.sandboxes import Sandboxes
     from dovecote.control.sessions import Sessions
@@ -37,4 +38,6 @@ class Rooms:
     metering: Metering
     contents: Contents
     deployments: Deployments
+    invocations: Invocations
+    webhook_secrets: WebhookSecrets
     tickets: Tickets = field(default_factory=Tickets)

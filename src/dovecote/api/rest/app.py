@@ -17,6 +17,7 @@ from dovecote.api.rest import apps as app_routes
 from dovecote.api.rest import chats as chat_routes
 from dovecote.api.rest import commands, contexts, files, pages, tenancy, terminals, watches
 from dovecote.api.rest import functions as function_routes
+from dovecote.api.rest import invocations as invocation_routes
 from dovecote.api.rest import sessions as session_routes
 from dovecote.api.rest import snapshots as snapshot_routes
 from dovecote.api.rest import templates as template_routes
@@ -48,7 +49,8 @@ def build(rooms: Rooms, is_ready: Callable[[], bool], version: str) -> FastAPI:
     app.state.rooms = rooms
     app.state.is_ready = is_ready
     inside = (session_routes, snapshot_routes, commands, files, watches, contexts, terminals)
-    for part in (*inside, app_routes, function_routes, chat_routes, tenancy, volume_routes, template_routes, pages):
+    outside = (app_routes, function_routes, invocation_routes, chat_routes, tenancy, volume_routes, template_routes)
+    for part in (*inside, *outside, pages):
         app.include_router(part.routes)
     app.include_router(snapshot_routes.everywhere)
     app.include_router(plain)

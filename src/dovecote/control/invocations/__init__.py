@@ -3,7 +3,7 @@
 from dovecote.control.invocations.calling import Calling
 from dovecote.control.invocations.delivering import Delivering
 from dovecote.control.invocations.dispatching import FORGET_EVERY, Dispatching, Lane
-from dovecote.control.invocations.invocations import Invocations
+from dovecote.control.invocations.invocations import Invocations, Wanted
 from dovecote.control.invocations.queues import Queues, open_queues
 from dovecote.control.invocations.webhooks import Webhooks, WebhookSecrets
 
@@ -15,6 +15,7 @@ __all__ = [
     "Invocations",
     "Lane",
     "Queues",
+    "Wanted",
     "WebhookSecrets",
     "Webhooks",
     "open_queues",

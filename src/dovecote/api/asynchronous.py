@@ -1,0 +1,167 @@
+"""Requests to a function's own address that ask to be done later: `x-dovecote-invoke: async`."""
+
+from __future__ import annotations
+
+import logging
+import re
+from datetime import timedelta
+
+import orjson
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from dovecote.api import errors, metrics
+from dovecote.control.functions import Functions
+from dovecote.control.invocations import Invocations, Wanted
+from dovecote.control.tenancy import Tenancy
+from dovecote.errors import DovecoteError, Invalid
+from dovecote.model.ids import new_id
+from dovecote.model.invocations import DEFAULT_TIMEOUT, MOST_BODY, Invocation, too_large
+from dovecote.model.records import Function
+from dovecote.model.serving import Mode
+
+log = logging.getLogger("dovecote.api")
+
+INVOKE_HEADER = "x-dovecote-invoke"
+DELAY_HEADER = "x-dovecote-invoke-delay"
+TIMEOUT_HEADER = "x-dovecote-invoke-timeout"
+ID_HEADER = "x-dovecote-invocation-id"
+NAME = r"[a-z0-9][a-z0-9-]{0,62}"
+_BY_PATH = re.compile(rf"/fn/({NAME})(/.*)?")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
+
+
+class Asynchronous:
+    """ASGI layer in front of all others: takes those requests, and passes on what is none."""
+
+    def __init__(
+        self, app: ASGIApp, tenancy: Tenancy, functions: Functions, invocations: Invocations, *, domain: str
+    ) -> None:
+        self._app = app
+        self._tenancy = tenancy
+        self._functions = functions
+        self._invocations = invocations
+        self._by_host = re.compile(rf"({NAME})\.fn\.{re.escape(domain)}(?::\d+)?")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            if INVOKE_HEADER in headers and (found := self._addressed(scope, headers)):
+                await self._answer(found, headers, scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _addressed(self, scope: Scope, headers: Headers) -> tuple[str, str] | None:
+        """The label of a function, and the path that it is called by; None for any other address."""
+        path = scope.get("raw_path") or scope["path"].encode("utf-8")
+        text = path.partition(b"?")[0].decode("latin-1")
+        query = scope["query_string"].decode("latin-1")
+        if match := self._by_host.fullmatch(headers.get("host", "").lower()):
+            label = match[1]
+        elif match := _BY_PATH.fullmatch(text):
+            label, text = match[1], match[2] or "/"
+        else:
+            return None
+        return label, f"{text}?{query}" if query else text
+
+    async def _answer(
+        self, found: tuple[str, str], headers: Headers, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else new_id("req")
+        try:
+            status, told, body = await self._take(found, headers, scope["method"], receive)
+        except DovecoteError as error:
+            status, told, body = errors.render(error, request_id)
+        except ClientDisconnect:
+            return  # nobody is left to answer
+        except Exception:
+            log.exception("an asynchronous call could not be taken, %s", request_id)
+            status, told, body = errors.render(errors.internal(), request_id)
+        metrics.REQUESTS.labels(scope["method"], "asynchronous", str(status)).inc()
+        told = {**told, "x-request-id": request_id, "content-length": str(len(body))}
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in told.items()]
+        await send({"type": "http.response.start", "status": status, "headers": raw})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _take(
+        self, found: tuple[str, str], headers: Headers, method: str, receive: Receive
+    ) -> tuple[int, dict[str, str], bytes]:
+        label, path = found
+        if headers[INVOKE_HEADER].strip().lower() != "async":
+            raise Invalid(f"not a way to invoke: {headers[INVOKE_HEADER][:60]!r}", hint="`async`, or leave it out")
+        credential = headers.get("x-dovecote-key", "")
+        function = await self._function(label, credential)
+        affinity = function.affinity
+        # Who has no key of the tenant's chooses neither a user nor, where ids are made here, a session.
+        key = headers.get(affinity.header) if credential or affinity.has(Mode.HEADER) else None
+        wanted = Wanted(
+            method=method,
+            path=path,
+            headers=tuple(headers.items()),
+            body=await _body(headers, receive),
+            user=(credential and headers.get("x-dovecote-user")) or "default",
+            key=key or None,
+            delay=_seconds(headers, DELAY_HEADER, timedelta(0)),
+            timeout=_seconds(headers, TIMEOUT_HEADER, DEFAULT_TIMEOUT),
+            idempotency_key=headers.get("idempotency-key"),
+        )
+        made = await self._invocations.create(function, wanted)
+        return 202, _told(function, made), _render(made)
+
+    async def _function(self, label: str, credential: str) -> Function:
+        """By its name with a key of its tenant's; by its slug, where it is public, without one."""
+        if not credential:
+            public = await self._functions.public(label)
+            if public is not None:
+                return public
+        principal = await self._tenancy.authenticate(credential)
+        return await self._functions.get(principal.tenant_id, label)
+
+
+async def _body(headers: Headers, receive: Receive) -> bytes:
+    length = headers.get("content-length", "")
+    if length.isdigit() and int(length[:20]) > MOST_BODY:
+        raise too_large()
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        if len(body) > MOST_BODY:
+            raise too_large()
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+def _seconds(headers: Headers, name: str, otherwise: timedelta) -> timedelta:
+    """What a header says, in seconds; its bounds are checked with the rest."""
+    text = headers.get(name)
+    if text is None:
+        return otherwise
+    try:
+        return timedelta(seconds=float(text))
+    except (ValueError, OverflowError) as error:
+        raise Invalid(f"{name} is not a number of seconds: {text[:40]!r}") from error
+
+
+def _told(function: Function, made: Invocation) -> dict[str, str]:
+    told = {"content-type": "application/json", ID_HEADER: made.id, "cache-control": "no-store"}
+    if made.key is not None:
+        told[function.affinity.header] = made.key
+    return told
+
+
+def _render(made: Invocation) -> bytes:
+    return orjson.dumps(
+        {
+            "id": made.id,
+            "function": made.function,
+            "session": made.key,
+            "state": made.state,
+            "due_at": made.due_at,
+            "deadline": made.deadline,
+        }
+    )
