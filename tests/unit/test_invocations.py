@@ -418,6 +418,7 @@ async def test_what_ended_long_ago_is_forgotten(calls: Calls) -> None:
         {"headers": (("a", "b\r\nc: d"),)},
         {"headers": (("a", "x" * 20_000),)},
         {"method": "BREW"},
+        {"user": ""},
     ],
 )
 async def test_what_cannot_be_asked_for_is_refused(calls: Calls, fields: dict[str, object]) -> None:

@@ -36,6 +36,7 @@ from dovecote.sdk._errors import (
     Unreachable,
     Unsupported,
 )
+from dovecote.sdk._invocations import Invocation, is_genuine
 from dovecote.sdk._serving import Affinity, Destination, Hook, Hooks, Invoking, Rules, Sharing
 from dovecote.sdk._shapes import (
     App,
@@ -131,6 +132,7 @@ __all__ = [
     "Hook",
     "Hooks",
     "Instance",
+    "Invocation",
     "Invoking",
     "Key",
     "Lag",
@@ -174,4 +176,5 @@ __all__ = [
     "User",
     "Volume",
     "Watcher",
+    "is_genuine",
 ]

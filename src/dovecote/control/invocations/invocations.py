@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from dovecote.control.functions import Functions
 from dovecote.control.invocations.deciding import cancelled
-from dovecote.errors import Conflict, NoCapacity
+from dovecote.errors import Conflict, Invalid, NoCapacity
 from dovecote.model.ids import new_id, parse_session_key, random_text
 from dovecote.model.invocations import (
     DEFAULT_TIMEOUT,
@@ -27,6 +27,7 @@ from dovecote.model.invocations import (
 from dovecote.model.records import Function
 from dovecote.store import Store
 
+LONGEST_NAME = 200  # of a user
 MOST_WAITING = 20_000  # of a tenant, that are not final
 TRIES = 8
 
@@ -47,6 +48,8 @@ class Wanted:
 
     def __post_init__(self) -> None:
         parse_path(self.path)
+        if not 0 < len(self.user) <= LONGEST_NAME or not self.user.isprintable():
+            raise Invalid(f"not a name for a user: {self.user[:60]!r}", code="malformed_name")
         parse_body(self.body)
         parse_delay(self.delay)
         parse_timeout(self.timeout)

@@ -8,6 +8,7 @@ from typing import Any, Self
 import httpx
 
 from dovecote.sdk._async.functions import AsyncFunctions
+from dovecote.sdk._async.invocations import AsyncInvocations
 from dovecote.sdk._async.resources import (
     AsyncApps,
     AsyncChats,
@@ -38,6 +39,7 @@ class AsyncDovecote:
         self.sessions = AsyncSessions(self._wire)
         self.apps = AsyncApps(self._wire)
         self.functions = AsyncFunctions(self._wire)
+        self.invocations = AsyncInvocations(self._wire)
         self.chats = AsyncChats(self._wire)
         self.keys = AsyncKeys(self._wire)
         self.users = AsyncUsers(self._wire)

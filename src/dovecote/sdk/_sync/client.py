@@ -11,6 +11,7 @@ import httpx
 
 from dovecote.sdk._settings import find_access
 from dovecote.sdk._sync.functions import Functions
+from dovecote.sdk._sync.invocations import Invocations
 from dovecote.sdk._sync.resources import (
     Apps,
     Chats,
@@ -40,6 +41,7 @@ class Dovecote:
         self.sessions = Sessions(self._wire)
         self.apps = Apps(self._wire)
         self.functions = Functions(self._wire)
+        self.invocations = Invocations(self._wire)
         self.chats = Chats(self._wire)
         self.keys = Keys(self._wire)
         self.users = Users(self._wire)

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "r0015"
-down_revision = "r0014"
+down_revision = "r0016"
 
 _TEXTS = (
     *("id", "tenant_id", "function_id", "function", "user", "method", "path", "body", "state", "error_code", "error"),

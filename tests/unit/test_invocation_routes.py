@@ -1,0 +1,202 @@
+"""Asynchronous calls by API, by SDK and by a header at a function's own address, as two tenants use them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import pytest
+
+from dovecote.api.app import build
+from dovecote.api.rooms import Rooms
+from dovecote.control.invocations import Invocations, WebhookSecrets
+from dovecote.model.addresses import Addresses
+from dovecote.model.invocations import MOST_BODY
+from dovecote.model.serving import Affinity, Mode
+from dovecote.sdk import AsyncDovecote, DovecoteError
+from tests.unit.control_world import START, World, world_on
+from tests.unit.fake_rooms import nothing_here
+from tests.unit.memory_host import Clock, MemoryHost
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass
+class Site:
+    world: World
+    http: httpx.AsyncClient  # sends no key
+    keys: tuple[str, str]
+
+    async def invoke(self, url: str, *, key: str = "", **headers: str) -> httpx.Response:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await self.http.post(
+            url, content=b"hi", headers={"x-dovecote-invoke": "async", "x-dovecote-key": key} | named
+        )
+
+
+@pytest.fixture
+async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+    async with world_on(MemoryHost(Clock()), tmp_path, monkeypatch) as world:
+        nothing = cast(Any, None)
+        rooms = Rooms(
+            tenancy=world.tenancy,
+            sessions=world.sessions,
+            sandboxes=world.sandboxes,
+            apps=world.apps,
+            functions=world.functions,
+            chats=nothing,
+            snapshots=nothing,
+            addresses=Addresses("localhost", 8080),
+            volumes=nothing,
+            templates=world.templates,
+            metering=nothing,
+            contents=nothing,
+            invocations=Invocations(world.store, world.functions),
+            webhook_secrets=WebhookSecrets(world.store),
+        )
+        app = build(rooms, tools=nothing_here, is_ready=lambda: True, version="0.0.0")
+        keys = [(await world.tenancy.create_key(tenant, "a key")).secret for tenant in (world.tenant, world.other)]
+        await world.functions.create(world.tenant, "work", start=START)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost:8080") as http:
+            yield Site(world, http, (keys[0], keys[1]))
+
+
+@pytest.fixture
+async def clients(site: Site) -> AsyncIterator[tuple[AsyncDovecote, AsyncDovecote]]:
+    transport = site.http._transport
+    mine, theirs = (AsyncDovecote(key, "http://localhost:8080", transport=transport) for key in site.keys)
+    return mine, theirs
+
+
+async def test_a_call_by_the_client(clients: tuple[AsyncDovecote, AsyncDovecote]) -> None:
+    mine, _ = clients
+    made = await mine.invocations.create("work", b"\0hi", path="/a?b=c", session="chat7", user="anna", delay=60)
+    assert (made.state, made.session, made.user, made.path, made.has_ended) == (
+        *("queued", "chat7", "anna", "/a?b=c"),
+        False,
+    )
+    assert made.due_at is not None
+    assert (made.due_at - made.created_at).total_seconds() == 60
+    whole = await mine.invocations.get(made.id)
+    assert (whole.body_base64, whole.response, whole.response_body) == ("AGhp", None, b"")
+    assert [each.id async for each in mine.invocations.each(function="work", state=["queued"])] == [made.id]
+    assert [each.id async for each in mine.invocations.each(session="chat8")] == []
+    assert (await mine.invocations.cancel(made.id)).state == "cancelled"
+    again = await mine.invocations.replay(made.id)
+    assert (again.replay_of, again.session) == (made.id, "chat7")
+
+
+async def test_another_tenants_calls_are_not_there(clients: tuple[AsyncDovecote, AsyncDovecote]) -> None:
+    mine, theirs = clients
+    made = await mine.invocations.create("work", b"hi", idempotency_key="a")
+    for act in (theirs.invocations.get, theirs.invocations.cancel, theirs.invocations.replay):
+        with pytest.raises(DovecoteError) as caught:
+            await act(made.id)
+        assert caught.value.code == "no_such_invocation"
+    with pytest.raises(DovecoteError) as caught:
+        await theirs.invocations.create("work", b"hi", idempotency_key="a")
+    assert caught.value.code == "no_such_function"
+    assert [each async for each in theirs.invocations.each()] == []
+
+
+async def test_each_tenant_has_its_own_secret(clients: tuple[AsyncDovecote, AsyncDovecote]) -> None:
+    mine, theirs = clients
+    secret = await mine.invocations.webhook_secret()
+    assert await mine.invocations.webhook_secret() == secret
+    assert await theirs.invocations.webhook_secret() != secret
+    assert await mine.invocations.webhook_secret(rotate=True) != secret
+    assert len(secret) > 50
+
+
+@pytest.mark.parametrize("url", ["http://work.fn.localhost:8080/a/b?c=d%20e", "/fn/work/a/b?c=d%20e"])
+async def test_a_request_to_the_functions_address_is_queued(site: Site, url: str) -> None:
+    headers = {"x_dovecote_session": "chat7", "x_dovecote_user": "anna", "x_dovecote_invoke_delay": "5", "a": "b"}
+    answer = await site.invoke(url, key=site.keys[0], **headers)
+    assert answer.status_code == 202, answer.text
+    told = answer.json()
+    assert (answer.headers["x-dovecote-invocation-id"], answer.headers["x-dovecote-session"]) == (told["id"], "chat7")
+    kept = await site.world.store.tenant(site.world.tenant).invocations.get(told["id"])
+    assert (kept.method, kept.path, kept.key, kept.user, kept.body) == (
+        *("POST", "/a/b?c=d%20e", "chat7", "anna", "aGk="),
+    )
+    assert kept.headers["a"] == "b"
+    assert site.keys[0] not in str(kept)
+    assert not any(name.startswith("x-dovecote") for name in kept.headers)
+
+
+async def test_a_request_without_a_session_is_given_one(site: Site) -> None:
+    answer = await site.invoke("/fn/work", key=site.keys[0])
+    assert len(answer.headers["x-dovecote-session"]) == 26
+    kept = await site.world.store.tenant(site.world.tenant).invocations.get(answer.json()["id"])
+    assert (kept.path, kept.key) == ("/", answer.headers["x-dovecote-session"])
+
+
+async def test_a_public_function_takes_calls_of_anybody_by_its_slug(site: Site) -> None:
+    """Who has no key names no user, and no session where ids are not the client's to choose."""
+    cookies = Affinity(modes=(Mode.COOKIE,))
+    public = await site.world.functions.create(site.world.tenant, "open", start=START, is_public=True, affinity=cookies)
+    named = {"x_dovecote_user": "anna", "x_dovecote_session": "chat7"}
+    answer = await site.invoke(f"http://{public.slug}.fn.localhost/", **named)
+    assert answer.status_code == 202, answer.text
+    kept = await site.world.store.tenant(site.world.tenant).invocations.get(answer.json()["id"])
+    assert (kept.function, kept.user) == ("open", "default")
+    assert kept.key != "chat7"
+    hidden = await site.world.functions.get(site.world.tenant, "work")
+    assert (await site.invoke(f"http://{hidden.slug}.fn.localhost/")).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "code"),
+    [
+        ({"x_dovecote_invoke": "later"}, 400, "invalid"),
+        ({"x_dovecote_invoke_delay": "soon"}, 400, "invalid"),
+        ({"x_dovecote_invoke_delay": "nan"}, 400, "invalid"),
+        ({"x_dovecote_invoke_delay": "90000"}, 400, "invalid"),
+        ({"x_dovecote_invoke_timeout": "1e999"}, 400, "invalid"),
+        ({"x_dovecote_session": "a b"}, 400, "malformed_id"),
+        ({"x_dovecote_key": "dvc_wrong"}, 401, "bad_key"),
+        ({"x_dovecote_key": ""}, 401, "no_key"),
+    ],
+)
+async def test_what_is_wrong_is_said(site: Site, headers: dict[str, str], status: int, code: str) -> None:
+    answer = await site.invoke("/fn/work/", **({"key": site.keys[0]} | headers))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert answer.headers["x-request-id"] == answer.json()["error"]["request_id"]
+
+
+async def test_another_tenants_function_is_not_there(site: Site) -> None:
+    answer = await site.invoke("/fn/work/", key=site.keys[1])
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_such_function")
+
+
+async def test_a_body_is_bounded(site: Site) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(5):
+            yield b"x" * (MOST_BODY // 4)
+
+    headers = {"x-dovecote-invoke": "async", "x-dovecote-key": site.keys[0]}
+    for content in (pieces(), b"x" * (MOST_BODY + 1)):
+        answer = await site.http.post("/fn/work/", content=content, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+    assert (await site.http.post("/fn/work/", content=b"x" * MOST_BODY, headers=headers)).status_code == 202
+
+
+async def test_bodies_of_the_api_are_text_or_base64(site: Site) -> None:
+    headers = {"x-dovecote-key": site.keys[0]}
+    for body, status in (
+        ({"body": "hé"}, 202),
+        ({"body_base64": "AGhp"}, 202),
+        ({"body": "a", "body_base64": "YQ=="}, 400),
+        ({"body_base64": "?"}, 400),
+        ({"body": "é" * MOST_BODY}, 413),
+        ({"retries": 3}, 400),
+    ):
+        answer = await site.http.post("/v1/functions/work/invocations", json=body, headers=headers)
+        assert answer.status_code == status, answer.text
+
+
+async def test_requests_that_are_not_asynchronous_pass(site: Site) -> None:
+    assert (await site.http.get("/healthz", headers={"x-dovecote-invoke": "async"})).status_code == 200
