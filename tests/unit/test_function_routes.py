@@ -85,6 +85,8 @@ async def api_on(world: World) -> AsyncIterator[Api]:
         addresses=Addresses("localhost", 8080),
         volumes=volumes,
         contents=Contents(world.store, world.sessions, volumes),
+        invocations=cast(Any, None),
+        webhook_secrets=cast(Any, None),
         templates=world.templates,
         metering=Metering(world.sessions),
         deployments=world.deployments,

@@ -54,6 +54,7 @@ async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
             templates=world.templates,
             metering=nothing,
             contents=nothing,
+            deployments=world.deployments,
             invocations=Invocations(world.store, world.functions),
             webhook_secrets=WebhookSecrets(world.store),
         )
@@ -65,7 +66,7 @@ async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 
 
 @pytest.fixture
-async def clients(site: Site) -> AsyncIterator[tuple[AsyncDovecote, AsyncDovecote]]:
+async def clients(site: Site) -> tuple[AsyncDovecote, AsyncDovecote]:
     transport = site.http._transport
     mine, theirs = (AsyncDovecote(key, "http://localhost:8080", transport=transport) for key in site.keys)
     return mine, theirs
