@@ -125,6 +125,8 @@ async def test_what_cannot_be_had_is_said(e2b: E2B) -> None:
     assert problem(await e2b.http.post("/v2/sandboxes", json={"templateID": "nothing"})) == 404
     assert problem(await e2b.http.post("/v2/sandboxes", json={"timeout": -1})) == 400
     assert problem(await e2b.http.post("/v2/sandboxes", content=b"{")) == 400
+    for field in (b'"envVars": {"a=b": ""}', b'"envVars": {"a": "\\ud800"}', b'"metadata": {"a": "\\ud800"}'):
+        assert problem(await e2b.http.post("/v2/sandboxes", content=b'{"templateID": "base", %b}' % field)) == 400
     assert e2b.world.host.instances == {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, TypeVar
@@ -64,7 +65,7 @@ async def _create(here: Call, new: NewSandbox, key: str | None) -> Response:
     async def act() -> str:
         return (await _open(here, new)).id
 
-    session_id = await here.repeating.once(here.tenant_id, key, new.model_dump_json().encode(), act)
+    session_id = await here.repeating.once(here.tenant_id, key, json.dumps(new.model_dump()).encode(), act)
     return await _answer(here, await here.rooms.sessions.get(here.tenant_id, session_id), 201)
 
 

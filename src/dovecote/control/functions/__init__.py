@@ -9,6 +9,7 @@ from typing import Unpack
 
 from dovecote.control.functions.wishes import OnDemand, Runs, parse_spec
 from dovecote.errors import Conflict, Invalid, NotFound
+from dovecote.model.environment import parse_env
 from dovecote.model.ids import is_slug, new_id, parse_name, parse_template_name, random_text
 from dovecote.model.networks import parse_policy
 from dovecote.model.records import Function, Revision, Start
@@ -212,7 +213,7 @@ class Functions:
             wanted = replace(wanted, network=parse_policy(runs["network"]))
         return replace(
             wanted,
-            env=dict(runs.get("env", wanted.env)),
+            env=parse_env(runs.get("env", wanted.env)),
             start=runs.get("start", wanted.start),
             mounts=apart(runs.get("mounts", wanted.mounts)),
             rules=parse_rules(runs.get("rules", wanted.rules)),
@@ -308,7 +309,7 @@ class Functions:
             level=level,
             network=parse_policy(network or NetworkPolicy()),
             start=start or its_start,
-            env=dict(env or {}),
+            env=parse_env(env or {}),
             created_at=datetime.now(UTC),
             pinned=inside,
         )

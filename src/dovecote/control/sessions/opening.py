@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import TypedDict
 
 from dovecote.control.sessions.rules import parse_metadata, parse_tier, parse_time
+from dovecote.model.environment import parse_env
 from dovecote.model.ids import new_id, parse_session_key, random_text
 from dovecote.model.networks import parse_policy
 from dovecote.model.records import Function, Session, User
@@ -68,7 +69,7 @@ def new_session(function: Function, owner: User, wishes: Wishes, now: datetime) 
         quiet_after=parse_time(wishes.get("quiet_after"), "quiet_after"),
         expires_at=now + ttl if ttl else None,
         timeout_at=now + timeout if timeout else None,
-        env=dict(wishes.get("env") or {}),
+        env=parse_env(wishes.get("env") or {}),
         metadata=parse_metadata(wishes.get("metadata") or {}),
         at_timeout=wishes.get("at_timeout", AtTimeout.END),
         park=wishes.get("park", Park.FILES),

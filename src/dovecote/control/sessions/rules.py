@@ -15,6 +15,7 @@ from dovecote.model.trees import Lag, LagState
 LONGEST_TIME = timedelta(days=365)
 MOST_METADATA = 64  # names
 METADATA_CHARACTERS = 16_384  # of all names and texts together
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _METADATA_NAME = re.compile(r'[^"\\\x00-\x1f]{1,256}')
 
 
@@ -84,7 +85,7 @@ def parse_state(name: str) -> SessionState:
 def parse_metadata(texts: Mapping[str, str]) -> dict[str, str]:
     """Names have 1 to 256 characters, without quotes, backslashes and controls: one can look for each of them."""
     for name, text in texts.items():
-        if not _METADATA_NAME.fullmatch(name) or "\0" in text:
+        if not _METADATA_NAME.fullmatch(name) or _UNSTORABLE.search(name + text):
             raise Invalid(
                 f"not metadata: {name[:60]!r}", hint="names have no quotes, backslashes and control characters"
             )
