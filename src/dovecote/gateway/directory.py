@@ -13,8 +13,11 @@ from dovecote.errors import Invalid, NotFound
 from dovecote.gateway.affinity import Found
 from dovecote.gateway.question import Answer, Ask
 from dovecote.model.records import Function, Session
-from dovecote.model.serving import DEFAULT_USER, PUBLIC_USER, Affinity, Mode
+from dovecote.model.serving import Affinity, Mode
 from dovecote.model.sizes import TIERS
+
+DEFAULT_USER = "default"
+PUBLIC_USER = "public"  # everybody who calls a public function without a key
 
 _STRICT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 

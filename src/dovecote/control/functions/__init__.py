@@ -337,6 +337,10 @@ class Functions:
         """Raises NotFound (no_such_function)."""
         return await self._store.tenant(tenant_id).functions.get(function_id)
 
+    async def public(self, slug: str) -> Function | None:
+        """The function that anybody may call by that name, of whatever tenant."""
+        return await self._store.everyone().functions.find(slug=slug, is_public=True)
+
     async def remove(self, tenant_id: str, function_id: str) -> None:
         """Forgets a function; its revisions stay for whoever still runs them. May be repeated."""
         await self._store.tenant(tenant_id).functions.delete(function_id)

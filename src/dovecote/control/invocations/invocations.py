@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from dovecote.control.functions import Functions
 from dovecote.control.invocations.deciding import cancelled
-from dovecote.errors import Conflict, Invalid, NoCapacity, NotFound
+from dovecote.errors import Conflict, Invalid, NoCapacity
 from dovecote.model.ids import new_id, parse_session_key, random_text
 from dovecote.model.invocations import (
     DEFAULT_TIMEOUT,
@@ -25,7 +25,6 @@ from dovecote.model.invocations import (
     parse_timeout,
 )
 from dovecote.model.records import Function
-from dovecote.model.serving import PUBLIC_USER
 from dovecote.store import Store
 
 LONGEST_NAME = 200  # of a user
@@ -84,18 +83,7 @@ class Invocations:
             found = await scope.invocations.find(**same)
             if found is not None:
                 return found
-        if wanted.user == PUBLIC_USER and wanted.key is not None and not await self._is_known(function, wanted):
-            raise NotFound("no session has this id", code="no_such_session", hint="leave it out: one is made for you")
         return await self._keep(self._made(function, wanted))
-
-    async def _is_known(self, function: Function, wanted: Wanted) -> bool:
-        """Strangers share a user, so what one of them made up must not be what another one guesses."""
-        scope = self._store.tenant(function.tenant_id)
-        user = await scope.users.find(name=wanted.user)
-        if user is None:
-            return False
-        same = {"user_id": user.id, "function_id": function.id, "key": wanted.key, "live_marker": "live"}
-        return await scope.sessions.find(**same) is not None
 
     async def _keep(self, made: Invocation) -> Invocation:
         scope = self._store.tenant(made.tenant_id)
