@@ -85,6 +85,7 @@ def invocation(tenant_id: str = A, due_at: datetime | None = NOW, **changes: Any
         "function": "coding",
         "user": "anna",
         "key": "chat7",
+        "is_key_ours": False,
         "method": "POST",
         "path": "/work?a=b",
         "headers": {"content-type": "text/plain"},

@@ -79,7 +79,9 @@ class Routes:
         self.failed: list[str | None] = []
         self.touched = 0
 
-    async def route(self, function: Function, *, user: str, key: str | None, failed: str | None = None) -> Routed:
+    async def route(
+        self, function: Function, *, user: str, key: str | None, is_made_here: bool = False, failed: str | None = None
+    ) -> Routed:
         self.failed.append(failed)
         there = self.addresses.pop(0) if len(self.addresses) > 1 else self.addresses[0]
         if isinstance(there, Exception):

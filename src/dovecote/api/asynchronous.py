@@ -15,11 +15,11 @@ from dovecote.api import errors, metrics
 from dovecote.control.functions import Functions
 from dovecote.control.invocations import Invocations, Wanted
 from dovecote.control.tenancy import Tenancy
-from dovecote.errors import DovecoteError, Invalid
+from dovecote.errors import DovecoteError, Invalid, NotFound
 from dovecote.model.ids import new_id
 from dovecote.model.invocations import DEFAULT_TIMEOUT, MOST_BODY, Invocation, too_large
 from dovecote.model.records import Function
-from dovecote.model.serving import Mode
+from dovecote.model.serving import DEFAULT_USER, PUBLIC_USER, Mode
 
 log = logging.getLogger("dovecote.api")
 
@@ -91,18 +91,18 @@ class Asynchronous:
         label, path = found
         if headers[INVOKE_HEADER].strip().lower() != "async":
             raise Invalid(f"not a way to invoke: {headers[INVOKE_HEADER][:60]!r}", hint="`async`, or leave it out")
-        credential = headers.get("x-dovecote-key", "")
-        function = await self._function(label, credential)
+        function, is_known = await self._callable(label, headers.get("x-dovecote-key", ""))
         affinity = function.affinity
-        # Who has no key of the tenant's chooses neither a user nor, where ids are made here, a session.
-        key = headers.get(affinity.header) if credential or affinity.has(Mode.HEADER) else None
+        # Who has no key of the tenant's chooses no user, and no session where ids are made here.
+        key = headers.get(affinity.header) if is_known or affinity.has(Mode.HEADER) else None
         wanted = Wanted(
             method=method,
             path=path,
             headers=tuple(headers.items()),
             body=await _body(headers, receive),
-            user=(credential and headers.get("x-dovecote-user")) or "default",
+            user=(headers.get("x-dovecote-user") or DEFAULT_USER) if is_known else PUBLIC_USER,
             key=key or None,
+            is_stranger=not is_known,
             delay=_seconds(headers, DELAY_HEADER, timedelta(0)),
             timeout=_seconds(headers, TIMEOUT_HEADER, DEFAULT_TIMEOUT),
             idempotency_key=headers.get("idempotency-key"),
@@ -110,14 +110,18 @@ class Asynchronous:
         made = await self._invocations.create(function, wanted)
         return 202, _told(function, made), _render(made)
 
-    async def _function(self, label: str, credential: str) -> Function:
-        """By its name with a key of its tenant's; by its slug, where it is public, without one."""
-        if not credential:
-            public = await self._functions.public(label)
-            if public is not None:
-                return public
-        principal = await self._tenancy.authenticate(credential)
-        return await self._functions.get(principal.tenant_id, label)
+    async def _callable(self, label: str, credential: str) -> tuple[Function, bool]:
+        """The function of that name or slug, and whether the caller has shown a key of its tenant."""
+        function = await self._functions.by_slug(label)
+        if function is None:
+            tenant_id = (await self._tenancy.authenticate(credential)).tenant_id
+            return await self._functions.get(tenant_id, label), True
+        is_known = False
+        if credential or not function.is_public:
+            is_known = (await self._tenancy.authenticate(credential)).tenant_id == function.tenant_id
+        if not is_known and not function.is_public:
+            raise NotFound(f"no function {label!r}", code="no_such_function", hint="`dovecote function ls` lists them")
+        return function, is_known
 
 
 async def _body(headers: Headers, receive: Receive) -> bytes:

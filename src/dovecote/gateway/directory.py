@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 
 from dovecote.control.apps import Apps
@@ -12,14 +11,10 @@ from dovecote.control.tenancy import Tenancy
 from dovecote.errors import Invalid, NotFound
 from dovecote.gateway.affinity import Found
 from dovecote.gateway.question import Answer, Ask
+from dovecote.model.ids import parse_strict_key
 from dovecote.model.records import Function, Session
-from dovecote.model.serving import Affinity, Mode
+from dovecote.model.serving import DEFAULT_USER, PUBLIC_USER, Affinity, Mode
 from dovecote.model.sizes import TIERS
-
-DEFAULT_USER = "default"
-PUBLIC_USER = "public"  # everybody who calls a public function without a key
-
-_STRICT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 
 
 class Directory:
@@ -87,12 +82,8 @@ def parse_found(found: Found | None, affinity: Affinity) -> Found | None:
         return found
     if not found.key:
         raise NotFound("no session has this id", code="no_such_session", hint="begin a new one")
-    if affinity.strict_ids and found.mode is Mode.HEADER and not _STRICT.fullmatch(found.key):
-        raise Invalid(
-            f"not a session key: {found.key[:60]!r}",
-            code="malformed_id",
-            hint="this function takes 1 to 64 of the characters A-Z a-z 0-9 _ and -, not beginning with a dash",
-        )
+    if affinity.strict_ids and found.mode is Mode.HEADER:
+        parse_strict_key(found.key)
     return found
 
 

@@ -36,6 +36,7 @@ KINDS = {
 _ID = re.compile(rf"({'|'.join(KINDS)})_[{ALPHABET}]{{{LENGTH}}}")
 _SLUG = re.compile(rf"[{ALPHABET}]{{{LENGTH}}}")
 _SESSION_KEY = re.compile(r"[A-Za-z0-9_.:@-]{1,200}")
+_STRICT_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 _HEADER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{4,39}")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
@@ -74,6 +75,17 @@ def parse_session_key(text: str) -> str:
             f"not a session key: {text[:60]!r}",
             code="malformed_id",
             hint="use 1 to 200 of the characters A-Z a-z 0-9 _ . : @ -",
+        )
+    return text
+
+
+def parse_strict_key(text: str) -> str:
+    """A session's key where a function takes only what Function Compute takes."""
+    if not _STRICT_KEY.fullmatch(text):
+        raise Invalid(
+            f"not a session key: {text[:60]!r}",
+            code="malformed_id",
+            hint="this function takes 1 to 64 of the characters A-Z a-z 0-9 _ and -, not beginning with a dash",
         )
     return text
 

@@ -70,6 +70,7 @@ class Invocation:
     function: str  # its name
     user: str  # the tenant's own id for that person
     key: str | None  # of the session; None where the function has none
+    is_key_ours: bool  # whether only we give such keys out, so that its session must be there
     method: str
     path: str  # with the query
     headers: dict[str, str]

@@ -25,7 +25,7 @@ class Route(Protocol):
     """Where a caller's session is served; see `Routing.function`."""
 
     async def __call__(
-        self, function: Function, *, user: str, key: str | None, failed: str | None = None
+        self, function: Function, *, user: str, key: str | None, is_made_here: bool = False, failed: str | None = None
     ) -> Routed: ...
 
 
@@ -55,7 +55,13 @@ class Calling:
         for _ in range(REFUSALS):
             try:
                 async with asyncio.timeout(self._start_timeout):
-                    routed = await self._route(function, user=invocation.user, key=invocation.key, failed=failed)
+                    routed = await self._route(
+                        function,
+                        user=invocation.user,
+                        key=invocation.key,
+                        is_made_here=invocation.is_key_ours,
+                        failed=failed,
+                    )
             except TimeoutError:
                 late = DeadlineExceeded(f"it did not start within {self._start_timeout:g} s", code="start_timeout")
                 return Broken(late, was_sent=False)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from dovecote.control.functions import Functions
 from dovecote.control.invocations.deciding import cancelled
 from dovecote.errors import Conflict, Invalid, NoCapacity
-from dovecote.model.ids import new_id, parse_session_key, random_text
+from dovecote.model.ids import new_id, parse_session_key, parse_strict_key, random_text
 from dovecote.model.invocations import (
     DEFAULT_TIMEOUT,
     MOST_HOPS,
@@ -42,6 +42,7 @@ class Wanted:
     body: bytes = b""
     user: str = "default"
     key: str | None = None  # of the session
+    is_stranger: bool = False  # shares its user with others, so a key that it names must be one that we gave out
     delay: timedelta = timedelta(0)
     timeout: timedelta = DEFAULT_TIMEOUT
     idempotency_key: str | None = None
@@ -108,6 +109,8 @@ class Invocations:
     def _made(self, function: Function, wanted: Wanted) -> Invocation:
         now = self._now()
         invoking = function.invoking
+        if wanted.key is not None and function.affinity.strict_ids:
+            parse_strict_key(wanted.key)
         return Invocation(
             id=new_id("inv"),
             tenant_id=function.tenant_id,
@@ -115,6 +118,7 @@ class Invocations:
             function=function.name,
             user=wanted.user,
             key=(wanted.key or random_text()) if function.has_sessions else None,
+            is_key_ours=wanted.is_stranger and wanted.key is not None,
             method=parse_method(wanted.method),
             path=wanted.path,
             headers=_without(parse_headers(wanted.headers), function.affinity.header),
@@ -207,6 +211,7 @@ class Invocations:
             body=base64.b64decode(found.body),
             user=found.user,
             key=found.key,
+            is_stranger=found.is_key_ours,
             timeout=found.timeout,
         )
         return await self._keep(replace(self._made(function, wanted), replay_of=found.id))

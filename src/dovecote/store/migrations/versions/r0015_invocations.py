@@ -34,6 +34,7 @@ def upgrade() -> None:
         sa.Column("timeout", sa.Double(), nullable=False),
         sa.Column("status", sa.BigInteger(), nullable=True),
         sa.Column("is_truncated", sa.Boolean(), nullable=False),
+        sa.Column("is_key_ours", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_invocations"),
         sa.UniqueConstraint(
             *("tenant_id", "function_id", "idempotency_key"),
