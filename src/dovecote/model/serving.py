@@ -12,7 +12,7 @@ from dovecote.model.ids import parse_header_name
 
 DEFAULT_HEADER = "x-dovecote-session"
 DEFAULT_USER = "default"
-PUBLIC_USER = "public"  # everybody who calls a public function without a key
+PUBLIC_USER = "(public)"  # everybody who calls a public function without a key
 _WEBHOOK = re.compile(r"https?://[^@\s/?#]+([/?#]\S*)?")
 MOST_IN_AN_INSTANCE = 200  # sessions, and requests at once, as Function Compute has it
 MOST_INSTANCES = 1000
