@@ -281,7 +281,7 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
     )
     routing = Routing(store, sessions, functions, tenancy)
     directory = Directory(tenancy, routing, functions, apps)
-    keeping = Keeping(store, fleet, functions, sessions, quiet_after=settings.quiet_after)
+    keeping = Keeping(store, fleet, functions, sessions, quiet_after=settings.quiet_after, route_ttl=settings.route_ttl)
     builds = settings.cache_dir / "builds" / settings.installation
     metering = Metering(sessions)
     volumes = Volumes(store, fleet, tenancy, sessions)
@@ -396,6 +396,7 @@ async def _run(server: Server) -> None:
         await asyncio.gather(*ticking, return_exceptions=True)
         await server.invoking.stop()
         await server.keeping.stop()
+        await server.sessions.placing.stop()
         await server.apps.stop()
         await server.templates.stop()
         await server.tools.stop()

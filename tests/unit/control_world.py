@@ -17,7 +17,18 @@ from dovecote.control.deployments import Deployments
 from dovecote.control.fleet import Death, Fleet
 from dovecote.control.functions import Functions
 from dovecote.control.sandboxes import Sandboxes
-from dovecote.control.sessions import Keeping, Routed, Routing, Sessions, keeping, ledger, live, starting
+from dovecote.control.sessions import (
+    Keeping,
+    Routed,
+    Routing,
+    Sessions,
+    keeping,
+    ledger,
+    live,
+    placing,
+    seats,
+    starting,
+)
 from dovecote.control.templates import Templates
 from dovecote.control.tenancy import Tenancy
 from dovecote.model.records import Session, Start
@@ -99,6 +110,7 @@ class World:
     async def leave(self) -> None:
         self.host.on_death = lambda _: None
         await self.keeping.stop()
+        await self.sessions.placing.stop()
         await self.apps.stop()
         await self.templates.stop()
 
@@ -117,6 +129,12 @@ class World:
         """What a control that was cut short would have left in the store."""
         now = await self.record(session)
         return await self.store.tenant(session.tenant_id).sessions.swap(replace(now, **changes))  # type: ignore[arg-type]
+
+    async def rewrite_seat(self, session: Session, **changes: object) -> None:
+        """Changes the record of a session that has a seat, and what the room has in memory of it."""
+        seat = self.sessions.seated(session.id)
+        assert seat is not None
+        seat.session = await self.rewrite(session, **changes)
 
     async def becomes(self, session: Session, state: SessionState) -> Session:
         async def is_so() -> bool:
@@ -156,7 +174,7 @@ async def until(is_so: Callable[[], bool] | Callable[[], Awaitable[bool]]) -> No
 @asynccontextmanager
 async def world_on(host: MemoryHost, directory: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """Rooms that take their time from the host's clock."""
-    for module in (apps, keeping, live, ledger):
+    for module in (apps, keeping, live, ledger, placing, seats):
         patch.setattr(module, "time", host.clock)
     patch.setattr(starting, "LOOK_EVERY", 0.05)
     path = directory / "store.sqlite"

@@ -91,7 +91,7 @@ class Function:
 
     def is_shared(self, revision: Revision) -> bool:
         """Whether several callers are in one instance, whose files are nobody's own."""
-        return not self.has_sessions or revision.sharing.sessions > 1
+        return not self.has_sessions or revision.sharing.has_seats
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,11 @@ class Sharing:
     requests: int = 0  # at once, of all sessions of the instance
     instances: int = 0
 
+    @property
+    def has_seats(self) -> bool:
+        """Whether a session holds a seat in an instance that others are in too, and has no files of its own."""
+        return self.sessions > 1
+
 
 @dataclass(frozen=True)
 class Hook:

@@ -1,10 +1,10 @@
 """Sessions: the tie between a caller and one instance."""
 
 from dovecote.control.sessions.keeping import Keeping
-from dovecote.control.sessions.live import Live
+from dovecote.control.sessions.live import InstanceView, Live
 from dovecote.control.sessions.opening import Origin, Wishes
 from dovecote.control.sessions.routing import Routed, Routing
-from dovecote.control.sessions.sessions import InstanceView, Sessions
+from dovecote.control.sessions.sessions import Sessions
 from dovecote.control.sessions.starting import ensure_started, wait_for_port, wait_until_ready
 
 __all__ = [

@@ -6,13 +6,18 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Coroutine
 from datetime import UTC, datetime
+from math import inf
+from typing import Any
 
 from dovecote.control.fleet import Death, Fleet, Host, Observed
 from dovecote.control.functions import Functions
+from dovecote.control.sessions.adopting import AdoptingShared
 from dovecote.control.sessions.idle import Move, Quiet, next_move
 from dovecote.control.sessions.live import Live
 from dovecote.control.sessions.rules import ends_at, idle_after, is_over, pauses_at
+from dovecote.control.sessions.seats import Seat, SharedInstance
 from dovecote.control.sessions.sessions import Sessions
 from dovecote.errors import DovecoteError, NotFound
 from dovecote.model.records import Session
@@ -28,13 +33,23 @@ RETRY_LOST_AFTER = 30.0  # seconds between tries to save what a dead instance le
 
 class Keeping:
     def __init__(
-        self, store: Store, fleet: Fleet, functions: Functions, sessions: Sessions, *, quiet_after: float
+        self,
+        store: Store,
+        fleet: Fleet,
+        functions: Functions,
+        sessions: Sessions,
+        *,
+        quiet_after: float,
+        route_ttl: float = 0.0,
     ) -> None:
+        """`route_ttl` is for how many seconds the gateway uses a route without asking."""
         self._store = store
         self._fleet = fleet
         self._functions = functions
         self._sessions = sessions
         self._quiet_after = quiet_after
+        self._unseen = 2 * route_ttl
+        self._shared = AdoptingShared(store, functions, sessions)
         self._moving: dict[str, asyncio.Task[None]] = {}
         self._lost_looked_at = 0.0
         self._limit = asyncio.Semaphore(MOVES_AT_ONCE)
@@ -46,6 +61,7 @@ class Keeping:
         for host_id, host in self._fleet.hosts().items():
             observed = {o.owner: o for o in await host.observe()}
             left = {leftover.owner: leftover for leftover in host.leftovers()}
+            await self._shared.instances(host, observed)
             for state in (*LIVE_SESSION, SessionState.LOST):
                 async for session in self._store.everyone().sessions.each(state=state):
                     if session.host_id in (None, host_id):
@@ -60,8 +76,10 @@ class Keeping:
         async with self._sessions.live.lock(session.id):
             if self._sessions.live.get(session.id) is not None:
                 return  # taken over a moment ago, when its record said another state
-            if seen is not None:
-                revision = await self._functions.revision(session.tenant_id, session.revision_id)
+            revision = await self._functions.revision(session.tenant_id, session.revision_id)
+            if revision.sharing.has_seats:
+                await self._shared.session(session)
+            elif seen is not None:
                 live = Live(session, revision, host, seen.instance_id, seen.address, seen.pid)
                 state = SessionState.FROZEN if seen.state is InstanceState.FROZEN else SessionState.READY
                 if session.state is SessionState.LOST:
@@ -126,6 +144,7 @@ class Keeping:
         now = time.monotonic()
         for host in self._fleet.hosts().values():
             before = [live for live in self._sessions.live.all() if live.host is host]
+            shared = self._sessions.placing.on(host)
             observed = await host.observe()
             there = {seen.instance_id for seen in observed}
             for live in before:
@@ -135,6 +154,11 @@ class Keeping:
                 owner = self._sessions.live.get(seen.owner)
                 if owner is not None and owner.instance_id == seen.instance_id:
                     self._consider(owner, seen, now)
+            by_owner = {seen.owner: seen for seen in observed}
+            for instance, move in self._sessions.placing.due(shared, by_owner, quiet_after=self._quiet_after):
+                self._start(instance.owner, self._turn(instance, move))
+        for seat in self._sessions.placing.seats():
+            self._consider_seat(seat, now)
         if now - self._lost_looked_at >= RETRY_LOST_AFTER:
             self._lost_looked_at = now
             await self._end_expired()
@@ -156,15 +180,40 @@ class Keeping:
             self._begin(move, session, quiet_for, live.touched)
 
     def _begin(self, move: Move, session: Session, quiet_for: float, used: float) -> None:
-        if session.id in self._moving:
+        self._start(session.id, self._make(move, session, quiet_for, used))
+
+    def _start(self, owner: str, making: Coroutine[Any, Any, None]) -> None:
+        """One move of an owner at a time."""
+        if owner in self._moving:
+            making.close()
             return
-        task = asyncio.ensure_future(self._make(move, session, quiet_for, used))
-        self._moving[session.id] = task
+        task = asyncio.ensure_future(making)
+        self._moving[owner] = task
+        task.add_done_callback(lambda _: self._moving.pop(owner, None))
 
-        def forget(_: object) -> None:
-            self._moving.pop(session.id, None)
+    def _consider_seat(self, seat: Seat, now: float) -> None:
+        """A session in a shared instance. Its instance freezes by itself; a route that the gateway has learned serves
+        it unseen for a while."""
+        session = seat.session
+        quiet_for = now - seat.touched
+        lease = session.awake_until is not None and session.awake_until > datetime.now(UTC)
+        move = next_move(
+            session.state,
+            Quiet(quiet_for=max(0.0, quiet_for - self._unseen), busy=int(lease), commands=0, **_time_left(session)),
+            quiet_after=inf,
+            idle_after=idle_after(session, seat.instance.revision).total_seconds(),
+        )
+        if move is not Move.STAY:
+            self._begin(move, session, quiet_for, seat.touched)
 
-        task.add_done_callback(forget)
+    async def _turn(self, instance: SharedInstance, move: Move) -> None:
+        async with self._limit:
+            try:
+                await self._sessions.placing.make(instance, move)
+            except DovecoteError as error:
+                log.warning("%s could not %s: %s", instance.owner, move, error)
+            except Exception:
+                log.exception("%s could not %s", instance.owner, move)
 
     async def _make(self, move: Move, session: Session, quiet_for: float, used: float) -> None:
         async with self._limit:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from dovecote.control.sessions.live import Live, LiveSessions
 from dovecote.control.sessions.rules import alive
+from dovecote.control.sessions.seats import Seat
 from dovecote.errors import NotFound
 from dovecote.model.past import HookRun
 from dovecote.model.records import Session
@@ -19,6 +20,7 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.live = LiveSessions()
+        self.seated: dict[str, Seat] = {}  # by session
 
     async def stored(self, tenant_id: str, session_id: str) -> Session:
         """The record, whatever is true of it by now. Raises NotFound."""
@@ -50,6 +52,9 @@ class Ledger:
         changed = await self.swap(session, **changes)
         if live is not None:
             live.session = changed
+        seat = self.seated.get(session.id)
+        if seat is not None:
+            seat.session = changed
         return changed
 
     async def swap(self, session: Session, **changes: object) -> Session:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from weakref import WeakValueDictionary
@@ -79,6 +80,16 @@ class Live:
 
     def touch(self) -> None:
         self.touched = time.monotonic()
+
+
+@dataclass(frozen=True)
+class InstanceView:
+    """The instance of a live session, for its owner and for operators."""
+
+    instance_id: str
+    address: str
+    pid: int
+    usage: Mapping[str, int | float]
 
 
 class LiveSessions:

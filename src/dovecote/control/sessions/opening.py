@@ -51,21 +51,23 @@ class Wishes(TypedDict, total=False):
 def new_session(function: Function, owner: User, wishes: Wishes, now: datetime) -> Session:
     """Without its mounts. Raises Invalid, NotFound (no_such_tier)."""
     key = wishes.get("key")
-    ttl, timeout = parse_time(wishes.get("ttl"), "ttl"), parse_time(wishes.get("timeout"), "timeout")
+    affinity = function.affinity
+    ttl = parse_time(wishes.get("ttl"), "ttl") or affinity.ttl
+    timeout = parse_time(wishes.get("timeout"), "timeout")
     return Session(
         id=new_id("ses"),
         tenant_id=owner.tenant_id,
         user_id=owner.id,
         function_id=function.id,
         revision_id=function.revision_id,
-        key=parse_session_key(key) if key is not None else random_text(),
+        key=parse_session_key(key, is_strict=affinity.strict_ids) if key is not None else random_text(),
         slug=random_text(),
         state=SessionState.NEW,
         desired=Desired.LIVE,
         created_at=now,
         last_active_at=now,
         tier=parse_tier(wishes.get("tier") or owner.tier),
-        idle_after=parse_time(wishes.get("idle_after"), "idle_after"),
+        idle_after=parse_time(wishes.get("idle_after"), "idle_after") or affinity.idle_after,
         quiet_after=parse_time(wishes.get("quiet_after"), "quiet_after"),
         expires_at=now + ttl if ttl else None,
         timeout_at=now + timeout if timeout else None,

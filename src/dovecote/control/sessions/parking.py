@@ -14,6 +14,7 @@ from dovecote.control.sessions.hibernating import Hibernating
 from dovecote.control.sessions.hooks import PRE_FREEZE, PRE_STOP, run_hook
 from dovecote.control.sessions.ledger import Ledger
 from dovecote.control.sessions.live import Live
+from dovecote.control.sessions.placing import Placing
 from dovecote.control.sessions.saved import SavedFiles
 from dovecote.errors import Conflict, DovecoteError, NotFound
 from dovecote.model.past import HookRun
@@ -28,13 +29,20 @@ HOOK_TRIES, HOOK_PAUSE = 10, 0.05  # of freezing after a hook was called, and se
 
 class Parking:
     def __init__(
-        self, ledger: Ledger, fleet: Fleet, functions: Functions, files: SavedFiles, hibernating: Hibernating
+        self,
+        ledger: Ledger,
+        fleet: Fleet,
+        functions: Functions,
+        files: SavedFiles,
+        hibernating: Hibernating,
+        placing: Placing,
     ) -> None:
         self._ledger = ledger
         self._fleet = fleet
         self._functions = functions
         self._files = files
         self._hibernating = hibernating
+        self._placing = placing
 
     async def freeze(self, tenant_id: str, session_id: str) -> Session:
         """Raises Conflict (busy) when a request or a call is on its way."""
@@ -75,6 +83,9 @@ class Parking:
         async with self._ledger.live.lock(session_id):
             session = await self._ledger.living(tenant_id, session_id)
             live = self._ledger.live.get(session_id)
+            seat = self._ledger.seated.get(session_id)
+            if seat is not None and unless_used_since is not None and seat.touched > unless_used_since:
+                return session
             is_asked = live is not None and unless_used_since is not None
             if live is not None and is_asked and (live.busy or await _used(live, unless_used_since)):
                 return session
@@ -83,7 +94,9 @@ class Parking:
             return session if reason else await self._ledger.change(session, desired=Desired.PARKED)
 
     async def put_away(self, session: Session, reason: str, *, keeps_memory: bool = False) -> Session:
-        """Ends its instance and saves what that leaves. Called under its lock."""
+        """Ends its instance and saves what that leaves; frees its seat, where it has that. Called under its lock."""
+        if (await self._functions.revision(session.tenant_id, session.revision_id)).sharing.has_seats:
+            return await self._placing.leave(session, reason)
         live = self._ledger.live.get(session.id)
         if live is not None:
             if keeps_memory:

@@ -57,6 +57,9 @@ class Pausing:
     async def _pause(self, session: Session, reason: str, hibernate: bool | None = None) -> Session:
         """Called under its lock."""
         live = self._ledger.live.get(session.id)
+        if session.id in self._ledger.seated:
+            session = await self._parking.put_away(session, reason)
+            return await self._ledger.change(session, desired=Desired.PARKED, timeout_at=None)
         if live is not None and live.is_ready and live.is_initialized:
             await self._ledger.note_hook(live, await run_hook(live.inside, PRE_FREEZE))
             session = live.session
@@ -114,9 +117,15 @@ class Pausing:
                 if session.is_paused:
                     session = await self._parking.put_away(session, "restarted")
                     await self._ledger.change(session, memory=None)
-        live = await self._waking.awake(await self._ledger.get(tenant_id, session_id), is_asked=True)
+        session = await self._ledger.get(tenant_id, session_id)
+        if await self._waking.has_seat(session):
+            async with self._ledger.live.lock(session_id):
+                session = await self._ledger.living(tenant_id, session_id)
+                session = await self._ledger.change(session, desired=Desired.LIVE)
+        else:
+            session = (await self._waking.awake(session, is_asked=True)).session
         if at_least is None:
-            return live.session
+            return session
         async with self._ledger.live.lock(session_id):
             session = await self._ledger.living(tenant_id, session_id)
             timeout_at = max(filter(None, (session.timeout_at, from_now(at_least))))

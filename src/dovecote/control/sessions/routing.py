@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from dovecote.control.fleet import Death
 from dovecote.control.functions import Functions
 from dovecote.control.sessions.live import Live
+from dovecote.control.sessions.rules import alive, is_over
 from dovecote.control.sessions.sessions import Sessions
-from dovecote.control.sessions.starting import wait_for_port
+from dovecote.control.sessions.starting import INSTANCE_IS_GONE, wait_for_port
 from dovecote.control.tenancy import Tenancy
 from dovecote.errors import Conflict, DovecoteError, Failed, NotFound
 from dovecote.model.ids import parse_session_key
-from dovecote.model.records import Function, Session, Start
+from dovecote.model.records import Function, Revision, Session, Start
 from dovecote.store import Store
 
 DEATHS_IN_A_ROUTE = 3
 TRIES = 8
-INSTANCE_IS_GONE = frozenset({"no_such_instance", "guest_unreachable", "guest_protocol"})
 
 
 @dataclass(frozen=True)
@@ -53,23 +53,58 @@ class Routing:
         `failed` is an address that could not be reached a moment ago. Raises Invalid (malformed_id), NotFound
         (no_such_session), Gone (session_expired), NoCapacity, and what waking raises.
         """
+        current = await self._functions.revision(function.tenant_id, function.revision_id)
+        if not function.has_sessions:
+            if not _port(current.start):
+                raise _no_server()
+            instance = await self._sessions.placing.anyone(function)
+            return Routed(instance.route, None, bool(current.sharing.requests))
         if key is not None:
-            parse_session_key(key)
-        if key is None and not _port((await self._functions.revision(function.tenant_id, function.revision_id)).start):
+            parse_session_key(key, is_strict=function.affinity.strict_ids)
+        if key is None and not _port(current.start):
             raise _no_server()  # before a session is made that nobody could use
         session = await self._by_key(function, user, key, is_made_here)
         revision = await self._functions.revision(function.tenant_id, session.revision_id)
-        start = session.start or revision.start
-        port = _port(start)
+        if revision.sharing.has_seats:
+            return await self._seat(function, session, failed)
+        return await self._own(session, revision, failed)
+
+    async def _own(self, session: Session, revision: Revision, failed: str | None) -> Routed:
+        """To the instance that the session has for itself."""
+        port, limit = _port(session.start or revision.start), revision.sharing.requests
         if not port:
             raise _no_server()
-        return Routed(await self._route(session, port), session)
+        for _ in range(DEATHS_IN_A_ROUTE):
+            address = await self._route(session, port)
+            live = self._sessions.live.get(session.id)
+            if not limit or address != failed or live is None:
+                break
+            # It lives and has refused the request: there were as many inside as may be.
+            if await self._sessions.lines.wait(live.host, live.instance_id, limit):
+                live.touch()
+                break
+        return Routed(address, session, bool(limit))
+
+    async def _seat(self, function: Function, session: Session, failed: str | None) -> Routed:
+        """To the instance that the session has a seat in."""
+        for _ in range(DEATHS_IN_A_ROUTE):
+            seat = await self._sessions.placing.seat(function, session)
+            instance = seat.instance
+            if not instance.port:
+                raise _no_server()
+            limit = instance.revision.sharing.requests
+            if not limit or instance.route != failed:
+                break
+            if await self._sessions.lines.wait(instance.host, instance.instance_id, limit):
+                seat.touch()
+                break
+        return Routed(instance.route, seat.session, bool(limit))
 
     async def touch(self, session_id: str) -> None:
         """The gateway saw that a stream of it is still open."""
-        live = self._sessions.live.get(session_id)
-        if live is not None:
-            live.touch()
+        for held in (self._sessions.live.get(session_id), self._sessions.seated(session_id)):
+            if held is not None:
+                held.touch()
 
     async def end(self, session_id: str, reason: str) -> None:
         """Its client is done with it, or its only stream has ended. May be repeated."""
@@ -83,8 +118,12 @@ class Routing:
         for _ in range(TRIES):
             if key is not None:
                 found = await sessions.find(user_id=owner.id, function_id=function.id, key=key, live_marker="live")
-                if found is not None:
+                if found is not None and not is_over(found):
                     return found
+                if found is not None:
+                    await self._sessions.expire(found.tenant_id, found.id)
+                if is_made_here or function.affinity.refuses_reuse:
+                    await self._refuse_ended(function, owner.id, key)
                 if is_made_here:
                     raise NotFound("no session has this id", code="no_such_session", hint="begin a new one")
             try:
@@ -94,6 +133,13 @@ class Routing:
             except Conflict:
                 continue  # another request of the same session was first
         raise Conflict(f"session {key} comes and goes", code="busy", hint="try again")
+
+    async def _refuse_ended(self, function: Function, user_id: str, key: str) -> None:
+        """Raises Gone (session_expired) where the last session of the key has ended."""
+        sessions = self._store.tenant(function.tenant_id).sessions
+        last = await sessions.newest(user_id=user_id, function_id=function.id, key=key)
+        if last is not None:
+            alive(last)
 
     async def _route(self, session: Session, port: int) -> str:
         for _ in range(DEATHS_IN_A_ROUTE):

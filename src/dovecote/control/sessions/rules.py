@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
-from dovecote.errors import Conflict, Gone, Invalid, NotFound
+from dovecote.errors import Conflict, Gone, Invalid, NotFound, Unsupported
 from dovecote.model.records import Revision, Session
 from dovecote.model.sizes import TIERS
 from dovecote.model.states import LIVE_SESSION, AtTimeout, SessionState
@@ -32,6 +32,14 @@ def wakeable(session: Session, is_asked: bool) -> Session:
     if session.is_paused and not (session.resumes_on_use or is_asked):
         raise Conflict("the session is paused", code="paused", hint="resume it first")
     return alive(session)
+
+
+def shared_instance() -> Unsupported:
+    return Unsupported(
+        "the session has a seat in an instance that others are in too: it has no files and no commands of its own",
+        code="shared_instance",
+        hint="use a function with one session for each instance",
+    )
 
 
 def is_over(session: Session) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Unpack
 
@@ -14,11 +14,13 @@ from dovecote.control.fleet import Death, Fleet, Host
 from dovecote.control.functions import SANDBOX, Functions
 from dovecote.control.sessions.hibernating import Hibernating
 from dovecote.control.sessions.ledger import Ledger
-from dovecote.control.sessions.live import Live
+from dovecote.control.sessions.lines import Lines
+from dovecote.control.sessions.live import InstanceView, Live
 from dovecote.control.sessions.mounting import added, without
 from dovecote.control.sessions.opening import Origin, Wishes, forked, new_session
 from dovecote.control.sessions.parking import Parking, before_stop
 from dovecote.control.sessions.pausing import Pausing
+from dovecote.control.sessions.placing import Placing
 from dovecote.control.sessions.reinstalling import Reinstalling
 from dovecote.control.sessions.rules import (
     from_now,
@@ -47,16 +49,6 @@ from dovecote.store import Holding, Store
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class InstanceView:
-    """The instance of a live session, for its owner and for operators."""
-
-    instance_id: str
-    address: str
-    pid: int
-    usage: Mapping[str, int | float]
-
-
 class Sessions:
     def __init__(
         self,
@@ -73,7 +65,7 @@ class Sessions:
         self._functions = functions
         self._tenancy = tenancy
         self._ledger = Ledger(store)
-        self.live = self._ledger.live
+        self.live, self.seated = self._ledger.live, self._ledger.seated.get
         self.tokens = Tokens(store, self.live)
         self.files = SavedFiles(fleet, self._ledger.swap)
         self._reinstalling = Reinstalling(self._ledger.swap, timeout=reinstall_timeout)
@@ -82,8 +74,10 @@ class Sessions:
         self.get, self.by_slug = self._ledger.get, self._ledger.by_slug
         waking = Waking(self._ledger, fleet, functions, self._reinstalling, start_timeout=start_timeout)
         self.awake, self.wake, self.use, self.serve = waking.awake, waking.wake, waking.use, waking.serve
+        self.lines = Lines(longest=start_timeout)
+        self.placing = Placing(self._ledger, fleet, functions, start_timeout=start_timeout, lines=self.lines)
         hibernating = Hibernating(self._ledger)
-        parking = Parking(self._ledger, fleet, functions, self.files, hibernating)
+        parking = Parking(self._ledger, fleet, functions, self.files, hibernating, self.placing)
         self.freeze, self.rest, self.park, self.rewind = parking.freeze, parking.rest, parking.park, parking.rewind
         pausing = Pausing(self._ledger, waking, parking, hibernating)
         self.pause, self.pause_if_due, self.resume = pausing.pause, pausing.pause_if_due, pausing.resume
@@ -105,6 +99,10 @@ class Sessions:
         Conflict (exists), and what waking raises.
         """
         function = await self._functions.get(tenant_id, wishes.get("function", SANDBOX))
+        if not function.has_sessions:
+            raise Invalid(
+                f"function {function.name} has no sessions", code="no_sessions", hint="its affinity mode is `none`"
+            )
         owner = await self._tenancy.user(tenant_id, wishes.get("user") or "default")
         session = new_session(function, owner, wishes, datetime.now(UTC))
         size = {"template": wishes.get("template"), "spec": wishes.get("spec"), "level": wishes.get("level")}
@@ -272,6 +270,8 @@ class Sessions:
         instance_id = live.instance_id if live else session.instance_id
         if live is not None and (run := await before_stop(live)) is not None:
             session = replace(session, past=live.session.past.ran(run))
+        if (await self._functions.revision(session.tenant_id, session.revision_id)).sharing.has_seats:
+            instance_id = None  # others are in it
         if session.state is not SessionState.ENDED:
             # Ahead of the end: what names a tree keeps it in the store, and nobody looks at an ended session again.
             await self._forget_snapshots(session)
@@ -286,6 +286,7 @@ class Sessions:
             # Again: one may have been taken just before the end. Whoever takes one from now on finds the end.
             await self._forget_snapshots(session)
         self.live.drop(session.id)
+        self.placing.ended(session.id)
         for host_id, host in self._fleet.hosts().items():
             # Any host that had it once may have an orphan.
             await _end(host, instance_id if session.host_id in (None, host_id) else None, session.id)
@@ -332,13 +333,18 @@ class Sessions:
     async def instance(self, tenant_id: str, session_id: str) -> InstanceView:
         """Raises NotFound (no_instance) when it has none now."""
         await self._ledger.get(tenant_id, session_id)
+        if (seat := self._ledger.seated.get(session_id)) is not None:
+            shared = seat.instance
+            usage = await shared.host.usage(shared.instance_id)
+            return InstanceView(shared.instance_id, shared.address, shared.pid, usage)
         live = self.live.get(session_id)
         if live is None:
             raise NotFound("the session has no instance now", code="no_instance", hint="wake it")
         return InstanceView(live.instance_id, live.address, live.pid, await live.host.usage(live.instance_id))
 
     def died(self, death: Death) -> None:
-        """Told by a host: the instance of one of our sessions ended by itself."""
+        """Told by a host: the instance of some of our sessions ended by itself."""
+        self.placing.died(death)
         live = self.live.get(death.owner)
         if live is None or live.instance_id != death.instance_id:
             return

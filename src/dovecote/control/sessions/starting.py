@@ -13,6 +13,7 @@ from dovecote.model.records import Start
 
 LOOK_EVERY = 1.0  # seconds between looks at whether the server still lives
 LAST_WORDS = 600  # characters of its output that an error shows
+INSTANCE_IS_GONE = frozenset({"no_such_instance", "guest_unreachable", "guest_protocol"})  # codes of errors
 
 
 async def ensure_started(guest: Guest, start: Start, *, user: str, env: Mapping[str, str], cwd: str) -> int:

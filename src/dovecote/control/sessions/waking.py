@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -13,14 +14,15 @@ from dovecote.control.fleet import Claim, Command, Fleet, Host, Placed
 from dovecote.control.functions import Functions
 from dovecote.control.sessions.hooks import INITIALIZE, failed_start, run_hook
 from dovecote.control.sessions.ledger import Ledger
+from dovecote.control.sessions.lines import no_instances
 from dovecote.control.sessions.live import Live
 from dovecote.control.sessions.reinstalling import Reinstalling
-from dovecote.control.sessions.rules import recovery_point, wakeable
+from dovecote.control.sessions.rules import recovery_point, shared_instance, wakeable
 from dovecote.control.sessions.saved import last_good
 from dovecote.control.sessions.starting import ensure_started, wait_for_port, wait_until_ready
 from dovecote.errors import Conflict, DovecoteError, StorageFailed
 from dovecote.model.past import HookRun, Past
-from dovecote.model.records import Session, Start
+from dovecote.model.records import Revision, Session, Start
 from dovecote.model.sizes import SPECS
 from dovecote.model.states import LIVE_SESSION, Desired, SessionState
 from dovecote.model.trees import Workspace
@@ -38,6 +40,7 @@ class Waking:
         self._reinstalling = reinstalling
         self._start_timeout = start_timeout
         self._waking: dict[str, asyncio.Task[Live]] = {}
+        self._claiming: Counter[str] = Counter()  # by function
 
     async def wake(self, tenant_id: str, session_id: str) -> Session:
         """Ready whatever it takes; with a recorded start, its port is open. Raises what claims and starts raise."""
@@ -48,6 +51,10 @@ class Waking:
         else:
             await self._initialize(live)
         return live.session
+
+    async def has_seat(self, session: Session) -> bool:
+        """Whether its place is a seat in an instance that others are in too, which its next request gives it."""
+        return (await self._functions.revision(session.tenant_id, session.revision_id)).sharing.has_seats
 
     @asynccontextmanager
     async def use(self, tenant_id: str, session_id: str) -> AsyncIterator[Live]:
@@ -149,6 +156,28 @@ class Waking:
 
     async def _claim(self, session: Session) -> Live:
         revision = await self._functions.revision(session.tenant_id, session.revision_id)
+        if revision.sharing.has_seats:
+            raise shared_instance()
+        with self._bounded(session, revision.sharing.instances):
+            return await self._claim_own(session, revision)
+
+    @contextmanager
+    def _bounded(self, session: Session, most: int) -> Iterator[None]:
+        """Raises NoCapacity (no_instances) where as many sessions of its function live as may."""
+        function_id = session.function_id
+        if most:
+            lives = sum(1 for live in self._ledger.live.all() if live.session.function_id == function_id)
+            if lives + self._claiming[function_id] >= most:
+                raise no_instances(most)
+        self._claiming[function_id] += 1
+        try:
+            yield
+        finally:
+            self._claiming[function_id] -= 1
+            if not self._claiming[function_id]:
+                del self._claiming[function_id]
+
+    async def _claim_own(self, session: Session, revision: Revision) -> Live:
         if session.state in LIVE_SESSION:
             # The record says that it lives, and it does not: its death has not been noted yet.
             session = await self._ledger.swap(session, state=SessionState.LOST, instance_id=None)

@@ -1,0 +1,118 @@
+"""Starts, rests and ends one shared instance."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from dovecote.control.fleet import Claim
+from dovecote.control.sessions.hooks import INITIALIZE, PRE_FREEZE, PRE_STOP, failed_start, run_hook
+from dovecote.control.sessions.seats import SharedInstance
+from dovecote.control.sessions.starting import ensure_started, wait_for_port
+from dovecote.errors import DovecoteError, Failed, NotFound
+from dovecote.model.sizes import SPECS
+from dovecote.model.trees import Workspace
+
+log = logging.getLogger(__name__)
+
+STOP_TRIES = 5
+FREEZE_TRIES, FREEZE_PAUSE = 10, 0.05  # after a hook was called, whose connection may need a moment to be gone
+
+
+class Bringing:
+    def __init__(self, *, start_timeout: float) -> None:
+        self._start_timeout = start_timeout
+
+    async def bring(self, instance: SharedInstance) -> None:
+        """Returns when it takes requests. What claims, starts and hooks raise; then nothing of it is left."""
+        try:
+            await self._bring(instance)
+        except Exception:
+            await self.stop(instance)
+            raise
+        if instance.is_dead:
+            raise Failed("its instance died as it started", code="instance_dies", hint="look at its memory limit")
+        instance.is_ready = True
+        instance.touch()
+
+    async def _bring(self, instance: SharedInstance) -> None:
+        revision = instance.revision
+        placed = await instance.host.claim(
+            Claim(
+                owner=instance.owner,
+                workspace=Workspace(revision.template, revision.tree),
+                limits=SPECS[revision.spec].limits,
+                network=revision.network,
+                level=revision.level,
+                epoch=1,
+                keeps_files=False,
+                allow_setuid=revision.inside.has_sudo,
+                mounts=revision.mounts,
+                connections=revision.sharing.requests,
+            )
+        )
+        instance.instance_id, instance.address, instance.pid = placed.instance_id, placed.address, placed.pid
+        await self.serve(instance)
+        run = await run_hook(instance.inside, INITIALIZE)
+        if run is not None and not run.is_ok:
+            raise failed_start(run)
+
+    async def serve(self, instance: SharedInstance) -> None:
+        """Returns when its server takes connections, started unless it runs."""
+        guest, start = instance.host.guest(instance.instance_id), instance.revision.start
+        assert start is not None
+        if (await guest.wait_port(start.port, 0)).is_open:
+            return
+        inside = instance.revision.inside
+        server = await ensure_started(guest, start, user=inside.user, env=instance.environment, cwd=inside.cwd)
+        await wait_for_port(guest, start.port, server=server, timeout=self._start_timeout)
+
+    async def thaw(self, instance: SharedInstance) -> None:
+        async with instance.turning:
+            if instance.is_frozen:
+                await instance.host.thaw(instance.instance_id)
+                instance.is_frozen = False
+
+    async def freeze(self, instance: SharedInstance) -> bool:
+        """False when a request is on its way."""
+        async with instance.turning:
+            if instance.is_frozen:
+                return True
+            await run_hook(instance.inside, PRE_FREEZE)
+            instance.is_frozen = await self._freeze(instance)
+            return instance.is_frozen
+
+    async def _freeze(self, instance: SharedInstance) -> bool:
+        tries = FREEZE_TRIES if instance.revision.hooks.pre_freeze is not None else 1
+        for _ in range(tries):
+            if await instance.host.freeze(instance.instance_id):
+                return True
+            if tries > 1:
+                await asyncio.sleep(FREEZE_PAUSE)
+        return False
+
+    async def end(self, instance: SharedInstance) -> bool:
+        """Ends it unless a request is on its way. Whoever calls this has seen to it that nobody new is sent there."""
+        async with instance.turning:
+            if not instance.is_frozen and not await instance.host.freeze(instance.instance_id):
+                return False
+            instance.is_frozen = True
+            if instance.revision.hooks.pre_stop is not None:
+                with contextlib.suppress(DovecoteError):  # the hook itself finds out
+                    await instance.host.thaw(instance.instance_id)
+                await run_hook(instance.inside, PRE_STOP)
+            await self.stop(instance)
+            return True
+
+    async def stop(self, instance: SharedInstance) -> None:
+        for attempt in range(STOP_TRIES):
+            try:
+                if instance.instance_id and not instance.is_dead:
+                    await instance.host.stop(instance.instance_id)
+                return
+            except NotFound:
+                return  # gone already
+            except Exception as error:
+                log.error("%s of %s could not be stopped: %s", instance.instance_id, instance.owner, error)
+                await asyncio.sleep(2**attempt)
