@@ -102,7 +102,7 @@ def test_never_more_requests_than_allowed_are_inside(own: Installation, client: 
 
 
 def test_without_sessions_more_instances_answer_when_one_is_full(own: Installation, client: Dovecote) -> None:
-    sharing, affinity = Sharing(requests=2, instances=2), Affinity(modes=("none",))
+    sharing, affinity = Sharing(requests=2, instances=2), Affinity(modes=["none"])
     start = threading.Barrier(8)
     with function(client, "plain", sharing, affinity) as web, ThreadPoolExecutor(8) as pool:
 

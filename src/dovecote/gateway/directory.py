@@ -8,7 +8,7 @@ from dovecote.control.apps import Apps
 from dovecote.control.functions import Functions
 from dovecote.control.sessions import Routed, Routing
 from dovecote.control.tenancy import Tenancy
-from dovecote.errors import Invalid, NotFound
+from dovecote.errors import Gone, Invalid, NotFound
 from dovecote.gateway.affinity import Found
 from dovecote.gateway.question import Answer, Ask
 from dovecote.model.ids import parse_strict_key
@@ -69,11 +69,17 @@ class Directory:
             return await self._routing.function(
                 function, user=user, key=found.key, is_made_here=is_made_here, failed=ask.failed
             )
+        except Gone as error:
+            if found.mode in (Mode.MCP_HTTP, Mode.MCP_SSE):
+                # What MCP's clients begin anew on.
+                raise NotFound(error.message, code="no_such_session", hint="begin a new one") from error
+            if found.mode is not Mode.COOKIE or function.affinity.refuses_reuse:
+                raise
         except (NotFound, Invalid) as error:
             if found.mode is not Mode.COOKIE or error.code not in ("no_such_session", "malformed_id"):
                 raise
-            # A browser cannot know that its session has ended: it is given another one.
-            return await self._routing.function(function, user=user, key=None, failed=ask.failed)
+        # A browser cannot know that its session has ended: it is given another one.
+        return await self._routing.function(function, user=user, key=None, failed=ask.failed)
 
 
 def parse_found(found: Found | None, affinity: Affinity) -> Found | None:
