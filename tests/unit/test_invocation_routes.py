@@ -15,7 +15,7 @@ from dovecote.api.rooms import Rooms
 from dovecote.control.invocations import Invocations, WebhookSecrets
 from dovecote.model.addresses import Addresses
 from dovecote.model.invocations import MOST_BODY
-from dovecote.model.serving import Affinity, Mode
+from dovecote.model.serving import PUBLIC_USER, Affinity, Mode
 from dovecote.sdk import AsyncDovecote, DovecoteError
 from tests.unit.control_world import START, World, world_on
 from tests.unit.fake_rooms import nothing_here
@@ -143,12 +143,12 @@ async def test_a_public_function_takes_calls_of_anybody_by_its_slug(site: Site) 
     answer = await site.invoke(f"http://{public.slug}.fn.localhost/", **named)
     assert answer.status_code == 202, answer.text
     kept = await site.world.store.tenant(site.world.tenant).invocations.get(answer.json()["id"])
-    assert (kept.function, kept.user, kept.is_key_ours) == ("open", "public", False)
+    assert (kept.function, kept.user, kept.is_key_ours) == ("open", PUBLIC_USER, False)
     assert kept.key != "chat7"
     chosen = await site.world.functions.create(site.world.tenant, "chosen", start=START, is_public=True)
     answer = await site.invoke(f"http://{chosen.slug}.fn.localhost/", **named)
     kept = await site.world.store.tenant(site.world.tenant).invocations.get(answer.json()["id"])
-    assert (kept.user, kept.key, kept.is_key_ours) == ("public", "chat7", True)  # it must be there already
+    assert (kept.user, kept.key, kept.is_key_ours) == (PUBLIC_USER, "chat7", True)  # it must be there already
     hidden = await site.world.functions.get(site.world.tenant, "work")
     assert (await site.invoke(f"http://{hidden.slug}.fn.localhost/")).status_code == 401
 
