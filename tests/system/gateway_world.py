@@ -13,20 +13,12 @@ from pathlib import Path
 
 import httpx
 
-from dovecote.errors import DovecoteError, NotFound
+from dovecote.api import errors as api_errors
+from dovecote.errors import NotFound
 from dovecote.gateway import Answer, Ask, Gateway
 
 SLUG = "abcdefghijkmnpqrstuvwxyz23"
 BOUND = 20.0  # seconds that a condition may take
-
-
-def render(error: DovecoteError, request_id: str) -> tuple[int, Mapping[str, str], bytes]:
-    status = {"not_found": 404, "start_timeout": 504, "too_many": 429, "unauthenticated": 401}.get(error.code, 500)
-    fields = {"code": error.code, "message": error.message, "hint": error.hint, "request_id": request_id}
-    headers = {"content-type": "application/json", "x-request-id": request_id}
-    if error.retry_after is not None:
-        headers["retry-after"] = f"{error.retry_after:g}"
-    return status, headers, json.dumps({"error": fields}).encode()
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
@@ -195,7 +187,7 @@ class World:
             route_ttl=self.route_ttl,
             start_timeout=self.start_timeout,
             resolve=self._resolve,
-            render=render,
+            render=api_errors.render,
             touch=self._touch,
             end=self._end,
             report_every=self.report_every,

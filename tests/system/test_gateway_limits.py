@@ -1,0 +1,238 @@
+"""Instances that take so many requests at once, and errors of functions, through a real Envoy."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+
+from dovecote.errors import DeadlineExceeded, Gone, Invalid, NoCapacity, NotFound, Unauthenticated
+from dovecote.gateway import Answer, Ask
+from dovecote.model.serving import Affinity, Mode
+from tests.system.gateway_world import BOUND, World, free_port, until, world
+
+pytestmark = [pytest.mark.system, pytest.mark.anyio]
+
+FUNCTION = "chat.fn.localhost"
+KEY = {"x_dovecote_key": "key-of-one"}
+
+
+@pytest.fixture
+async def w() -> AsyncIterator[World]:
+    async with world() as there:
+        await there.open()
+        yield there
+
+
+class Narrow:
+    """A server that takes one connection at a time and refuses others, as the network of a limited instance does."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.most = self.open = self.served = 0
+        self.gate = asyncio.Event()
+        self.is_free = asyncio.Condition()
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def listen(self) -> None:
+        raw = socket.socket()
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        raw.bind(("127.0.0.1", self.port))
+        self._server = await asyncio.start_server(self._serve, sock=raw)
+
+    async def refuse(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self.refuse()  # nobody else gets in
+        self.open += 1
+        self.most = max(self.most, self.open)
+        try:
+            requests = 0
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                requests += 1
+                assert requests == 1, "a second request came by the same connection"
+                size = next((int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"content-length:")), 0)
+                await reader.readexactly(size)
+                await self.gate.wait()
+                self.served += 1
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+            self.open -= 1
+            await self.listen()
+            async with self.is_free:
+                self.is_free.notify_all()
+
+
+async def test_requests_beyond_the_limit_of_an_instance_wait_their_turn_and_none_is_lost(w: World) -> None:
+    """Python hands out an address that is taken as often as not; each request ends up served, once."""
+    narrow = Narrow()
+    await narrow.listen()
+    affinity = Affinity(modes=(Mode.NONE,))
+
+    async def answer(ask: Ask) -> Answer:
+        if ask.failed is not None:  # queued until the instance says that it has a place
+            assert ask.failed == narrow.address
+            async with asyncio.timeout(BOUND), narrow.is_free:
+                await narrow.is_free.wait()
+        return Answer(narrow.address, affinity=affinity, is_limited=True)
+
+    w.answers = answer
+    try:
+        narrow.gate.set()
+        assert (await w.send("POST", FUNCTION, body=b"x", **KEY)).text == "ok"
+        assert (await w.send("POST", FUNCTION, body=b"x", **KEY)).text == "ok"  # by the remembered address
+        assert len(w.asks) == 1 or w.asks[-1].failed == narrow.address
+        narrow.gate.clear()
+        many = [asyncio.create_task(w.send("POST", FUNCTION, body=b"x", **KEY)) for _ in range(4)]
+
+        async def all_others_wait() -> bool:
+            return w.gateway is not None and w.gateway.held == 3
+
+        await until(all_others_wait)
+        narrow.gate.set()
+        answers = await asyncio.gather(*many)
+        assert [one.text for one in answers] == ["ok"] * 4
+        assert (narrow.served, narrow.most) == (6, 1)
+    finally:
+        await narrow.refuse()
+
+
+@pytest.mark.parametrize("is_limited", [False, True])
+async def test_an_address_that_is_wrong_again_and_again_is_given_up(w: World, is_limited: bool) -> None:
+    dead = f"127.0.0.1:{free_port()}"
+
+    async def answer(ask: Ask) -> Answer:
+        return Answer(dead, affinity=Affinity(), key="s1", is_limited=is_limited)
+
+    w.answers = answer
+    response = await w.send("POST", FUNCTION, body=b"x", **KEY)
+    assert (response.json()["error"]["code"], len(w.asks)) == ("unreachable", 10 if is_limited else 4)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code", "retry_after"),
+    [
+        (Invalid("odd", code="malformed_id"), 400, "malformed_id", None),
+        (Unauthenticated("no key"), 401, "unauthenticated", None),
+        (Gone("over", code="session_expired"), 401, "session_expired", None),
+        (NotFound("none", code="no_such_session"), 404, "no_such_session", None),
+        (NoCapacity("full", code="too_many", retry_after=3), 429, "too_many", "3"),
+        (DeadlineExceeded("slow", code="start_timeout"), 504, "start_timeout", None),
+    ],
+)
+async def test_what_python_refuses_has_its_status_and_one_shape(
+    w: World, error: Exception, status: int, code: str, retry_after: str | None
+) -> None:
+    async def answer(ask: Ask) -> Answer:
+        raise error
+
+    w.answers = answer
+    for host, path in ((FUNCTION, "/"), ("localhost", "/fn/chat/")):
+        response = await w.send("POST", host, path, b"x", **KEY)
+        said = response.json()["error"]
+        assert (response.status_code, said["code"]) == (status, code)
+        assert set(said) == {"code", "message", "hint", "request_id"}
+        assert response.headers.get("retry-after") == retry_after
+
+
+async def test_a_post_whose_instance_dies_is_not_repeated_and_a_get_is(w: World) -> None:
+    first, second = await w.instance("first"), await w.instance("second")
+    at = first
+
+    async def answer(ask: Ask) -> Answer:
+        return Answer(at.address, affinity=Affinity(), key="s1")
+
+    w.answers = answer
+    named = {"x_dovecote_session": "s1", **KEY}
+    await w.get(FUNCTION, **named)
+    post = asyncio.create_task(w.send("POST", FUNCTION, "/hang", b"x", **named))
+    keyed = asyncio.create_task(w.send("POST", FUNCTION, "/gated", b"x", idempotency_key="k", **named))
+    get = asyncio.create_task(w.get(FUNCTION, "/gated", **named))
+
+    async def all_there() -> bool:
+        return {"POST /hang", "POST /gated", "GET /gated"} <= set(first.seen)
+
+    await until(all_there)
+    at = second
+    await first.die()
+    response = await post
+    assert (response.status_code, response.json()["error"]["code"]) == (502, "instance_died")
+    for _ in range(2):
+        second.gate.release()
+    assert [(await each).json()["name"] for each in (keyed, get)] == ["second", "second"]
+    assert "POST /hang" not in second.seen
+
+
+async def test_requests_go_on_while_nobody_reads_what_is_told_of_streams() -> None:
+    """The pipe is full and its reader stopped: Envoy's workers do not wait for it."""
+    async with world() as w:
+        w.report_every = 0.01
+        await w.open()
+        instance = await w.instance("a")
+
+        async def answer(ask: Ask) -> Answer:
+            found = ask.session(Affinity())
+            key = found.key if found else "x"
+            return Answer(instance.address, affinity=Affinity(), key=key, session_id=f"ses_{key}")
+
+        w.answers = answer
+        fifo = os.open(w.run_dir / "gateway" / "streams", os.O_WRONLY | os.O_NONBLOCK)
+        assert w.gateway is not None
+        asyncio.get_running_loop().remove_reader(w.gateway._streams._fd)
+        try:
+            while True:
+                os.write(fifo, b"\n" * 4096)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(fifo)
+        long = [asyncio.create_task(w.get(FUNCTION, "/gated", x_dovecote_session=f"l{n}", **KEY)) for n in range(20)]
+        for n in range(200):
+            assert (await w.get(FUNCTION, x_dovecote_session=f"s{n % 10}", **KEY)).status_code == 200
+        for _ in long:
+            instance.gate.release()
+        assert {(await each).status_code for each in long} == {200}
+        asyncio.get_running_loop().add_reader(w.gateway._streams._fd, w.gateway._streams._read)
+
+        async def are_touched() -> bool:
+            return {f"ses_l{n}" for n in range(20)} <= set(w.touched)
+
+        await until(are_touched)
+
+
+async def test_streams_are_told_of_again_after_control_was_gone(w: World) -> None:
+    """Envoy goes on without a reader, and writes to the same pipe when there is one again."""
+    instance = await w.instance("a")
+    assert w.gateway is not None
+
+    async def answer(ask: Ask) -> Answer:
+        return Answer(instance.address, affinity=Affinity(modes=(Mode.MCP_HTTP,)), key="s1", session_id="ses_s1")
+
+    w.answers = answer
+    pid = w.gateway.envoy_pid
+    await w.get(FUNCTION, mcp_session_id="s1.x", **KEY)
+    await w.gateway.stop(keep_envoy=True)
+    assert (await w.get(FUNCTION, mcp_session_id="s1.x", **KEY)).status_code == 200
+    await w.open()
+    assert w.gateway.envoy_pid == pid
+    await w.send("DELETE", FUNCTION, "/", b"", mcp_session_id="s1.x", **KEY)
+
+    async def is_over() -> bool:
+        return w.ended == [("ses_s1", "its MCP client ended it")]
+
+    await until(is_over)
