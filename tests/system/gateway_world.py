@@ -44,6 +44,7 @@ class Instance:
     def __init__(self, name: str, ip: str = "127.0.0.1") -> None:
         self.name, self.ip, self.port = name, ip, 0
         self.seen: list[str] = []
+        self.connections = 0
         self.gate = asyncio.Semaphore(0)
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -72,6 +73,7 @@ class Instance:
         assert task is not None
         self._tasks.add(task)
         self._writers.add(writer)
+        self.connections += 1
         try:
             while await self._one(reader, writer):
                 await writer.drain()

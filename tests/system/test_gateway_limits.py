@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
+from collections import Counter
 from collections.abc import AsyncIterator
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from dovecote.errors import DeadlineExceeded, Gone, Invalid, NoCapacity, NotFound, Unauthenticated
 from dovecote.gateway import Answer, Ask
 from dovecote.model.serving import Affinity, Mode
-from tests.system.gateway_world import BOUND, World, free_port, until, world
+from tests.system.gateway_world import World, free_port, until, world
 
 pytestmark = [pytest.mark.system, pytest.mark.anyio]
 
@@ -27,89 +27,55 @@ async def w() -> AsyncIterator[World]:
         yield there
 
 
-class Narrow:
-    """A server that takes one connection at a time and refuses others, as the network of a limited instance does."""
-
-    def __init__(self) -> None:
-        self.port = free_port()
-        self.most = self.open = self.served = 0
-        self.gate = asyncio.Event()
-        self.is_free = asyncio.Condition()
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    async def listen(self) -> None:
-        raw = socket.socket()
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        raw.bind(("127.0.0.1", self.port))
-        self._server = await asyncio.start_server(self._serve, sock=raw)
-
-    async def refuse(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self.refuse()  # nobody else gets in
-        self.open += 1
-        self.most = max(self.most, self.open)
-        try:
-            requests = 0
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                requests += 1
-                assert requests == 1, "a second request came by the same connection"
-                size = next((int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"content-length:")), 0)
-                await reader.readexactly(size)
-                await self.gate.wait()
-                self.served += 1
-                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-            self.open -= 1
-            await self.listen()
-            async with self.is_free:
-                self.is_free.notify_all()
-
-
-async def test_requests_beyond_the_limit_of_an_instance_wait_their_turn_and_none_is_lost(w: World) -> None:
-    """Python hands out an address that is taken as often as not; each request ends up served, once."""
-    narrow = Narrow()
-    await narrow.listen()
-    affinity = Affinity(modes=(Mode.NONE,))
+@pytest.mark.parametrize("refusals", [1, 8])
+async def test_a_request_that_a_full_instance_refuses_waits_its_turn_and_is_sent_once(w: World, refusals: int) -> None:
+    """Also when others are there first again and again: no place is promised, and none is lost."""
+    instance, full = await w.instance("a"), f"127.0.0.1:{free_port()}"
+    refused: Counter[str] = Counter()
 
     async def answer(ask: Ask) -> Answer:
-        if ask.failed is not None:  # queued until the instance says that it has a place
-            assert ask.failed == narrow.address
-            async with asyncio.timeout(BOUND), narrow.is_free:
-                await narrow.is_free.wait()
-        return Answer(narrow.address, affinity=affinity, is_limited=True)
+        refused[ask.path] += ask.failed is not None
+        address = instance.address if refused[ask.path] >= refusals else full
+        return Answer(address, affinity=Affinity(modes=(Mode.NONE,)), learn=False, is_limited=True)
 
     w.answers = answer
-    try:
-        narrow.gate.set()
-        assert (await w.send("POST", FUNCTION, body=b"x", **KEY)).text == "ok"
-        assert (await w.send("POST", FUNCTION, body=b"x", **KEY)).text == "ok"  # by the remembered address
-        assert len(w.asks) == 1 or w.asks[-1].failed == narrow.address
-        narrow.gate.clear()
-        many = [asyncio.create_task(w.send("POST", FUNCTION, body=b"x", **KEY)) for _ in range(4)]
+    answers = await asyncio.gather(*(w.send("POST", FUNCTION, f"/{n}", b"x", **KEY) for n in range(20)))
+    assert {one.status_code for one in answers} == {200}
+    assert sorted(instance.seen) == sorted(f"POST /{n}" for n in range(20))
+    assert set(refused.values()) == {refusals}
 
-        async def all_others_wait() -> bool:
-            return w.gateway is not None and w.gateway.held == 3
 
-        await until(all_others_wait)
-        narrow.gate.set()
-        answers = await asyncio.gather(*many)
-        assert [one.text for one in answers] == ["ok"] * 4
-        assert (narrow.served, narrow.most) == (6, 1)
-    finally:
-        await narrow.refuse()
+@pytest.mark.parametrize("is_limited", [False, True])
+async def test_an_instance_with_a_limit_gets_a_connection_for_each_request(w: World, is_limited: bool) -> None:
+    instance = await w.instance("a")
+
+    async def answer(ask: Ask) -> Answer:
+        found = ask.session(Affinity())
+        return Answer(instance.address, affinity=Affinity(), key=found.key if found else "s", is_limited=is_limited)
+
+    w.answers = answer
+    for session in ("one", "one", "two", "one", "two"):
+        assert (await w.get(FUNCTION, x_dovecote_session=session, **KEY)).json()["name"] == "a"
+    assert len(w.asks) == 2
+    assert (instance.connections == 5) == is_limited
+
+
+async def test_a_remembered_instance_that_is_full_is_asked_about(w: World) -> None:
+    first, second = await w.instance("first"), await w.instance("second")
+    at = first
+
+    async def answer(ask: Ask) -> Answer:
+        return Answer(at.address, affinity=Affinity(), key="s1", is_limited=True)
+
+    w.answers = answer
+    named = {"x_dovecote_session": "s1", **KEY}
+    assert [(await w.get(FUNCTION, **named)).json()["name"] for _ in range(2)] == ["first"] * 2
+    at = second
+    await first.die()
+    posted = (await w.send("POST", FUNCTION, "/", b"x", **named)).json()
+    assert (posted["name"], posted["headers"]["x-dovecote-session"]) == ("second", "s1")
+    assert not [name for name in posted["headers"] if name.startswith("x-gw-")]
+    assert [ask.failed for ask in w.asks] == [None, first.address]
 
 
 @pytest.mark.parametrize("is_limited", [False, True])
