@@ -6,7 +6,7 @@ import mmap
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import anyio
@@ -109,6 +109,25 @@ def test_nothing_written_is_nothing_found(world: World) -> None:
     world.checkpoint()
     assert len(world.payloads) == 1
     assert not anyio.run(lambda: world.disks.is_changed("disk"))
+
+
+def test_new_files_are_counted_from_the_newest_that_is_known(world: World) -> None:
+    """Thousands too; what is only written to, renamed or deleted is not new."""
+
+    def new(above: int) -> Sequence[int]:
+        return anyio.run(lambda: world.disks.new_inodes("disk", above=above))
+
+    newest = new(0)[-1]
+    assert new(newest) == []
+    for number in range(3000):
+        (world.root / f"home/{number}").touch()
+    found = new(newest)
+    assert len(found) == 3000
+    assert found == sorted(set(found))
+    (world.root / "home/1").write_text("written to")
+    (world.root / "home/2").rename(world.root / "home/other")
+    (world.root / "home/3").unlink()
+    assert new(found[-1]) == []
 
 
 def test_a_store_by_mmap_is_found(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,7 +13,16 @@ from hypothesis import strategies as some
 
 from dovecote.control.sessions.rules import resting_lag
 from dovecote.errors import NotFound
-from dovecote.host.instances.checkpoints import DEBOUNCE, LONGEST_REST, Progress, is_due, lag_of
+from dovecote.host.instances.checkpoints import (
+    BURST_ENDS,
+    BURST_FILES,
+    DEBOUNCE,
+    LONGEST_BURST,
+    LONGEST_REST,
+    Progress,
+    is_due,
+    lag_of,
+)
 from dovecote.model.sizes import TIERS
 from dovecote.model.states import SessionState
 from dovecote.model.trees import LagState
@@ -32,15 +42,33 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     dirty=some.floats(0, 100),
     rested=some.floats(0, 100),
     failures=some.integers(0, 50),
+    new_files=some.integers(0, 5000),
+    grew=some.floats(0, 5),
 )
 def test_what_was_written_is_never_left_for_longer_than_the_longest_rest(
-    point: float, took: float, dirty: float, rested: float, failures: int
+    point: float, took: float, dirty: float, rested: float, failures: int, new_files: int, grew: float
 ) -> None:
     saved = Progress(dirty_since=100 - dirty, rested_since=100 - rested, took=took, failures=failures)
+    saved = replace(saved, new_files=new_files, grew_at=100 - grew)
+    if dirty > LONGEST_BURST and rested > LONGEST_REST:
+        assert is_due(saved, now=100, recovery_point=point)
+    if new_files >= BURST_FILES and grew < BURST_ENDS:
+        return
     if dirty >= DEBOUNCE and rested > LONGEST_REST:
         assert is_due(saved, now=100, recovery_point=point)
     if dirty > point and rested > point and not failures and took < point / 20:
         assert is_due(saved, now=100, recovery_point=point)
+
+
+def test_a_burst_of_new_files_is_saved_at_its_end_or_when_it_lasts() -> None:
+    """And a few new files, or many of which nobody knows when they came, wait for nothing."""
+    saved = Progress(dirty_since=0.0).grown([300], now=0.0)
+    installing = saved.grown(range(301, 301 + BURST_FILES), now=5.0)
+    assert not is_due(installing, now=5.2, recovery_point=2.0)
+    assert is_due(installing, now=5.1 + BURST_ENDS, recovery_point=2.0)
+    assert is_due(installing.grown([9999], now=LONGEST_BURST), now=LONGEST_BURST, recovery_point=2.0)
+    assert is_due(saved.grown(range(301, 310), now=5.0), now=5.2, recovery_point=2.0)
+    assert is_due(Progress(dirty_since=0.0).grown(range(5000), now=5.0), now=5.2, recovery_point=2.0)
 
 
 def test_a_smaller_recovery_point_is_saved_sooner() -> None:

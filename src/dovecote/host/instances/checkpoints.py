@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +24,9 @@ LOOK_EVERY = 0.2  # seconds
 DEBOUNCE = 0.2  # seconds between the first write that is seen and its checkpoint, so that a burst is one
 SHARE = 0.1  # of the time that checkpoints of one instance may take
 LONGEST_REST = 12.0  # seconds between the checkpoints of a burst: with the checkpoint itself the lag stays below 15
+BURST_FILES = 500  # that were made since the last checkpoint: an install, a checkout
+BURST_ENDS = 0.6  # seconds without a new file
+LONGEST_BURST = 9.0  # seconds that its first file waits for the end: with the checkpoint itself the lag stays below 15
 RETRY = 1.0  # seconds after a failure, doubled with each one up to LONGEST_REST
 AT_ONCE = 2
 MOST_PENDING = 10_000  # files counted for a person
@@ -40,11 +43,27 @@ class Progress:
     took: float = 0.0
     failures: int = 0
     error_code: str = ""
+    newest_inode: int = 0
+    new_files: int = 0  # since the last checkpoint
+    grew_at: float = 0.0
+
+    def grown(self, inodes: Sequence[int], *, now: float) -> Progress:
+        """With these, made since the last look. Of the first look nobody knows what is new."""
+        if not inodes:
+            return self
+        new_files = self.new_files + len(inodes) if self.newest_inode else 0
+        return replace(self, newest_inode=inodes[-1], new_files=new_files, grew_at=now)
 
 
 def is_due(saved: Progress, *, now: float, recovery_point: float) -> bool:
-    """Half of the recovery point is rest, unless checkpoints take so long that they must rest longer."""
+    """Half of the recovery point is rest, unless checkpoints take so long that they must rest longer.
+
+    A burst of new files is saved at its end: before that many are half written, and would be saved twice.
+    """
     if saved.dirty_since is None or now - saved.dirty_since < DEBOUNCE:
+        return False
+    is_burst = saved.new_files >= BURST_FILES and now - saved.grew_at < BURST_ENDS
+    if is_burst and now - saved.dirty_since < LONGEST_BURST:
         return False
     if saved.failures:
         rest = min(RETRY * 2.0 ** min(saved.failures - 1, 10), LONGEST_REST)
@@ -132,6 +151,8 @@ class Checkpoints:
             saved = self._saved.get(instance.id, Progress())
             if saved.dirty_since is None and await self._is_changed(instance):
                 saved = replace(saved, dirty_since=time.monotonic())
+            if saved.dirty_since is not None:
+                saved = saved.grown(await self._new_inodes(instance, saved), now=time.monotonic())
                 self._saved[instance.id] = saved
             assert instance.claim is not None
             due = is_due(saved, now=time.monotonic(), recovery_point=instance.claim.recovery_point)
@@ -152,6 +173,12 @@ class Checkpoints:
         except DovecoteError:
             return False  # it is being taken apart
 
+    async def _new_inodes(self, instance: Instance, saved: Progress) -> Sequence[int]:
+        try:
+            return await self._disks.new_inodes(instance.disk, above=saved.newest_inode)
+        except DovecoteError:
+            return ()  # the same
+
     async def _save(self, instance: Instance) -> None:
         saved = self._saved.get(instance.id, Progress())
         began = time.monotonic()
@@ -170,7 +197,8 @@ class Checkpoints:
             saved = replace(saved, failures=saved.failures + 1, error_code=code)
         else:
             # Written to meanwhile or not: the next look will see.
-            saved = Progress(saved_at=began, took=time.monotonic() - began)
+            took = time.monotonic() - began
+            saved = Progress(saved_at=began, took=took, newest_inode=saved.newest_inode)
             CHECKPOINTS.labels("saved").inc()
             CHECKPOINT_SECONDS.observe(saved.took)
         finally:

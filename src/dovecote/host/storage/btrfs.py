@@ -170,6 +170,30 @@ def changed_inodes(subvolume: int, since: int) -> Iterator[Changed]:
             first, kind, offset = number, found + 1, 0
 
 
+_LAST_INODE = (1 << 64) - 257
+
+
+def new_inodes(subvolume: int, above: int) -> list[int]:
+    """Numbers of inodes beyond `above`, ascending: made since that one was the newest. Costs what is new, a thousand
+    at a time, without I/O for what was made a moment ago."""
+    found: list[int] = []
+    buffer = bytearray(_SEARCH.size + _BUFFER)
+    while True:
+        first = (found[-1] if found else max(above, _TOP_OF_SUBVOLUME - 1)) + 1
+        _SEARCH.pack_into(
+            *(buffer, 0, 0, first, _LAST_INODE, 0, _ANY, 0, _ANY, _INODE_ITEM, _INODE_ITEM, 1 << 31),
+            *(0, 0, 0, 0, 0, _BUFFER),
+        )
+        fcntl.ioctl(subvolume, _TREE_SEARCH_V2, buffer)
+        at = _SEARCH.size
+        for _ in range(struct.unpack_from("I", buffer, 64)[0]):
+            _, number, _, _, length = _FOUND.unpack_from(buffer, at)
+            found.append(number)
+            at += _FOUND.size + length
+        if at == _SEARCH.size:
+            return found
+
+
 LONGEST_PATH = 4079  # that `path_of` tells
 
 

@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -91,6 +91,9 @@ class Disks(Protocol):
         None without a mark, when there are more than `most`, or one file has too many. Its cost is that of the change.
         """
 
+    async def new_inodes(self, name: str, *, above: int) -> Sequence[int]:
+        """Numbers of inodes that were made after `above` was the newest, ascending. Costs what is new, and no I/O."""
+
     async def unmark(self, name: str) -> None:
         """May be repeated."""
 
@@ -165,6 +168,9 @@ class BtrfsDisks:
 
     async def changed(self, name: str, *, snapshot: str | None = None, most: int) -> Paths | None:
         return await self._in_thread(self._changed, name, snapshot, most)
+
+    async def new_inodes(self, name: str, *, above: int) -> Sequence[int]:
+        return await self._in_thread(self._new_inodes, name, above)
 
     async def unmark(self, name: str) -> None:
         await self._in_thread(self._unmark, name)
@@ -339,6 +345,9 @@ class BtrfsDisks:
         if made is None:
             return None
         return self._with_disk(snapshot or name, lambda disk: _paths(disk, made, most))
+
+    def _new_inodes(self, name: str, above: int) -> Sequence[int]:
+        return self._with_disk(name, lambda disk: btrfs.new_inodes(disk, above))
 
     def _marked_at(self, name: str) -> int | None:
         try:
