@@ -178,17 +178,17 @@ def new_inodes(subvolume: int, above: int) -> list[int]:
     at a time, without I/O for what was made a moment ago."""
     found: list[int] = []
     buffer = bytearray(_SEARCH.size + _BUFFER)
+    number = max(above, _TOP_OF_SUBVOLUME - 1)
     while True:
-        first = (found[-1] if found else max(above, _TOP_OF_SUBVOLUME - 1)) + 1
         _SEARCH.pack_into(
-            *(buffer, 0, 0, first, _LAST_INODE, 0, _ANY, 0, _ANY, _INODE_ITEM, _INODE_ITEM, 1 << 31),
-            *(0, 0, 0, 0, 0, _BUFFER),
+            buffer, 0, 0, number + 1, _LAST_INODE, 0, _ANY, 0, _ANY, _INODE_ITEM, 255, 1 << 31, 0, 0, 0, 0, 0, _BUFFER
         )
         fcntl.ioctl(subvolume, _TREE_SEARCH_V2, buffer)
         at = _SEARCH.size
         for _ in range(struct.unpack_from("I", buffer, 64)[0]):
-            _, number, _, _, length = _FOUND.unpack_from(buffer, at)
-            found.append(number)
+            _, number, _, kind, length = _FOUND.unpack_from(buffer, at)
+            if kind == _INODE_ITEM:
+                found.append(number)
             at += _FOUND.size + length
         if at == _SEARCH.size:
             return found
