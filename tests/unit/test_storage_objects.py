@@ -3,6 +3,7 @@
 import errno
 import os
 import sqlite3
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dovecote.errors import StorageFailed
-from dovecote.host.storage.bucket import Bucket, open_bucket
+from dovecote.host.storage.bucket import Bucket, local_bucket, open_bucket
 from dovecote.host.storage.fold import DEFAULT_RULES, container_capability, plan_directory
 from dovecote.host.storage.frames import PIECE_BYTES, pack, unpack
 from dovecote.host.storage.index import Index, Piece
@@ -131,6 +132,28 @@ def test_a_pack_that_is_gone_takes_its_objects_along(tmp_path: Path) -> None:
     index.forget_pack(PACK)
     index.add({digest_of(b"y"): (Piece(PACK[:-1] + "e", 0, 1, 1),)})  # must not get the old one's number
     assert index.locate([*DIGESTS, *other]) == other
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_large_files_are_saved_a_piece_at_a_time(tmp_path: Path, keeps: bool) -> None:
+    """Two files at once, which do not get smaller, in less memory than one of them has."""
+    sources = []
+    for name in ("one", "two"):
+        with (tmp_path / name).open("wb") as file:
+            for _ in range(PIECE_BYTES * 4 >> 20):
+                file.write(os.urandom(1 << 20))
+        sources.append(Source(name.encode(), os.fsencode(tmp_path / name), PIECE_BYTES * 4))
+    packs = packs_at(tmp_path, local_bucket(tmp_path / "store"))
+    writer = PackWriter(packs, keeps=keeps)
+    tracemalloc.start()
+    try:
+        contents = writer.absorb(sources)
+        writer.flush()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < PIECE_BYTES * 2.8
+    assert all(len(writer.located[content.digest]) == 4 for content in contents.values())
 
 
 def test_what_is_lost_is_forgotten_bit_by_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

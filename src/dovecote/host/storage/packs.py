@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from io import FileIO
@@ -22,6 +22,7 @@ from dovecote.host.storage.index import Index, Piece
 from dovecote.host.storage.objects import CHUNK, ObjectCache
 
 PACK_BYTES = 32 << 20  # a pack is closed when it holds so much, so it ends below this plus one piece
+LARGE_FRAME = 4 << 20  # a frame of so much is a pack of its own, so that it waits for no other in memory
 SMALL = 4 << 20  # files up to here are held in memory whole
 WORKERS = 2
 _BATCH_FILES = 64
@@ -153,6 +154,7 @@ class PackWriter:
         self._keeps = keeps
         self.time = packs.standing.begin()
         self._lock = threading.Lock()
+        self._large = threading.Lock()
         self._claimed: set[bytes] = set()
         self._open: list[tuple[bytes, int, bytes, int]] = []  # digest, piece number, frame, raw size
         self._open_bytes = 0
@@ -240,13 +242,12 @@ class PackWriter:
     def _absorb_as_it_is(self, file: FileIO, digest: bytes) -> Content:
         """Needs no room on this host. The whole save fails when the file has changed since its digest was known."""
         file.seek(0)
-        hasher, number = blake3(), 0
-        is_wanted = bool(self._unstored([digest]))
-        while piece := file.read(PIECE_BYTES):
-            hasher.update(piece)
-            if is_wanted:
-                self._add(digest, number, pack(piece), len(piece))
-            number += 1
+        hasher = blake3()
+        if self._unstored([digest]):
+            self._add_pieces(file, digest, seen=hasher.update)
+        else:
+            while chunk := file.read(CHUNK):
+                hasher.update(chunk)
         if hasher.digest() != digest:
             raise StorageFailed("a file changed while it was saved", code="read_failed", hint="save again")
         return Content(digest, file.tell())
@@ -271,10 +272,24 @@ class PackWriter:
     def _store_claimed(self, digest: bytes) -> None:
         # From the cache, where it cannot change, in pieces.
         with open(self._packs.cache.path(digest), "rb", buffering=0) as file:
-            number = 0
-            while piece := file.read(PIECE_BYTES):
-                self._add(digest, number, pack(piece), len(piece))
-                number += 1
+            self._add_pieces(file, digest)
+
+    def _add_pieces(self, file: FileIO, digest: bytes, *, seen: Callable[[bytes], object] = lambda _: None) -> None:
+        """Of large files one piece is in memory at a time, whatever the number of threads, and no longer than it takes
+        to compress it."""
+        is_large = os.fstat(file.fileno()).st_size > SMALL
+        number = 0
+        while True:
+            with self._large if is_large else nullcontext():
+                piece = file.read(PIECE_BYTES)
+                if not piece:
+                    return
+                seen(piece)
+                frame, raw = pack(piece), len(piece)
+                del piece
+                self._add(digest, number, frame, raw)
+            del frame
+            number += 1
 
     def _unstored(self, digests: Iterable[bytes]) -> list[bytes]:
         """Those that the store does not have and that no other thread of this save is storing."""
@@ -287,6 +302,9 @@ class PackWriter:
         return [d for d in mine if d not in known]
 
     def _add(self, digest: bytes, number: int, frame: bytes, raw: int) -> None:
+        if len(frame) >= LARGE_FRAME:
+            self._upload([(digest, number, frame, raw)])
+            return
         with self._lock:
             self._open.append((digest, number, frame, raw))
             self._open_bytes += len(frame)
