@@ -26,7 +26,7 @@ from dovecote.collecting import LOOK_EVERY, collect_now, pin_and_collect
 from dovecote.config import Settings
 from dovecote.control.apps import Apps
 from dovecote.control.chats import Chats
-from dovecote.control.deployments import Deployments
+from dovecote.control.deployments import DeployedFiles, Deployments
 from dovecote.control.fleet import Death, Fleet
 from dovecote.control.functions import Functions
 from dovecote.control.invocations import FORGET_EVERY
@@ -185,6 +185,7 @@ class Server:
     keeping: Keeping
     apps: Apps
     templates: Templates
+    files: DeployedFiles
     gateway: Gateway
     api: uvicorn.Server
     snapshots: Snapshots
@@ -288,6 +289,7 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
     templates = Templates(store, fleet, functions, level=settings.level, work_dir=builds)
     addresses = Addresses(settings.domain, settings.port, settings.tls_port)
     invoking = join_invoking(store, functions, routing, addresses, settings)
+    files = DeployedFiles(fleet, functions, level=settings.level, work_dir=builds)
     tools = Endpoint(domain=settings.domain, transport=lambda: _own_api(settings), new_id=random_text)
     rooms_of_api = Rooms(
         tenancy=tenancy,
@@ -301,7 +303,7 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
         templates=templates,
         metering=metering,
         contents=Contents(store, sessions, volumes),
-        deployments=Deployments(store, fleet, functions, sessions),
+        deployments=Deployments(store, fleet, functions, sessions, files),
         addresses=addresses,
         invocations=invoking.invocations,
         webhook_secrets=invoking.secrets,
@@ -330,6 +332,7 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
         keeping=keeping,
         apps=apps,
         templates=templates,
+        files=files,
         gateway=gateway,
         api=api,
         snapshots=snapshots,
@@ -399,6 +402,7 @@ async def _run(server: Server) -> None:
         await server.sessions.placing.stop()
         await server.apps.stop()
         await server.templates.stop()
+        await server.files.stop()
         await server.tools.stop()
         server.api.should_exit = True
         server.api.force_exit = True

@@ -13,7 +13,7 @@ import pytest
 
 from dovecote.control.apps import Apps, apps
 from dovecote.control.apps.running import RunningApp
-from dovecote.control.deployments import Deployments
+from dovecote.control.deployments import DeployedFiles, Deployments
 from dovecote.control.fleet import Death, Fleet
 from dovecote.control.functions import Functions
 from dovecote.control.sandboxes import Sandboxes
@@ -75,7 +75,8 @@ class World:
         self.routing = Routing(self.store, self.sessions, self.functions, self.tenancy)
         self.sandboxes = Sandboxes(self.sessions)
         self.templates = Templates(self.store, fleet, self.functions, level="crun", work_dir=self.builds)
-        self.deployments = Deployments(self.store, fleet, self.functions, self.sessions)
+        files = DeployedFiles(fleet, self.functions, level="crun", work_dir=self.builds)
+        self.deployments = Deployments(self.store, fleet, self.functions, self.sessions, files)
         self.keeping = Keeping(self.store, fleet, self.functions, self.sessions, quiet_after=10)
         self.apps = Apps(
             self.store,
@@ -113,6 +114,7 @@ class World:
         await self.sessions.placing.stop()
         await self.apps.stop()
         await self.templates.stop()
+        await self.deployments.files.stop()
 
     async def tick(self) -> None:
         """One look at all sessions, and the moves that come of it to their end."""

@@ -164,7 +164,7 @@ async def test_a_slow_listener_loses_steps_and_never_the_end(world: World) -> No
     async def end() -> Template:
         return await made(await world.templates.pull(world.tenant, "alpine", "x"))
 
-    told = [event async for event in telling.events(asyncio.ensure_future(end()))]
+    told = [event async for event in telling.events(asyncio.ensure_future(end()), Done)]
     assert len(told) <= progress.MOST + 1
     assert isinstance(told[-1], Done)
 
@@ -178,7 +178,7 @@ async def test_output_that_nobody_reads_is_dropped_and_steps_are_not(world: Worl
     async def end() -> Template:
         return await made(await world.templates.pull(world.tenant, "alpine", "x"))
 
-    told = [event async for event in telling.events(asyncio.ensure_future(end()))]
+    told = [event async for event in telling.events(asyncio.ensure_future(end()), Done)]
     assert told[0] == Step("the step")
     assert Printed("[output was dropped]\n") in told
     assert sum(len(event.text) for event in told if isinstance(event, Printed)) < 1.1 * progress.MOST_TEXT

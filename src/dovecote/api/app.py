@@ -16,7 +16,7 @@ from dovecote.api.e2b.envd import Envd
 from dovecote.api.e2b.interpreter import Interpreter
 from dovecote.api.e2b.ports import Ports, Served
 from dovecote.api.edge import FILES, TOOLS, Edge
-from dovecote.api.rest import files, templates
+from dovecote.api.rest import files, functions, templates
 from dovecote.api.rest.app import build as build_rest
 from dovecote.api.rooms import Rooms
 from dovecote.api.uploads import Upload
@@ -31,7 +31,7 @@ def build(rooms: Rooms, *, tools: ASGIApp, is_ready: Callable[[], bool], version
     rest = build_rest(rooms, is_ready, version)
     rest.router.routes.append(Route(TOOLS, tools, include_in_schema=False))
     entrance = Entrance(rest, build_control(rooms))
-    own = (*files.UPLOADS, *templates.UPLOADS, Upload("POST", TOOLS, MOST_MESSAGE, LONG_MESSAGE))
+    own = (*files.UPLOADS, *functions.UPLOADS, *templates.UPLOADS, Upload("POST", TOOLS, MOST_MESSAGE, LONG_MESSAGE))
     theirs = (*e2b_templates.UPLOADS, *e2b_volumes.UPLOADS)
     edge = Edge(entrance, rooms.tenancy.authenticate, rooms.tickets, (*own, *theirs))
     ports: dict[int, Served] = {

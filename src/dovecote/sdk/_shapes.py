@@ -287,6 +287,9 @@ class Revision:
     created_at: datetime
 
 
+DeployEvent = Step | Printed | Revision
+
+
 @dataclass(frozen=True)
 class Function:
     """Called at `address` with a key, at `public_address` by anybody if it is public."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from dovecote.api.rest.here import After, Call, FunctionName, Here, Limit
+from dovecote.api.rest.making import STREAMED, streamed_once_received, way_line
 from dovecote.api.rest.serving import (
     AffinityShape,
     HooksShape,
@@ -21,13 +23,17 @@ from dovecote.api.rest.serving import (
     sharing_shape,
 )
 from dovecote.api.rest.shapes import Body, MountShape, NetworkShape, Page, StartShape, network_shape, start_shape
+from dovecote.api.uploads import Upload
 from dovecote.control.functions import Runs
+from dovecote.control.templates import Deployed, OnTheWay
 from dovecote.errors import Invalid
 from dovecote.model.records import Function, Revision
 from dovecote.model.rules import SaveRules
 from dovecote.model.serving import Affinity
 
 routes = APIRouter(prefix="/v1", tags=["functions"])
+
+UPLOADS = (Upload("PUT", "/v1/functions/{name}/files"),)
 
 Shape = TypeVar("Shape", bound=Body)
 
@@ -71,6 +77,12 @@ class FunctionChange(RevisionChange):
 
 class NewFunction(FunctionChange):
     name: str = Field(description="Its host name.")
+
+
+class UpdatedFunction(FunctionChange):
+    files: int | None = Field(
+        default=None, ge=1, lt=1 << 31, description="The number of a revision of it, whose files it shall have."
+    )
 
 
 class Earlier(Body):
@@ -136,7 +148,7 @@ async def get_function(here: Here, name: FunctionName) -> FunctionShape:
 
 
 @routes.patch("/functions/{name}", summary="Change it; what it runs becomes a new revision, for new sessions")
-async def update_function(here: Here, name: FunctionName, change: FunctionChange) -> FunctionShape:
+async def update_function(here: Here, name: FunctionName, change: UpdatedFunction) -> FunctionShape:
     function = await here.rooms.functions.get(here.tenant_id, name)
     given = change.model_fields_set
     current = await here.rooms.functions.revision(here.tenant_id, function.revision_id)
@@ -149,6 +161,7 @@ async def update_function(here: Here, name: FunctionName, change: FunctionChange
         affinity=_affinity(function.affinity, change) if given & {"affinity", "affinity_header"} else None,
         invoking=_merged(invoking_shape(function.invoking), change.invoking).record() if "invoking" in given else None,
         is_public=change.public if "public" in given else None,
+        files=change.files,
         **await _runs(here, change, given & RevisionChange.model_fields.keys()),
     )
     return await function_shape(here, function)
@@ -172,6 +185,35 @@ async def list_revisions(
 async def rollback_function(here: Here, name: FunctionName, to: Earlier) -> FunctionShape:
     function = await here.rooms.functions.get(here.tenant_id, name)
     return await function_shape(here, await here.rooms.functions.rollback(function, to.revision))
+
+
+@routes.put(
+    "/functions/{name}/files",
+    summary="Put files over its template: the body, a tar or zip of a directory; a new revision",
+    response_class=Response,
+    responses=STREAMED,
+    openapi_extra={"requestBody": {"content": {"application/x-tar": {}, "application/zip": {}}}},
+)
+async def put_files(
+    here: Here,
+    name: FunctionName,
+    request: Request,
+    template: Annotated[str | None, Query(max_length=201, description="Its own if it is not named.")] = None,
+    build: Annotated[str, Query(description="A command that runs once, in the files.")] = "",
+    current: Annotated[bool, Query(description="Whether new sessions get it; if not, a change may name it.")] = True,
+) -> Response:
+    function = await here.rooms.functions.get(here.tenant_id, name)
+    events = await here.rooms.deployments.files.put(
+        function, request.stream(), template=template, build=build, is_current=current
+    )
+
+    async def line(event: OnTheWay | Deployed) -> Mapping[str, object]:
+        if not isinstance(event, Deployed):
+            return way_line(event)
+        function = await here.rooms.functions.get(here.tenant_id, name)
+        return {"type": "ready", "revision": (await revision_shape(here, function, event.revision)).model_dump()}
+
+    return await streamed_once_received(here, events, line)
 
 
 async def _runs(here: Call, change: RevisionChange, names: Any) -> Runs:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
-import orjson
 from fastapi import APIRouter, Path, Query, Request, Response
-from fastapi.responses import StreamingResponse
 from pydantic import AfterValidator, BaseModel, Field
 
-from dovecote.api import errors
 from dovecote.api.rest.here import After, Call, Here, Limit
+from dovecote.api.rest.making import STREAMED, streamed, streamed_once_received, way_line
 from dovecote.api.rest.shapes import Body, Page, StartShape, start_shape
 from dovecote.api.uploads import Upload
-from dovecote.control.templates import Done, Event, Prepared, Printed
-from dovecote.errors import DovecoteError
+from dovecote.control.templates import Done, Event, Prepared
 from dovecote.model.ids import parse_template_name
 from dovecote.model.records import Template
 from dovecote.model.states import TemplateState
@@ -24,14 +21,9 @@ from dovecote.model.trees import Template as Own
 
 routes = APIRouter(prefix="/v1", tags=["templates"])
 
-NDJSON = "application/x-ndjson"
 ON_DEMAND = "on_demand"
 TAR = "application/x-tar"
 UPLOADS = (Upload("POST", "/v1/templates:upload"), Upload("POST", "/v1/templates:build"))
-STREAMED: dict[int | str, dict[str, Any]] = {
-    200: {"description": "NDJSON: `step`, `output`, at last `ready` or `error`.", "content": {NDJSON: {}}}
-}
-
 TemplateName = Annotated[str, Path(), AfterValidator(parse_template_name)]
 Name = Annotated[str, Query(max_length=201, description="The template's name, or `name:tag`.")]
 Port = Annotated[
@@ -81,7 +73,7 @@ class TemplateShape(BaseModel):
 )
 async def import_template(here: Here, new: NewTemplate) -> Response:
     events = await here.rooms.templates.pull(here.tenant_id, new.name, new.reference, port=new.port)
-    return _streamed(here, events)
+    return streamed(here, events, _line)
 
 
 @routes.post(
@@ -93,7 +85,7 @@ async def import_template(here: Here, new: NewTemplate) -> Response:
 )
 async def upload_template(here: Here, name: Name, request: Request, port: Port = None) -> Response:
     events = await here.rooms.templates.unpack(here.tenant_id, name, request.stream(), port=port)
-    return await _streamed_once_received(here, events)
+    return await streamed_once_received(here, events, _line)
 
 
 @routes.post(
@@ -105,7 +97,7 @@ async def upload_template(here: Here, name: Name, request: Request, port: Port =
 )
 async def build_template(here: Here, name: Name, request: Request, spec: Spec = "") -> Response:
     events = await here.rooms.templates.build(here.tenant_id, name, request.stream(), spec=spec)
-    return await _streamed_once_received(here, events)
+    return await streamed_once_received(here, events, _line)
 
 
 @routes.post(
@@ -115,7 +107,7 @@ async def build_template(here: Here, name: Name, request: Request, spec: Spec = 
     responses=STREAMED,
 )
 async def prepare_template(here: Here, name: TemplateName) -> Response:
-    return await _streamed_once_received(here, here.rooms.templates.prepare(name))
+    return await streamed_once_received(here, here.rooms.templates.prepare(name), _line)
 
 
 @routes.get("/templates", summary="List templates, in pages; the installation's own come first")
@@ -144,46 +136,12 @@ async def delete_template(here: Here, name: TemplateName) -> None:
     await here.rooms.templates.delete(here.tenant_id, name)
 
 
-def _streamed(here: Call, events: AsyncGenerator[Event, None], *first: Event) -> Response:
-    lines = _lines(here, events, first)
-    return StreamingResponse(lines, media_type=NDJSON, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
-
-
-async def _streamed_once_received(here: Call, events: AsyncGenerator[Event, None]) -> Response:
-    """The answer begins after the body has come: a client that still sends does not read."""
-    try:
-        return _streamed(here, events, await anext(events))
-    except BaseException:
-        await events.aclose()
-        raise
-
-
-async def _lines(
-    here: Call, events: AsyncGenerator[Event, None], first: tuple[Event, ...]
-) -> AsyncGenerator[bytes, None]:
-    try:
-        for event in first:
-            yield _line(event)
-        async for event in events:
-            yield _line(event)
-    except DovecoteError as error:
-        yield orjson.dumps({"type": "error", **errors.body_of(error, here.request_id)}) + b"\n"
-    except Exception:  # logged where it came from
-        yield orjson.dumps({"type": "error", **errors.body_of(errors.internal(), here.request_id)}) + b"\n"
-    finally:
-        await events.aclose()
-
-
-def _line(event: Event) -> bytes:
+async def _line(event: Event) -> Mapping[str, object]:
     if isinstance(event, Done):
-        body: dict[str, object] = {"type": "ready", "template": template_shape(event.template).model_dump()}
-    elif isinstance(event, Prepared):
-        body = {"type": "ready", "template": own_shape(event.template).model_dump()}
-    elif isinstance(event, Printed):
-        body = {"type": "output", "text": event.text}
-    else:
-        body = {"type": "step", "what": event.what, "done": event.done, "total": event.total}
-    return orjson.dumps(body) + b"\n"
+        return {"type": "ready", "template": template_shape(event.template).model_dump()}
+    if isinstance(event, Prepared):
+        return {"type": "ready", "template": own_shape(event.template).model_dump()}
+    return way_line(event)
 
 
 def template_shape(template: Template) -> TemplateShape:

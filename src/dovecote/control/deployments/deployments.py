@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from dovecote.control.deployments.files import DeployedFiles
 from dovecote.control.fleet import Fleet
 from dovecote.control.functions import SANDBOX, Functions
 from dovecote.control.sessions import Sessions
@@ -16,11 +17,14 @@ LIVING = [state for state in SessionState if state is not SessionState.ENDED]
 
 
 class Deployments:
-    def __init__(self, store: Store, fleet: Fleet, functions: Functions, sessions: Sessions) -> None:
+    def __init__(
+        self, store: Store, fleet: Fleet, functions: Functions, sessions: Sessions, files: DeployedFiles
+    ) -> None:
         self._store = store
         self._fleet = fleet
         self._functions = functions
         self._sessions = sessions
+        self.files = files
 
     async def remove(self, tenant_id: str, name: str) -> None:
         """Ends its sessions and instances, then forgets it; the name is free again. May be repeated after a crash.

@@ -116,13 +116,8 @@ class Functions:
 
     async def revise(self, tenant_id: str, function_id: str, *, like: Revision) -> Revision:
         """The next revision of a function: what `like` runs, under a number of its own. Raises Conflict (stale)."""
-        scope = self._store.tenant(tenant_id)
-        function = await scope.functions.get(function_id)
-        revision = _numbered(like, function_id, await self._next_number(tenant_id, function_id))
-        async with scope.together() as t:
-            await t.revisions.insert(revision)
-            await t.functions.swap(replace(function, revision_id=revision.id))
-        return revision
+        function = await self._store.tenant(tenant_id).functions.get(function_id)
+        return await self.add_revision(function, like, is_current=True)
 
     async def update(
         self,
@@ -131,9 +126,12 @@ class Functions:
         affinity: Affinity | None = None,
         invoking: Invoking | None = None,
         is_public: bool | None = None,
+        files: int | None = None,
         **runs: Unpack[Runs],
     ) -> Function:
         """Takes effect at once; what `runs` says makes a new revision, which new sessions get.
+
+        `files` is the number of a revision of it, whose files it shall have.
 
         `function` is as its caller saw it. Raises Conflict (stale: it was changed since; belongs_to_app), Invalid, and
         what `create` raises.
@@ -148,31 +146,42 @@ class Functions:
             is_public=function.is_public if is_public is None else is_public,
         )
         current = await self.revision(function.tenant_id, function.revision_id)
-        return await self.revised(changed, await self._changed(current, runs) if runs else current)
+        return await self._revised(changed, await self._changed(current, runs, files) if runs or files else current)
 
-    async def revised(self, function: Function, revision: Revision) -> Function:
+    async def _revised(self, function: Function, revision: Revision) -> Function:
         """Stores the function as it is given, with a next revision unless that is its current one."""
         scope = self._store.tenant(function.tenant_id)
         if revision == await self.revision(function.tenant_id, function.revision_id):
             return await scope.functions.swap(function)
-        revision = _numbered(revision, function.id, await self._next_number(function.tenant_id, function.id))
-        async with scope.together() as t:
-            function = await t.functions.swap(replace(function, revision_id=revision.id))
+        await self.add_revision(function, revision, is_current=True)
+        return await scope.functions.get(function.id)
+
+    async def add_revision(self, function: Function, revision: Revision, *, is_current: bool) -> Revision:
+        """The next one, which says what this one says. Raises Conflict (stale)."""
+        number = await self._next_number(function.tenant_id, function.id)
+        revision = _numbered(revision, function.id, number)
+        async with self._store.tenant(function.tenant_id).together() as t:
+            if is_current:
+                await t.functions.swap(replace(function, revision_id=revision.id))
             await t.revisions.insert(revision)
-        return function
+        return revision
 
     async def rollback(self, function: Function, number: int) -> Function:
         """Runs an earlier revision again, or a later one. Raises NotFound (no_such_revision), Conflict."""
         await self.check_own(function)
         scope = self._store.tenant(function.tenant_id)
-        found = await scope.revisions.find(function_id=function.id, number=number)
+        found = await self._by_number(function.tenant_id, function.id, number)
+        return await scope.functions.swap(replace(function, revision_id=found.id))
+
+    async def _by_number(self, tenant_id: str, function_id: str, number: int) -> Revision:
+        found = await self._store.tenant(tenant_id).revisions.find(function_id=function_id, number=number)
         if found is None:
             raise NotFound(
-                f"{function.name} has no revision {number}",
+                f"the function has no revision {number}",
                 code="no_such_revision",
-                hint=f"`dovecote function revisions {function.name}` lists them",
+                hint="`dovecote function revisions NAME` lists them",
             )
-        return await scope.functions.swap(replace(function, revision_id=found.id))
+        return await self.revision(tenant_id, found.id)
 
     async def revisions(
         self, tenant_id: str, name: str, *, after: str | None = None, limit: int = 100
@@ -193,8 +202,14 @@ class Functions:
                 hint="publish the app again, or unpublish it",
             )
 
-    async def _changed(self, current: Revision, runs: Runs) -> Revision:
+    async def _changed(self, current: Revision, runs: Runs, number: int | None) -> Revision:
         wanted = current
+        if number is not None:
+            if "template" in runs:
+                raise Invalid("files bring their template with them", hint="name either files or a template")
+            source = await self._by_number(current.tenant_id, current.function_id, number)
+            files = {name: getattr(source, name) for name in ("template", "template_name", "tree", "pinned")}
+            wanted = replace(wanted, **files, start=current.start or source.start)
         if "template" in runs:
             digest, inside, its_start = await self.pinned(current.tenant_id, runs["template"])
             wanted = replace(

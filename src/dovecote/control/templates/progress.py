@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from dovecote.errors import Failed
-from dovecote.model.records import Template
+from dovecote.model.records import Revision, Template
 from dovecote.model.trees import Template as Own
 
 MOST = 1000  # events that wait for a slow listener; older ones go
@@ -46,7 +47,18 @@ class Prepared:
     template: Own
 
 
-Event = Step | Printed | Done | Prepared
+@dataclass(frozen=True)
+class Deployed:
+    """A function has a revision with the files that were sent."""
+
+    revision: Revision
+
+
+OnTheWay = Step | Printed
+Event = OnTheWay | Done | Prepared
+
+Made = TypeVar("Made")
+Last = TypeVar("Last")
 
 
 class Telling:
@@ -54,7 +66,7 @@ class Telling:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[Event] = deque(maxlen=MOST)
+        self._waiting: deque[OnTheWay] = deque(maxlen=MOST)
         self._text = 0  # characters that came since nothing waited
         self._is_news = asyncio.Event()
         self._last = Step("")
@@ -71,7 +83,7 @@ class Telling:
     def say(self, text: str) -> None:
         self._loop.call_soon_threadsafe(self._put, Printed(text))
 
-    def _put(self, event: Event) -> None:
+    def _put(self, event: OnTheWay) -> None:
         if isinstance(event, Printed):
             self._text += len(event.text)
             if self._text > MOST_TEXT:
@@ -82,8 +94,10 @@ class Telling:
         self._waiting.append(event)
         self._is_news.set()
 
-    async def events(self, making: asyncio.Task[Template]) -> AsyncGenerator[Event, None]:
-        """Ends with Done, or raises what making raised. Leaving early changes nothing for it."""
+    async def events(
+        self, making: asyncio.Task[Made], done: Callable[[Made], Last]
+    ) -> AsyncGenerator[OnTheWay | Last, None]:
+        """Ends with `done`, or raises what making raised. Leaving early changes nothing for it."""
         making.add_done_callback(lambda _: self._is_news.set())
         while not making.done() or self._waiting:
             if not self._waiting:
@@ -98,4 +112,4 @@ class Telling:
             self._text = 0
         if making.cancelled():
             raise Failed("it was ended before it was made", code="interrupted", hint="make it again")
-        yield Done(making.result())
+        yield done(making.result())

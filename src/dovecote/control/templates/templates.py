@@ -22,7 +22,7 @@ from dovecote.control.templates import dovecotefile
 from dovecote.control.templates.building import Building, Ground
 from dovecote.control.templates.context import Context, receive
 from dovecote.control.templates.dovecotefile import NAME, parse_dovecotefile
-from dovecote.control.templates.progress import SILENCE, Event, Prepared, Step, Telling
+from dovecote.control.templates.progress import SILENCE, Done, Event, Prepared, Step, Telling
 from dovecote.control.templates.sent import Sent
 from dovecote.errors import Conflict, DovecoteError, Failed, NoCapacity, NotFound
 from dovecote.model.ids import new_id, parse_template_name
@@ -237,7 +237,7 @@ class Templates:
         self._making[record.id] = task
         task.add_done_callback(lambda _: self._making.pop(record.id, None))
         task.add_done_callback(_look)
-        return telling.events(task)
+        return telling.events(task, Done)
 
     async def _begin(self, tenant_id: str, name: str, source: str, build_id: str) -> Template:
         name = parse_template_name(name)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import httpx
 
 from dovecote.sdk._async.resources import given, pages, start_body
-from dovecote.sdk._async.transport import AsyncWire
+from dovecote.sdk._async.transport import AsyncWire, json_lines
+from dovecote.sdk._ignoring import pack
 from dovecote.sdk._serving import Affinity, Hooks, Invoking, Sharing
-from dovecote.sdk._shapes import Function, Mount, Network, Revision, Start, read
+from dovecote.sdk._shapes import DeployEvent, Function, Mount, Network, Printed, Revision, Start, Step, read
 
 
 class AsyncFunctions:
@@ -64,6 +67,7 @@ class AsyncFunctions:
         name: str,
         *,
         template: str | None = None,
+        files: int | None = None,
         spec: str | None = None,
         level: str | None = None,
         network: Network | None = None,
@@ -80,9 +84,11 @@ class AsyncFunctions:
         """What is left out stays; `{"ttl": 60}` for `affinity` changes only that.
 
         `affinity`, `invoking` and `public` take effect at once, the rest as a new revision that new sessions get.
+        `files` is the number of a revision of it, whose files it shall have.
         """
         body = given(
             template=template,
+            files=files,
             spec=spec,
             level=level,
             network=asdict(network) if network else None,
@@ -105,6 +111,33 @@ class AsyncFunctions:
         """New sessions run that one of its revisions, an earlier or a later one."""
         body = {"revision": revision}
         return read(Function, await self._wire.call("POST", f"/v1/functions/{name}/rollback", json=body))
+
+    async def put_files(
+        self,
+        name: str,
+        directory: str | Path,
+        *,
+        template: str | None = None,
+        build: str = "",
+        current: bool = True,
+    ) -> AsyncGenerator[DeployEvent, None]:
+        """What is in the directory, over the function's template; what was put before goes. The last event is a revision.
+
+        What `.dovecoteignore` in it names is left out, and `.git`. `build` is a command that runs once in the files.
+        With `current` false no session gets the revision until `update(files=number)`.
+        """
+        params = {"template": template, "build": build or None, "current": "true" if current else "false"}
+        with tempfile.TemporaryFile() as file:
+            size = pack(Path(directory), file)
+            content = _sent(file)
+            headers = {"content-type": "application/x-tar", "content-length": str(size)}
+            path = f"/v1/functions/{name}/files"
+            async with self._wire.stream("PUT", path, params=params, content=content, headers=headers) as response:
+                async for fields in json_lines(response):
+                    if fields["type"] == "ready":
+                        yield read(Revision, fields["revision"])
+                    else:
+                        yield read(Printed if fields["type"] == "output" else Step, fields)
 
     async def delete(self, name: str) -> None:
         """Ends its sessions and instances too."""
@@ -140,6 +173,11 @@ class AsyncFunctions:
 
     async def list(self) -> list[Function]:
         return [read(Function, each) async for each in pages(self._wire, "/v1/functions", {})]
+
+
+async def _sent(file: IO[bytes]) -> AsyncGenerator[bytes, None]:
+    while piece := file.read(1 << 20):
+        yield piece
 
 
 def _serving(affinity: Any, affinity_header: str | None, sharing: Any, hooks: Any, invoking: Any) -> dict[str, Any]:

@@ -105,12 +105,19 @@ class AsyncWire:
         json: Any = None,
         params: Mapping[str, Any] | None = None,
         content: Any = None,
+        headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[httpx.Response]:
         """An answer that is read piece by piece, however long it lasts."""
         timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
         try:
             async with self.http.stream(
-                method, path, json=json, params=_given(params), content=content, timeout=timeout
+                method,
+                path,
+                json=json,
+                params=_given(params),
+                content=content,
+                headers=headers,
+                timeout=timeout,
             ) as response:
                 if response.status_code >= 400:
                     body = await response.aread()

@@ -4,16 +4,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import httpx
 
+from dovecote.sdk._ignoring import pack
 from dovecote.sdk._serving import Affinity, Hooks, Invoking, Sharing
-from dovecote.sdk._shapes import Function, Mount, Network, Revision, Start, read
+from dovecote.sdk._shapes import DeployEvent, Function, Mount, Network, Printed, Revision, Start, Step, read
 from dovecote.sdk._sync.resources import given, pages, start_body
-from dovecote.sdk._sync.transport import Wire
+from dovecote.sdk._sync.transport import Wire, json_lines
 
 
 class Functions:
@@ -66,6 +69,7 @@ class Functions:
         name: str,
         *,
         template: str | None = None,
+        files: int | None = None,
         spec: str | None = None,
         level: str | None = None,
         network: Network | None = None,
@@ -82,9 +86,11 @@ class Functions:
         """What is left out stays; `{"ttl": 60}` for `affinity` changes only that.
 
         `affinity`, `invoking` and `public` take effect at once, the rest as a new revision that new sessions get.
+        `files` is the number of a revision of it, whose files it shall have.
         """
         body = given(
             template=template,
+            files=files,
             spec=spec,
             level=level,
             network=asdict(network) if network else None,
@@ -107,6 +113,33 @@ class Functions:
         """New sessions run that one of its revisions, an earlier or a later one."""
         body = {"revision": revision}
         return read(Function, self._wire.call("POST", f"/v1/functions/{name}/rollback", json=body))
+
+    def put_files(
+        self,
+        name: str,
+        directory: str | Path,
+        *,
+        template: str | None = None,
+        build: str = "",
+        current: bool = True,
+    ) -> Generator[DeployEvent, None, None]:
+        """What is in the directory, over the function's template; what was put before goes. The last event is a revision.
+
+        What `.dovecoteignore` in it names is left out, and `.git`. `build` is a command that runs once in the files.
+        With `current` false no session gets the revision until `update(files=number)`.
+        """
+        params = {"template": template, "build": build or None, "current": "true" if current else "false"}
+        with tempfile.TemporaryFile() as file:
+            size = pack(Path(directory), file)
+            content = _sent(file)
+            headers = {"content-type": "application/x-tar", "content-length": str(size)}
+            path = f"/v1/functions/{name}/files"
+            with self._wire.stream("PUT", path, params=params, content=content, headers=headers) as response:
+                for fields in json_lines(response):
+                    if fields["type"] == "ready":
+                        yield read(Revision, fields["revision"])
+                    else:
+                        yield read(Printed if fields["type"] == "output" else Step, fields)
 
     def delete(self, name: str) -> None:
         """Ends its sessions and instances too."""
@@ -142,6 +175,11 @@ class Functions:
 
     def list(self) -> list[Function]:
         return [read(Function, each) for each in pages(self._wire, "/v1/functions", {})]
+
+
+def _sent(file: IO[bytes]) -> Generator[bytes, None, None]:
+    while piece := file.read(1 << 20):
+        yield piece
 
 
 def _serving(affinity: Any, affinity_header: str | None, sharing: Any, hooks: Any, invoking: Any) -> dict[str, Any]:
