@@ -8,7 +8,21 @@ from typing import Annotated, Any
 
 import typer
 
-from dovecote.cli import apps, code, env, invocations, records, sandbox, session, storage, template, tenant, up, volume
+from dovecote.cli import (
+    apps,
+    code,
+    env,
+    functions,
+    invocations,
+    records,
+    sandbox,
+    session,
+    storage,
+    template,
+    tenant,
+    up,
+    volume,
+)
 from dovecote.cli.show import problem, table
 
 app = typer.Typer(
@@ -22,7 +36,7 @@ app = typer.Typer(
 app.add_typer(session.commands, name="session")
 app.add_typer(sandbox.commands, name="sandbox")
 app.add_typer(apps.commands, name="app")
-app.add_typer(records.functions, name="function")
+app.add_typer(functions.commands, name="function")
 app.add_typer(invocations.commands, name="invocation")
 app.add_typer(template.commands, name="template")
 app.add_typer(records.chats, name="chat")

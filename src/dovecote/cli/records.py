@@ -1,4 +1,4 @@
-"""`dovecote function`, `chat` and `key`."""
+"""`dovecote chat` and `key`."""
 
 from __future__ import annotations
 
@@ -8,54 +8,8 @@ import typer
 
 from dovecote.cli.show import age, say, table
 
-functions = typer.Typer(help="Functions: what sessions and apps run.", no_args_is_help=True)
 chats = typer.Typer(help="Chats with an agent.", no_args_is_help=True)
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
-
-
-@functions.command("ls")
-def list_functions() -> None:
-    """List functions."""
-    from dovecote.sdk import Dovecote
-
-    with Dovecote() as client:
-        rows = [(f.name, f.address, f.affinity_header, age(f.created_at)) for f in client.functions.list()]
-    table(("name", "address", "session's header", "age"), rows)
-
-
-@functions.command("create")
-def create_function(
-    name: Annotated[str, typer.Argument(help="Its host name.")],
-    template: Annotated[str, typer.Option(help="Files that its instances start with.")] = "base",
-    spec: Annotated[str, typer.Option(help="nano, small, medium or large.")] = "small",
-    level: Annotated[str | None, typer.Option(help="Isolation level.")] = None,
-    internet: Annotated[bool, typer.Option(help="Whether its instances reach the internet.")] = True,
-    header: Annotated[str, typer.Option(help="The header that names a request's session.")] = "x-dovecote-session",
-    start: Annotated[str | None, typer.Option(help="Shell command that starts its server.")] = None,
-    port: Annotated[int | None, typer.Option(help="The port that its server opens.")] = None,
-    leave_out: Annotated[list[str] | None, typer.Option(help="Pattern of what sessions do not save.")] = None,
-    keep: Annotated[list[str] | None, typer.Option(help="Pattern of what they save all the same.")] = None,
-    reinstall: Annotated[str | None, typer.Option(help="Command that brings back what was left out.")] = None,
-) -> None:
-    """Define a function and print its address."""
-    from dovecote.sdk import Dovecote, Start
-
-    if (start is None) != (port is None):
-        raise typer.BadParameter("--start and --port go together")
-    with Dovecote() as client:
-        made = client.functions.create(
-            name,
-            template=template,
-            spec=spec,
-            level=level,
-            internet=internet,
-            affinity_header=header,
-            start=Start(start, port) if start is not None and port is not None else None,
-            leave_out=leave_out or (),
-            keep=keep or (),
-            reinstall=reinstall,
-        )
-        print(made.address)
 
 
 @chats.command("ls")

@@ -123,7 +123,7 @@ class Functions:
         build: str = "",
         current: bool = True,
     ) -> Generator[DeployEvent, None, None]:
-        """What is in the directory, over the function's template; what was put before goes. The last event is a revision.
+        """A directory, over the function's template; what was put before goes. The last event is a Revision.
 
         What `.dovecoteignore` in it names is left out, and `.git`. `build` is a command that runs once in the files.
         With `current` false no session gets the revision until `update(files=number)`.
@@ -138,8 +138,10 @@ class Functions:
                 for fields in json_lines(response):
                     if fields["type"] == "ready":
                         yield read(Revision, fields["revision"])
+                    elif fields["type"] == "output":
+                        yield read(Printed, fields)
                     else:
-                        yield read(Printed if fields["type"] == "output" else Step, fields)
+                        yield read(Step, fields)
 
     def delete(self, name: str) -> None:
         """Ends its sessions and instances too."""
