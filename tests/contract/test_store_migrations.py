@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, MetaData
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from dovecote.store import Store
+from dovecote.model.serving import Affinity, Hooks, Invoking, Mode, Sharing
+from dovecote.store import Store, migrations, open_store
 from dovecote.store.tables import metadata
 from tests.contract.stores import Place, place, store
 from tests.servers import PostgreSQLServer, postgresql_server
@@ -18,6 +23,8 @@ from tests.servers import PostgreSQLServer, postgresql_server
 __all__ = ["place", "postgresql_server", "store"]  # fixtures
 
 pytestmark = pytest.mark.anyio
+
+NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
 # What matters, and not in which order it came to be: columns, indexes with their conditions, rules.
 DESCRIPTIONS = {
@@ -81,3 +88,75 @@ async def test_migrations_make_what_the_code_uses(
     migrated = await describe(place.url, place.driver)
     assert all(migrated)
     assert migrated == made_from_metadata
+
+
+async def test_a_header_of_a_functions_own_outlives_the_upgrade_to_affinity_in_several_modes(
+    store: Store, place: Place, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """An installation of before with a function of each kind; both are called as they were."""
+    if place.driver == "sqlite":
+        await upgrade_with_functions(f"sqlite:///{tmp_path}/before.sqlite")
+        return
+    server: PostgreSQLServer = request.getfixturevalue("postgresql_server")
+    name = server.new_database()
+    try:
+        await upgrade_with_functions(server.url(name))
+    finally:
+        server.drop_database(name)
+
+
+async def upgrade_with_functions(url: str) -> None:
+    asynchronous = url.replace("sqlite:", "sqlite+aiosqlite:").replace("postgresql:", "postgresql+asyncpg:")
+    engine = create_async_engine(asynchronous)
+    headers = {"fun_custom": "x-shop-chat", "fun_usual": "x-dovecote-session"}
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(_as_it_was, headers)
+    finally:
+        await engine.dispose()
+    upgraded = open_store(url)
+    await upgraded.open()
+    try:
+        await upgraded.migrate()
+        scope = upgraded.tenant("ten_a")
+        functions = [await scope.functions.get(id) for id in headers]
+        assert [function.affinity for function in functions] == [
+            Affinity(modes=(Mode.HEADER,), header=header) for header in headers.values()
+        ]
+        assert [function.invoking for function in functions] == [Invoking(), Invoking()]
+        assert not any(function.is_public for function in functions)
+        assert len({function.slug for function in functions}) == 2
+        assert all(len(function.slug) >= 20 for function in functions)
+        revision = await scope.revisions.get("rev_custom")
+        assert (revision.sharing, revision.hooks) == (Sharing(), Hooks())
+        changed = await scope.functions.swap(replace(functions[0], affinity=Affinity(header="x-later")))
+        assert (await scope.functions.get("fun_custom")) == changed
+    finally:
+        await upgraded.close()
+
+
+def _as_it_was(connection: Connection, headers: dict[str, str]) -> None:
+    """Tables of r0013 and functions in them, written as that version did."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "r0013")
+    tables = MetaData()
+    tables.reflect(connection, only=["tenants", "functions", "revisions"])
+    row = {"tenant_id": "ten_a", "created_at": NOW, "generation": 0}
+    connection.execute(
+        tables.tables["tenants"].insert(), {"id": "ten_a", "name": "a", "created_at": NOW, "generation": 0}
+    )
+    for id, header in headers.items():
+        function = {"id": id, "name": id[4:], "revision_id": f"rev_{id[4:]}", "affinity_header": header}
+        connection.execute(tables.tables["functions"].insert(), row | function)
+        revision = {
+            "id": f"rev_{id[4:]}",
+            "function_id": id,
+            "number": 1,
+            "template": "digest",
+            "template_name": "base",
+        }
+        what = {"spec": "small", "level": "crun", "env": {}, "mounts": [], "rules": {"leave_out": [], "keep": []}}
+        network = {"internet": True, "allow_cidrs": [], "deny_cidrs": []}
+        connection.execute(tables.tables["revisions"].insert(), row | revision | what | {"network": network})

@@ -229,7 +229,8 @@ def test_deploying_by_the_command_line(installation: Installation, dovecote: Dov
         out = cli(installation, "function", "deploy", str(project), "--affinity", "header,cookie", "--public")
         function = dovecote.functions.get("shop")
         assert function.address in out
-        assert function.public_address and function.public_address in out
+        assert function.public_address is not None
+        assert function.public_address in out
         assert function.path_address in out
         assert function.affinity.modes == ["header", "cookie"]
         called = cli(installation, "function", "call", "shop", "/files", "--session", "s")
@@ -290,11 +291,12 @@ async def test_a_game_over_websocket_has_a_room_for_each_session_on_an_instance_
         async with asyncio.timeout(60):
             for room in ("red", "green", "blue"):
                 headers = {"x-dovecote-key": installation.api_key, "x-room": room}
-                address = {"host": "127.0.0.1", "port": installation.port, "proxy": None}
-                async with (
-                    connect(f"ws://{host}/play", additional_headers=headers, **address) as one,
-                    connect(f"ws://{host}/play", additional_headers=headers, **address) as two,
-                ):
+
+                def join(headers: dict[str, str] = headers) -> connect:
+                    url, port = f"ws://{host}/play", installation.port
+                    return connect(url, additional_headers=headers, host="127.0.0.1", port=port, proxy=None)
+
+                async with join() as one, join() as two:
                     first, second = str(await one.recv()).split(), str(await two.recv()).split()
                     assert (first[1], second[1]) == ("1", "2")
                     rooms[room] = {first[0], second[0]}
