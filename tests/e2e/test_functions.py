@@ -294,7 +294,9 @@ async def test_a_game_over_websocket_has_a_room_for_each_session_on_an_instance_
 
                 def join(headers: dict[str, str] = headers) -> connect:
                     url, port = f"ws://{host}/play", installation.port
-                    return connect(url, additional_headers=headers, host="127.0.0.1", port=port, proxy=None)
+                    return connect(
+                        url, additional_headers=headers, host="127.0.0.1", port=port, proxy=None, open_timeout=30
+                    )
 
                 async with join() as one, join() as two:
                     first, second = str(await one.recv()).split(), str(await two.recv()).split()
