@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.e2e.installation import Installation, free_port, until
 
-from bench import checkpointing, hibernating, restoring, sandboxes, stored
+from bench import checkpointing, hibernating, lookups, restoring, sandboxes, stored
 from bench.figures import Row, row
 from bench.rivals import Crun, static_envoy
 from bench.volumes import quota_set
@@ -308,6 +308,8 @@ MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
     "wake_parked": wake_parked,
     "wake_app": wake_app,
     "affinity": affinity,
+    "lookup_parked_1m_sqlite": lookups.sqlite,
+    "lookup_parked_1m_postgresql": lookups.on_postgresql,
     "memory": memory,
     "terminal_first_byte": sandboxes.terminal_first_byte,
     "file_copies": sandboxes.file_copies,

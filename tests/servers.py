@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 from tests.s3 import SeaweedFSServer, seaweedfs
 
 WAIT_SECONDS = 60.0
+PROGRAMS = "/usr/lib/postgresql/*/bin"
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,16 @@ class PostgreSQLServer:
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[PostgreSQLServer]:
-    found = sorted(glob("/usr/lib/postgresql/*/bin"), key=lambda path: int(path.split("/")[-2]))
-    if not found:
+    if not glob(PROGRAMS):
         pytest.skip("install postgresql")
-    programs = Path(found[-1])
+    with postgresql() as server:
+        yield server
+
+
+@contextmanager
+def postgresql() -> Iterator[PostgreSQLServer]:
+    """The newest that is installed."""
+    programs = Path(max(glob(PROGRAMS), key=lambda path: int(path.split("/")[-2])))
     directory = Path(tempfile.mkdtemp(prefix="dovecote-pg-"))
     try:
         if os.geteuid() == 0:
