@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
+import random
 import subprocess
 import sys
 import tarfile
@@ -121,6 +123,16 @@ def test_new_files_are_for_new_sessions_and_the_old_ones_come_back(
     assert said(dovecote, "/files", "one") == "page server.py"
     dovecote.functions.rollback(shop, 2)
     assert said(dovecote, "/files", "three") == "page server.py"
+
+
+def test_more_than_one_piece_of_files_arrives_whole(dovecote: Dovecote, project: Path, shop: str) -> None:
+    for number in range(3):
+        (project / f"large-{number}").write_bytes(random.Random(number).randbytes(2_500_000))
+    put(dovecote, project)
+    with dovecote.sessions.create(function=shop) as session:
+        for number in range(3):
+            there = session.files.read(f"large-{number}")
+            assert hashlib.sha256(there).digest() == hashlib.sha256((project / f"large-{number}").read_bytes()).digest()
 
 
 def test_a_build_runs_inside_in_the_files_with_the_functions_variables(

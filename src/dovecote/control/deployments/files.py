@@ -96,11 +96,11 @@ class DeployedFiles:
     ) -> Revision:
         current = await self._functions.revision(function.tenant_id, function.revision_id)
         name = template or current.template_name
-        telling.step("receiving files")
         self._work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="files-", dir=self._work_dir) as directory:
             path = Path(directory) / "sent"
             await receive(sent, path)
+            telling.step("files received")  # the first word only now: the answer begins with it, and ends the body
             context = await asyncio.to_thread(_context, path)
             digest, inside, start = await self._functions.pinned(function.tenant_id, name)
             # The build sees the function's environment; the template's own stays what it is.
