@@ -11,9 +11,9 @@ import pytest
 
 from dovecote.errors import DovecoteError, Invalid
 from dovecote.gateway import Answer, Ask
-from dovecote.gateway.directory import PUBLIC_USER, Directory
+from dovecote.gateway.directory import Directory
 from dovecote.model.ids import random_text
-from dovecote.model.serving import Affinity, Mode
+from dovecote.model.serving import PUBLIC_USER, Affinity, Mode
 from tests.unit.control_world import START, World, world_on
 from tests.unit.memory_host import Clock, MemoryHost
 
