@@ -439,6 +439,29 @@ async def test_activity_is_what_the_host_sends(network: Network, world: World) -
     assert 0 <= activity[a.address] < WAIT
 
 
+async def test_traffic_with_the_outside_counts_where_a_policy_says_so(network: Network, world: World) -> None:
+    watched = await attach(network, NetworkPolicy(outbound_keeps_awake=True))
+    other = await attach(network, OPEN)
+    world.listen(world.outside, 80)
+    assert await network.sent() == {}
+    for attachment in (watched, other):
+        assert world.reaches(attachment.netns, INTERNET, 80)
+    assert set(await network.sent()) == {watched.address}
+    closed = await attach(network, NetworkPolicy(internet=False, outbound_keeps_awake=True))
+    assert not world.reaches(closed.netns, INTERNET, 80)
+    assert set(await network.sent()) == {watched.address}  # what is refused does not count
+    assert await network.activity() == {}
+
+
+async def test_open_connections_are_counted_for_many_at_once(network: Network, world: World) -> None:
+    a, b = await attach(network, OPEN), await attach(network, OPEN)
+    assert await network.flows_to([a.address, b.address]) == {}
+    world.listen(a.netns, 80)
+    connection = world.connect(world.host, a.address, 80)
+    assert await network.flows_to([a.address, b.address, "10.213.0.250"]) == {a.address: 1}
+    connection.close()
+
+
 async def test_nobody_outside_reaches_an_instance_directly(network: Network, world: World) -> None:
     a = await attach(network)
     told = world.udp(a.netns, 5000)

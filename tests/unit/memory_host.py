@@ -125,6 +125,7 @@ class MemoryHost:
         self.installs: tuple[int | None, bytes] = (0, b"installed\n")  # how reinstalling ends; None: not by itself
         self.cpu_seconds = 0.0  # of every instance
         self.flows: Counter[str] = Counter()  # requests on their way, by instance
+        self.sent_at: dict[str, float] = {}  # when an instance last sent something outside
         self.ran: list[tuple[str, str]] = []  # what was run to its end, and in which instance
         self.exits: dict[str, int] = {}  # of what is run to its end, by its last word
         self._epochs: dict[str, int] = {}
@@ -397,10 +398,25 @@ class MemoryHost:
 
     async def observe(self) -> list[Observed]:
         await self._enter("observe", "")
-        return [
-            Observed(i.id, i.claim.owner, i.state, i.address, i.pid, self._quiet_for(i), _at_work(i))
-            for i in self.instances.values()
-        ]
+        return [self._seen(i) for i in self.instances.values()]
+
+    async def look(self, instance_id: str) -> Observed:
+        return self._seen(self._get(instance_id))
+
+    def _seen(self, i: MemoryInstance) -> Observed:
+        sent_ago = self.clock.now - self.sent_at[i.id] if i.id in self.sent_at else None
+        return Observed(
+            i.id,
+            i.claim.owner,
+            i.state,
+            i.address,
+            i.pid,
+            self._quiet_for(i),
+            _at_work(i),
+            requests=self.flows[i.id],
+            requests_for=self._quiet_for(i) if self.flows[i.id] else 0.0,
+            sent_ago=sent_ago if i.claim.network.outbound_keeps_awake else None,
+        )
 
     async def connections(self, instance_id: str) -> int:
         self._get(instance_id)

@@ -43,7 +43,8 @@ SPECS: dict[str, Spec] = {
 class Tier:
     """How long a session of such a user is kept when nobody uses it, and how many of its snapshots, how old.
 
-    `recovery_point` is how much of its work the loss of a host may cost.
+    `recovery_point` is how much of its work the loss of a host may cost. `lease` is the longest time ahead that such a
+    session can be told to stay awake. A window that `is_promised` has its memory accounted for.
     """
 
     name: str
@@ -51,15 +52,17 @@ class Tier:
     snapshots: int = 20
     snapshots_for: timedelta = timedelta(days=7)
     recovery_point: timedelta = timedelta(seconds=2)
+    lease: timedelta = timedelta(minutes=30)
+    is_promised: bool = False
 
 
 TIERS: dict[str, Tier] = {
     tier.name: tier
     for tier in (
         Tier("default", timedelta(minutes=5)),
-        Tier("regular", timedelta(hours=1), 50, timedelta(days=30)),
-        Tier("vip", timedelta(hours=10), 200, timedelta(days=180), timedelta(seconds=1)),
-        Tier("svip", timedelta(hours=24), 1000, timedelta(days=365), timedelta(seconds=1)),
+        Tier("regular", timedelta(hours=1), 50, timedelta(days=30), lease=timedelta(hours=4), is_promised=True),
+        Tier("vip", timedelta(hours=10), 200, timedelta(days=180), timedelta(seconds=1), timedelta(hours=12), True),
+        Tier("svip", timedelta(hours=24), 1000, timedelta(days=365), timedelta(seconds=1), timedelta(hours=24), True),
     )
 }
 
@@ -74,3 +77,4 @@ class NetworkPolicy:
     internet: bool = True
     allow_cidrs: tuple[str, ...] = field(default=())  # private networks granted by name, "10.1.0.0/16"
     deny_cidrs: tuple[str, ...] = field(default=())  # parts of the internet that are out of reach, "203.0.113.0/24"
+    outbound_keeps_awake: bool = False  # whether what it exchanges with the outside counts as use

@@ -128,6 +128,9 @@ class Host(Protocol):
     async def connections(self, instance_id: str) -> int:
         """Open over TCP from outside now. Called where somebody waits for room in it, and once a tick."""
 
+    async def look(self, instance_id: str) -> Observed:
+        """What it does at this moment. Called when a user asks why it is awake."""
+
     async def usage(self, instance_id: str) -> dict[str, int | float]: ...
 
     def guest(self, instance_id: str) -> Guest:

@@ -1,7 +1,8 @@
 """Instances: what runs on this host, for whom."""
 
 from dovecote.host.instances.instance import Claim, Death, Leftover, Observed, Placed
-from dovecote.host.instances.instances import SERVER_TAG, Instances
+from dovecote.host.instances.instances import Instances
+from dovecote.host.instances.looking import SERVER_TAG
 from dovecote.host.instances.preparing import Parts, Preparing
 from dovecote.host.instances.saving import Saving
 from dovecote.host.instances.warm import WarmPool

@@ -69,7 +69,11 @@ class Placed:
 
 @dataclass(frozen=True)
 class Observed:
-    """What an instance is and does now. `quiet_for` is seconds since a request or since a command last ran."""
+    """What an instance is and does now. `quiet_for` is seconds since a request or since a command last ran.
+
+    `requests` are connections over which an answer may still come, while nothing was heard of them for a while, and
+    `requests_for` since when. `sent_ago` is seconds since it last sent or got something outside, where that counts.
+    """
 
     instance_id: str
     owner: str
@@ -78,6 +82,9 @@ class Observed:
     pid: int
     quiet_for: float
     commands: int
+    requests: int = 0
+    requests_for: float = 0.0
+    sent_ago: float | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,9 @@ class Instance:
     hibernating: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)  # one at a time, to its end
     quiet_since: float = 0.0
     commands: int = 0
+    requests: int = 0
+    requests_since: float = 0.0
+    sent_at: float | None = None
     unanswered: int = 0
     pidfd: int = -1
     holds_root: bool = False  # the images of its workspace are kept mounted for it

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import replace
 from functools import partial
@@ -23,9 +22,9 @@ from dovecote.host.instances.instance import (
     Death,
     Instance,
     Leftover,
-    Observed,
 )
 from dovecote.host.instances.leftovers import Leftovers
+from dovecote.host.instances.looking import Looking
 from dovecote.host.instances.past import archived, diff
 from dovecote.host.instances.preparing import Parts, Preparing
 from dovecote.host.instances.present import Present
@@ -41,10 +40,7 @@ from dovecote.model.volumes import Mount
 
 log = logging.getLogger(__name__)
 
-LIST_TIMEOUT = 2.0
-UNANSWERED = 30  # looks in a row at a guest that does not answer, after which it counts as quiet
 GRACE_AT_END = 1.0  # seconds that commands get when the whole host goes down
-SERVER_TAG = "start"  # a command with this tag is a server that waits for requests: it keeps nobody awake
 
 
 class Instances:
@@ -77,6 +73,8 @@ class Instances:
             memory_reserve_bytes=memory_reserve_bytes,
         )
         self.claim = self._claiming.claim
+        looking = Looking(parts, self._present)
+        self.observe, self.look = looking.observe, looking.look
         self._expecting = asyncio.Lock()
         self._checkpoints = Checkpoints(
             saving,
@@ -332,17 +330,6 @@ class Instances:
     def orphaned(self) -> frozenset[str]:
         return self._leftovers.orphaned()
 
-    async def observe(self) -> list[Observed]:
-        """All claimed instances. Costs one dump of the network's activity, and asks each guest that is awake."""
-        activity = await self._parts.network.activity()
-        now = time.monotonic()
-        await asyncio.gather(*(self._look(instance, activity, now) for instance in self._present.all()))
-        return [
-            Observed(i.id, i.claim.owner, i.state, i.address, i.pid, now - i.quiet_since, i.commands)
-            for i in self._present.all()
-            if i.claim is not None
-        ]
-
     async def connections(self, instance_id: str) -> int:
         return await self._parts.network.flows(self._present.get(instance_id).address)
 
@@ -373,24 +360,3 @@ class Instances:
         log.warning("%s of %s ends: the session was taken over elsewhere", instance_id, owner)
         await self.stop(instance_id, grace=0)
         await self._leftovers.orphan(owner)
-
-    async def _look(self, instance: Instance, activity: dict[str, float], now: float) -> None:
-        if instance.state is not InstanceState.READY:
-            return
-        since_packet = activity.get(instance.address)
-        if since_packet is not None:
-            instance.quiet_since = max(instance.quiet_since, now - since_packet)
-        try:
-            commands = await asyncio.wait_for(instance.guest.list_commands(), LIST_TIMEOUT)
-        except (DovecoteError, TimeoutError) as error:
-            # Short of CPU perhaps, which is not quiet; but nobody may stay awake by never answering.
-            instance.unanswered += 1
-            if instance.unanswered <= UNANSWERED:
-                instance.quiet_since = now
-            elif instance.unanswered == UNANSWERED + 1:
-                log.warning("the guest of %s does not answer: %s", instance.id, error)
-            return
-        instance.unanswered = 0
-        instance.commands = sum(1 for command in commands if command.is_running and command.tag != SERVER_TAG)
-        if instance.commands:
-            instance.quiet_since = now

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -57,6 +57,7 @@ class _Granted:
     internet: bool = False
     grants: frozenset[IPv4Network] = frozenset()
     denials: frozenset[IPv4Network] = frozenset()
+    is_watched: bool = False
 
     def permits(self, flow: Flow, network: IPv4Network) -> bool:
         grants, denials = tuple(self.grants), tuple(self.denials)
@@ -65,6 +66,8 @@ class _Granted:
     def changes(self, address: IPv4Address, wanted: _Granted) -> list[Change]:
         """What makes this, of an address, what is wanted."""
         found = [Change(policy.INTERNET, Element(address), wanted.internet)]
+        if self.is_watched is not wanted.is_watched:
+            found.append(Change(policy.WATCHED, Element(address), wanted.is_watched))
         for name, old, new in (
             (policy.ALLOWED, self.grants, wanted.grants),
             (policy.DENIED, self.denials, wanted.denials),
@@ -160,7 +163,7 @@ class Network:
     async def apply(self, address: str, wanted: NetworkPolicy) -> None:
         """Holds at once, for open connections too: those no longer allowed end. Raises Invalid, NotFound."""
         grants, denials = frozenset(parse_networks(wanted.allow_cidrs)), frozenset(parse_networks(wanted.deny_cidrs))
-        granted = _Granted(wanted.internet, grants, denials)
+        granted = _Granted(wanted.internet, grants, denials, wanted.outbound_keeps_awake)
         await self._run(self._changes, partial(self._apply, self._owner(address), granted))
 
     def _apply(self, address: IPv4Address, wanted: _Granted) -> None:
@@ -218,6 +221,25 @@ class Network:
         found = await self._run(self._looks, partial(handles.sets.list, policy.ACTIVE))
         return {str(element.address): max(0.0, policy.ACTIVE_SECONDS - left) for element, left in found}
 
+    async def sent(self) -> dict[str, float]:
+        """Address to seconds since it last exchanged something with the outside, of those whose policy counts that."""
+        self._ready()
+        handles = self._look
+        assert handles
+        if not any(granted.is_watched for granted in self._granted.values()):
+            return {}
+        found = await self._run(self._looks, partial(handles.sets.list, policy.SENT))
+        return {str(element.address): max(0.0, policy.ACTIVE_SECONDS - left) for element, left in found}
+
+    async def flows_to(self, addresses: Collection[str]) -> dict[str, int]:
+        """As `flows`, of many at once; addresses that nobody has are left out."""
+        self._ready()
+        known = [each for each in addresses if self._addresses.is_used(self._addresses.index(each))]
+        if not known:
+            return {}
+        counts = await self._count_flows(frozenset(map(IPv4Address, known)))
+        return {str(address): count for address, count in counts.items() if count}
+
     async def detach(self, address: str) -> None:
         """Cuts it off, ends its connections, frees its namespace; its address rests. May be repeated."""
         self._ready()
@@ -245,7 +267,7 @@ class Network:
         assert self._change
         named = {
             self._addresses.index(str(element.address))
-            for name in (policy.INTERNET, policy.ALLOWED, policy.DENIED, policy.REFUSED)
+            for name in (policy.INTERNET, policy.ALLOWED, policy.DENIED, policy.REFUSED, policy.WATCHED)
             for element, _ in self._change.sets.list(name)
         }
         return frozenset(self._router.known() | named)
@@ -324,6 +346,8 @@ class Network:
 
 def _read_granted(sets: Sets) -> dict[IPv4Address, _Granted]:
     granted = {element.address: _Granted(internet=True) for element, _ in sets.list(policy.INTERNET)}
+    for element, _ in sets.list(policy.WATCHED):
+        granted[element.address] = replace(granted.get(element.address, _Granted()), is_watched=True)
     for name, kind in ((policy.ALLOWED, "grants"), (policy.DENIED, "denials")):
         for element, _ in sets.list(name):
             assert element.destination

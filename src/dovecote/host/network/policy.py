@@ -14,7 +14,8 @@ UPLINK = "host"  # the router's link to the host
 TABLE = "dovecote"  # in the router
 INTERNET, ALLOWED, DENIED, REFUSED, ACTIVE = "internet", "allowed", "denied", "refused", "active"
 LIMITED = "limited"  # each address with the number of connections that it takes
-MARKS = (REFUSED, ACTIVE, LIMITED)  # sets of addresses that may be in them; nothing of it outlives an instance
+WATCHED, SENT = "watched", "sent_lately"  # addresses whose traffic with the outside counts, and when they had some
+MARKS = (REFUSED, ACTIVE, LIMITED, SENT)  # sets of addresses that may be in them; nothing of it outlives an instance
 ACTIVE_SECONDS = 3600
 MAX_FLOWS = 4096  # connections that one instance may have open to the outside: the kernel's table is shared
 
@@ -126,6 +127,8 @@ table inet {TABLE} {{
   set {REFUSED} {{ type ipv4_addr; }}
   set {ACTIVE} {{ type ipv4_addr; size {size}; flags dynamic,timeout; timeout {ACTIVE_SECONDS}s; }}
   set {LIMITED} {{ type ipv4_addr; size {size}; flags dynamic; ct count over 1; }}
+  set {WATCHED} {{ type ipv4_addr; }}
+  set {SENT} {{ type ipv4_addr; size {size}; flags dynamic,timeout; timeout {ACTIVE_SECONDS}s; }}
   set open_flows {{ type ipv4_addr; size {size}; flags dynamic; }}
 
   chain spoofed {{
@@ -145,13 +148,17 @@ table inet {TABLE} {{
     ct direction reply ct state established,related accept
     ct state invalid drop
     ct state new add @open_flows {{ ip saddr ct count over {MAX_FLOWS} }} goto rejected
-    ct status dnat ct original ip daddr {GATEWAY} ip saddr @{INTERNET} accept
+    ct status dnat ct original ip daddr {GATEWAY} ip saddr @{INTERNET} goto permitted
     ip daddr {_list([*NEVER, plan.network])} goto rejected
-    ip saddr . ip daddr @{ALLOWED} accept
+    ip saddr . ip daddr @{ALLOWED} goto permitted
     ip saddr . ip daddr @{DENIED} goto rejected
     ip daddr {_list(PRIVATE)} goto rejected
-    ip saddr @{INTERNET} accept
+    ip saddr @{INTERNET} goto permitted
     goto rejected
+  }}
+  chain permitted {{
+    ip saddr @{WATCHED} update @{SENT} {{ ip saddr }}
+    accept
   }}
   chain rejected {{
     meta l4proto tcp reject with tcp reset
@@ -163,13 +170,17 @@ table inet {TABLE} {{
     iifname "{UPLINK}" oifname "i*" jump arriving
   }}
   chain arriving {{
-    ct direction reply ct state established,related accept
+    ct direction reply ct state established,related goto answered
     ip saddr != {plan.host_address} drop
     ct state invalid drop
     ip daddr @{REFUSED} meta l4proto tcp ct state new reject with tcp reset
     ip daddr @{REFUSED} meta l4proto != tcp ct state new reject with icmp admin-prohibited
     meta l4proto tcp ct state new ip daddr @{LIMITED} reject with tcp reset
     update @{ACTIVE} {{ ip daddr }}
+    accept
+  }}
+  chain answered {{
+    ip daddr @{WATCHED} update @{SENT} {{ ip daddr }}
     accept
   }}
   chain input {{
