@@ -268,6 +268,7 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
         tenancy,
         start_timeout=settings.start_timeout,
         reinstall_timeout=settings.reinstall_timeout,
+        quiet_after=settings.quiet_after,
     )
     snapshots = Snapshots(store, sessions, functions)
     apps = Apps(

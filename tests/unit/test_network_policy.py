@@ -91,7 +91,7 @@ def test_what_an_instance_sends_is_judged_in_this_order() -> None:
     """Never beats granted, granted beats denied and private, these beat internet."""
     rules = policy.render_router(policy.Plan("abc", RANGE, IPv4Address("192.0.2.53")))
     judge = rules.split("chain judge {")[1].split("}\n  chain")[0]
-    order = ["169.254.0.0/16", "@allowed", "@denied", "192.168.0.0/16", "@internet accept\n    goto rejected"]
+    order = ["169.254.0.0/16", "@allowed", "@denied", "192.168.0.0/16", "@internet goto permitted\n    goto rejected"]
     assert [judge.index(words) for words in order] == sorted(judge.index(words) for words in order)
     assert "10.201.0.0/16 } goto rejected" in judge
 

@@ -1,5 +1,6 @@
 """Sessions: the tie between a caller and one instance."""
 
+from dovecote.control.sessions.activity import Activity
 from dovecote.control.sessions.keeping import Keeping
 from dovecote.control.sessions.live import InstanceView, Live
 from dovecote.control.sessions.opening import Origin, Wishes
@@ -8,6 +9,7 @@ from dovecote.control.sessions.sessions import Sessions
 from dovecote.control.sessions.starting import ensure_started, wait_for_port, wait_until_ready
 
 __all__ = [
+    "Activity",
     "InstanceView",
     "Keeping",
     "Live",

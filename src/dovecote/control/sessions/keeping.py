@@ -13,10 +13,11 @@ from typing import Any
 
 from dovecote.control.fleet import Death, Fleet, Host, Observed
 from dovecote.control.functions import Functions
+from dovecote.control.sessions.activity import quiet_of, rest_of
 from dovecote.control.sessions.adopting import AdoptingShared
-from dovecote.control.sessions.idle import Move, Quiet, next_move
+from dovecote.control.sessions.idle import Move, next_move
 from dovecote.control.sessions.live import Live
-from dovecote.control.sessions.rules import ends_at, idle_after, is_over, pauses_at
+from dovecote.control.sessions.rules import idle_after, is_over
 from dovecote.control.sessions.seats import Seat, SharedInstance
 from dovecote.control.sessions.sessions import Sessions
 from dovecote.errors import DovecoteError, NotFound
@@ -166,18 +167,18 @@ class Keeping:
 
     def _consider(self, live: Live, seen: Observed, now: float) -> None:
         session = live.session
-        quiet_for = min(seen.quiet_for, now - live.touched)
-        live.touched = max(live.touched, now - quiet_for)
+        live.touched = max(live.touched, now - min(seen.quiet_for, now - live.touched))
+        quiet = quiet_of(live, seen, datetime.now(UTC))
         idle = idle_after(session, live.revision).total_seconds()
         quiet_after = session.quiet_after.total_seconds() if session.quiet_after else self._quiet_after
         move = next_move(
             session.state,
-            Quiet(quiet_for=quiet_for, busy=live.busy, commands=seen.commands, **_time_left(session)),
+            quiet,
             quiet_after=quiet_after,
             idle_after=idle,
         )
         if move is not Move.STAY:
-            self._begin(move, session, quiet_for, live.touched)
+            self._begin(move, session, quiet.unused_for, live.touched)
 
     def _begin(self, move: Move, session: Session, quiet_for: float, used: float) -> None:
         self._start(session.id, self._make(move, session, quiet_for, used))
@@ -196,10 +197,9 @@ class Keeping:
         it unseen for a while."""
         session = seat.session
         quiet_for = now - seat.touched
-        lease = session.awake_until is not None and session.awake_until > datetime.now(UTC)
         move = next_move(
             session.state,
-            Quiet(quiet_for=max(0.0, quiet_for - self._unseen), busy=int(lease), commands=0, **_time_left(session)),
+            rest_of(session, max(0.0, quiet_for - self._unseen), datetime.now(UTC)),
             quiet_after=inf,
             idle_after=idle_after(session, seat.instance.revision).total_seconds(),
         )
@@ -258,12 +258,3 @@ class Keeping:
     async def stop(self) -> None:
         """Lets the moves under way come to their end."""
         await asyncio.gather(*self._moving.values(), return_exceptions=True)
-
-
-def _time_left(session: Session) -> dict[str, float | None]:
-    now = datetime.now(UTC)
-    ends, pauses = ends_at(session), pauses_at(session)
-    return {
-        "expires_in": (ends - now).total_seconds() if ends else None,
-        "pauses_in": (pauses - now).total_seconds() if pauses else None,
-    }

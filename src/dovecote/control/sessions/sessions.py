@@ -35,6 +35,7 @@ from dovecote.control.sessions.rules import (
 from dovecote.control.sessions.saved import SavedFiles
 from dovecote.control.sessions.tokens import Tokens
 from dovecote.control.sessions.waking import Waking
+from dovecote.control.sessions.watching import Watching
 from dovecote.control.tenancy import Tenancy
 from dovecote.errors import DovecoteError, Invalid, NotFound
 from dovecote.model.networks import parse_policy
@@ -59,6 +60,7 @@ class Sessions:
         *,
         start_timeout: float,
         reinstall_timeout: float = 180.0,
+        quiet_after: float = 10.0,
     ) -> None:
         self._store = store
         self._fleet = fleet
@@ -76,6 +78,8 @@ class Sessions:
         self.awake, self.wake, self.use, self.serve = waking.awake, waking.wake, waking.use, waking.serve
         self.lines = Lines(longest=start_timeout)
         self.placing = Placing(self._ledger, fleet, functions, start_timeout=start_timeout, lines=self.lines)
+        watching = Watching(self._ledger, functions, waking, quiet_after=quiet_after)
+        self.lease, self.release, self.activity = watching.lease, watching.release, watching.activity
         hibernating = Hibernating(self._ledger)
         parking = Parking(self._ledger, fleet, functions, self.files, hibernating, self.placing)
         self.freeze, self.rest, self.park, self.rewind = parking.freeze, parking.rest, parking.park, parking.rewind
