@@ -27,10 +27,14 @@ from dovecote.control.sandboxes import (
     Stat,
     Watchers,
 )
+from dovecote.control.sessions import Activity
+from dovecote.control.sessions.activity import Reason, ToCome
+from dovecote.control.sessions.idle import Why
 from dovecote.control.templates import Done, Printed, Step
 from dovecote.errors import Conflict, DeadlineExceeded, Invalid, NotFound, Unauthenticated
 from dovecote.model.addresses import Addresses
 from dovecote.model.ids import new_id, random_text
+from dovecote.model.past import HookRun, Past
 from dovecote.model.records import ApiKey, App, Chat, Function, Revision, Session, Start, Template, Turn, User
 from dovecote.model.sizes import NetworkPolicy
 from dovecote.model.states import Desired, SessionState, TemplateState
@@ -94,8 +98,11 @@ class FakeTenancy:
     async def user(self, tenant_id: str, name: str, tier: str = "default") -> User:
         return User(new_id("usr"), tenant_id, name, self.tiers.get(name, tier), NOW)
 
-    async def set_tier(self, tenant_id: str, name: str, tier: str) -> None:
-        self.tiers[name] = tier
+    async def find_user(self, tenant_id: str, name: str) -> User | None:
+        return await self.user(tenant_id, name) if name in self.tiers else None
+
+    async def list_users(self, tenant_id: str, *, after: str | None = None, limit: int = 100) -> list[User]:
+        return [await self.user(tenant_id, name) for name in self.tiers]
 
 
 @dataclass
@@ -107,7 +114,8 @@ class View:
 
 
 class FakeSessions:
-    def __init__(self) -> None:
+    def __init__(self, tenancy: FakeTenancy) -> None:
+        self.tenancy = tenancy
         self.all: dict[str, Session] = {}
         self.created: list[dict[str, Any]] = []
         self.lookups = 0
@@ -173,6 +181,33 @@ class FakeSessions:
 
     async def set_start(self, tenant_id: str, session_id: str, start: Start | None) -> Session:
         return await self._become(tenant_id, session_id, start=start)
+
+    async def set_user_tier(self, tenant_id: str, name: str, tier: str) -> User:
+        self.tenancy.tiers[name] = tier
+        return await self.tenancy.user(tenant_id, name)
+
+    async def lease(self, tenant_id: str, session_id: str, span: timedelta) -> Session:
+        return await self._become(tenant_id, session_id, awake_until=NOW + span)
+
+    async def release(self, tenant_id: str, session_id: str) -> Session:
+        return await self._become(tenant_id, session_id, awake_until=NOW)
+
+    async def activity(self, tenant_id: str, session_id: str) -> Activity:
+        session = await self.get(tenant_id, session_id)
+        return Activity(
+            state=session.state,
+            why="awake: `npm run dev` runs",
+            reasons=[Reason(Why.COMMANDS, "`npm run dev` runs", since=NOW)],
+            next=[ToCome("end", NOW)],
+            unused_for=timedelta(seconds=3),
+            window=timedelta(minutes=5),
+            is_promised=False,
+            awake_until=session.awake_until,
+            past=Past()
+            .moved(NOW, "ready", "woken")
+            .ran(HookRun("initialize", NOW, False, 0.5, "it answered 500"))
+            .breached(NOW, "its processes were killed"),
+        )
 
     async def lag(self, tenant_id: str, session_id: str) -> Lag:
         await self.get(tenant_id, session_id)
@@ -481,7 +516,7 @@ async def nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
 @dataclass
 class Rooms:
     tenancy: FakeTenancy = field(default_factory=FakeTenancy)
-    sessions: FakeSessions = field(default_factory=FakeSessions)
+    sessions: FakeSessions = field(init=False)
     sandboxes: FakeSandboxes = field(default_factory=FakeSandboxes)
     apps: FakeApps = field(default_factory=FakeApps)
     functions: FakeFunctions = field(default_factory=FakeFunctions)
@@ -490,6 +525,9 @@ class Rooms:
     volumes: FakeVolumes = field(default_factory=FakeVolumes)
     templates: FakeTemplates = field(default_factory=FakeTemplates)
     is_ready: bool = True
+
+    def __post_init__(self) -> None:
+        self.sessions = FakeSessions(self.tenancy)
 
     def api(self, tools: ASGIApp = nothing_here) -> ASGIApp:
         rooms = api_rooms.Rooms(

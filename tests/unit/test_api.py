@@ -482,6 +482,24 @@ async def test_chats_keys_and_tiers(http: httpx.AsyncClient) -> None:
     assert "secret" not in listed[0]
     assert (await http.delete(f"/v1/keys/{key['id']}")).status_code == 204
     assert (await http.put("/v1/users/u 42", json={"tier": "vip"})).json()["tier"] == "vip"
+    assert (await http.get("/v1/users/u 42")).json()["tier"] == "vip"
+    assert problem(await http.get("/v1/users/nobody")) == (404, "not_found")
+    assert [each["name"] for each in (await http.get("/v1/users")).json()["items"]] == ["u 42"]
+    tiers = {each["name"]: each for each in (await http.get("/v1/tiers")).json()["items"]}
+    assert (tiers["default"]["is_promised"], tiers["vip"]["is_promised"]) == (False, True)
+
+
+async def test_leases_and_why_it_is_awake(http: httpx.AsyncClient) -> None:
+    path = f"/v1/sessions/{await opened(http)}"
+    assert (await http.post(f"{path}/lease", json={"seconds": 60})).json()["awake_until"] is not None
+    assert (await http.delete(f"{path}/lease")).status_code == 200
+    for refused in ({"seconds": 0}, {"seconds": 86401}, {}):
+        assert (await http.post(f"{path}/lease", json=refused)).status_code == 400
+    found = (await http.get(f"{path}/activity")).json()
+    assert found["reasons"][0]["text"] == "`npm run dev` runs"
+    assert found["next"][0]["move"] == "end"
+    assert found["hooks"][0]["reason"] == "it answered 500"
+    assert (found["breaches"], found["last_breach"]["reason"]) == (1, "its processes were killed")
 
 
 async def test_health_needs_no_key_and_readiness_is_told(rooms: Rooms) -> None:

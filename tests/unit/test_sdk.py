@@ -185,6 +185,8 @@ def test_apps_chats_functions_and_keys(client: Dovecote) -> None:
     assert key.secret
     assert [each.secret for each in client.keys.list()] == [None]
     assert client.users.set_tier("u", "vip").tier == "vip"
+    assert (client.users.get("u").tier, [each.name for each in client.users.list()]) == ("vip", ["u"])
+    assert "svip" in [each.name for each in client.users.tiers()]
 
 
 def test_files_are_listed_changed_and_watched(client: Dovecote, rooms: Rooms) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dovecote.cli import (
+    activity,
     apps,
     code,
     env,
@@ -42,10 +43,11 @@ app.add_typer(template.commands, name="template")
 app.add_typer(records.chats, name="chat")
 app.add_typer(records.keys, name="key")
 app.add_typer(tenant.commands, name="tenant")
+app.add_typer(activity.users, name="user")
 app.add_typer(volume.commands, name="volume")
 sandbox.commands.command()(code.code)
 sandbox.commands.command()(code.contexts)
-for act in (volume.mount, volume.unmount, volume.mounts):
+for act in (volume.mount, volume.unmount, volume.mounts, activity.why, activity.lease):
     session.commands.command()(act)
 app.add_typer(storage.commands, name="storage")
 app.add_typer(env.commands, name="env")

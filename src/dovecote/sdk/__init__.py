@@ -1,5 +1,6 @@
 """The public client: `Dovecote` blocks, `AsyncDovecote` is for asyncio; else they are the same."""
 
+from dovecote.sdk._activity import Activity, Breach, HookRun, Passage, Reason, Tier, ToCome
 from dovecote.sdk._async.client import AsyncDovecote
 from dovecote.sdk._async.commands import AsyncCommand
 from dovecote.sdk._async.contexts import AsyncContext, AsyncContexts
@@ -90,6 +91,7 @@ from dovecote.sdk._sync.terminals import Terminal
 __all__ = [
     "Accepted",
     "Affinity",
+    "Activity",
     "App",
     "AppInstance",
     "AsyncCommand",
@@ -103,6 +105,7 @@ __all__ = [
     "AsyncWatcher",
     "BadRequest",
     "Began",
+    "Breach",
     "Change",
     "Chat",
     "CodeEvent",
@@ -133,6 +136,7 @@ __all__ = [
     "Gone",
     "Hook",
     "Hooks",
+    "HookRun",
     "Instance",
     "Invocation",
     "Invoking",
@@ -143,10 +147,12 @@ __all__ = [
     "Network",
     "NotFound",
     "Output",
+    "Passage",
     "Port",
     "Printed",
     "RawEvent",
     "RawOutput",
+    "Reason",
     "Reinstall",
     "Result",
     "Revision",
@@ -167,7 +173,9 @@ __all__ = [
     "Template",
     "TemplateEvent",
     "Terminal",
+    "Tier",
     "TimedOut",
+    "ToCome",
     "TooMany",
     "Truncated",
     "Turn",

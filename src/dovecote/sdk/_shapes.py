@@ -110,6 +110,7 @@ class Network:
     internet: bool = True
     allow_cidrs: list[str] = field(default_factory=list)
     deny_cidrs: list[str] = field(default_factory=list)
+    outbound_keeps_awake: bool = False
 
 
 class SandboxWishes(TypedDict, total=False):
@@ -166,6 +167,7 @@ class SessionView:
     resumes_on_use: bool = True
     metadata: dict[str, str] = field(default_factory=dict)
     network: Network | None = None
+    awake_until: datetime | None = None
 
 
 @dataclass(frozen=True)

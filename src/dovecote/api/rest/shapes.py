@@ -48,8 +48,10 @@ class NetworkShape(Body):
         default_factory=list, max_length=100, description="Parts of the internet that are not."
     )
 
+    outbound_keeps_awake: bool = Field(default=False, description="Whether traffic with the outside counts as use.")
+
     def record(self) -> NetworkPolicy:
-        return NetworkPolicy(self.internet, tuple(self.allow_cidrs), tuple(self.deny_cidrs))
+        return NetworkPolicy(self.internet, tuple(self.allow_cidrs), tuple(self.deny_cidrs), self.outbound_keeps_awake)
 
 
 class StartShape(Body):
@@ -110,6 +112,7 @@ class SessionShape(BaseModel):
     expires_at: datetime | None = Field(description="It ends then, whatever happens.")
     timeout_at: datetime | None = Field(description="`at_timeout` comes then; null while it is paused.")
     at_timeout: str = Field(description="end, pause or park.")
+    awake_until: datetime | None = Field(description="End of its lease, by now perhaps in the past.")
     is_paused: bool
     is_hibernated: bool = Field(description="Parked with its processes: they go on where they were.")
     park: str = Field(description="What is kept when nobody uses it: files or memory.")
@@ -326,7 +329,12 @@ def _reinstall_shape(reinstall: Reinstall | None) -> ReinstallShape | None:
 
 
 def network_shape(network: NetworkPolicy) -> NetworkShape:
-    return NetworkShape(internet=network.internet, allow_cidrs=[*network.allow_cidrs], deny_cidrs=[*network.deny_cidrs])
+    return NetworkShape(
+        internet=network.internet,
+        allow_cidrs=[*network.allow_cidrs],
+        deny_cidrs=[*network.deny_cidrs],
+        outbound_keeps_awake=network.outbound_keeps_awake,
+    )
 
 
 def session_shape(session: records.Session, addresses: Addresses) -> SessionShape:
@@ -346,6 +354,7 @@ def session_shape(session: records.Session, addresses: Addresses) -> SessionShap
         expires_at=session.expires_at,
         timeout_at=session.timeout_at,
         at_timeout=session.at_timeout,
+        awake_until=session.awake_until,
         is_paused=session.is_paused,
         is_hibernated=session.is_hibernated,
         park=session.park,

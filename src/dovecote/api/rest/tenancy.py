@@ -7,10 +7,17 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 from pydantic import Field
 
-from dovecote.api.rest.here import Here, KeyId
+from dovecote.api.rest.activity_shapes import TierShape, tier_shape
+from dovecote.api.rest.here import After, Here, KeyId, Limit
 from dovecote.api.rest.shapes import Body, KeyShape, NewKeyShape, Page, UserShape, key_shape
+from dovecote.errors import NotFound
+from dovecote.model.records import User
+from dovecote.model.sizes import TIERS
 
 routes = APIRouter(prefix="/v1", tags=["tenancy"])
+
+
+UserName = Annotated[str, Path(min_length=1, max_length=200)]
 
 
 class NewKey(Body):
@@ -38,11 +45,31 @@ async def revoke_key(here: Here, key_id: KeyId) -> None:
     await here.rooms.tenancy.revoke_key(here.tenant_id, key_id)
 
 
-@routes.put("/users/{user}", summary="Set the tier of an end user")
-async def set_user(
-    here: Here, user: Annotated[str, Path(min_length=1, max_length=200)], change: ChangedUser
-) -> UserShape:
-    await here.rooms.tenancy.user(here.tenant_id, user)
-    await here.rooms.tenancy.set_tier(here.tenant_id, user, change.tier)
-    found = await here.rooms.tenancy.user(here.tenant_id, user)
-    return UserShape(id=found.id, name=found.name, tier=found.tier, created_at=found.created_at)
+@routes.get("/users", summary="List end users and their tiers, in pages")
+async def list_users(here: Here, after: After = None, limit: Limit = 100) -> Page[UserShape]:
+    found = await here.rooms.tenancy.list_users(here.tenant_id, after=after, limit=limit)
+    return Page[UserShape](
+        items=[_user_shape(user) for user in found], next=found[-1].id if len(found) == limit else None
+    )
+
+
+@routes.get("/users/{user}", summary="An end user and their tier")
+async def get_user(here: Here, user: UserName) -> UserShape:
+    found = await here.rooms.tenancy.find_user(here.tenant_id, user)
+    if found is None:
+        raise NotFound(f"no user {user[:60]!r}", hint="a user exists from the first session on")
+    return _user_shape(found)
+
+
+@routes.put("/users/{user}", summary="Set the tier of an end user, for open sessions too")
+async def set_user(here: Here, user: UserName, change: ChangedUser) -> UserShape:
+    return _user_shape(await here.rooms.sessions.set_user_tier(here.tenant_id, user, change.tier))
+
+
+@routes.get("/tiers", summary="The tiers that there are")
+async def list_tiers(here: Here) -> Page[TierShape]:
+    return Page[TierShape](items=[tier_shape(tier) for tier in TIERS.values()], next=None)
+
+
+def _user_shape(user: User) -> UserShape:
+    return UserShape(id=user.id, name=user.name, tier=user.tier, created_at=user.created_at)

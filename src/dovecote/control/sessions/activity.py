@@ -89,9 +89,7 @@ def quiet_of(live: Live, seen: Observed, now: datetime) -> Quiet:
     )
 
 
-def of_live(
-    live: Live, seen: Observed, commands: Sequence[Running], *, quiet_after: float, now: datetime
-) -> Activity:
+def of_live(live: Live, seen: Observed, commands: Sequence[Running], *, quiet_after: float, now: datetime) -> Activity:
     session, quiet = live.session, quiet_of(live, seen, now)
     window = idle_after(session, live.revision)
     to_be = to_come(session.state, quiet, quiet_after=quiet_after, idle_after=window.total_seconds())

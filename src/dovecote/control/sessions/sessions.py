@@ -27,12 +27,10 @@ from dovecote.control.sessions.rules import (
     is_over,
     parse_metadata,
     parse_state,
-    parse_tier,
-    parse_time,
-    recovery_point,
     resting_lag,
 )
 from dovecote.control.sessions.saved import SavedFiles
+from dovecote.control.sessions.tiers import Tiers
 from dovecote.control.sessions.tokens import Tokens
 from dovecote.control.sessions.waking import Waking
 from dovecote.control.sessions.watching import Watching
@@ -86,6 +84,8 @@ class Sessions:
         pausing = Pausing(self._ledger, waking, parking, hibernating)
         self.pause, self.pause_if_due, self.resume = pausing.pause, pausing.pause_if_due, pausing.resume
         self.remembered = pausing.remembered
+        tiers = Tiers(store, self._ledger, tenancy)
+        self.update, self.pace, self.set_user_tier = tiers.update, tiers.pace, tiers.set_user_tier
 
     # -- the record
 
@@ -165,29 +165,6 @@ class Sessions:
         records = await sessions.list(after=after, limit=limit, newest_first=newest_first, **equals)
         return [live.session if (live := self.live.get(record.id)) else record for record in records]
 
-    async def update(
-        self,
-        tenant_id: str,
-        session_id: str,
-        *,
-        tier: str | None = None,
-        idle_after: timedelta | None = None,
-        quiet_after: timedelta | None = None,
-        ttl: timedelta | None = None,
-    ) -> Session:
-        """Changes times; effective at once. `ttl` counts from creation."""
-        async with self.live.lock(session_id):
-            session = await self._ledger.living(tenant_id, session_id)
-            session = await self._ledger.change(
-                session,
-                tier=parse_tier(tier) if tier else session.tier,
-                idle_after=parse_time(idle_after, "idle_after") or session.idle_after,
-                quiet_after=parse_time(quiet_after, "quiet_after") or session.quiet_after,
-                expires_at=session.created_at + ttl if (ttl := parse_time(ttl, "ttl")) else session.expires_at,
-            )
-            await self.pace(session)
-            return session
-
     async def set_timeout(self, tenant_id: str, session_id: str, timeout: timedelta | None) -> Session:
         """So long from now, effective at once; None for no timeout. What it does is the session's `at_timeout`."""
         async with self.live.lock(session_id):
@@ -203,13 +180,6 @@ class Sessions:
             if live is not None:
                 await live.host.set_network(live.instance_id, network or live.revision.network)
             return await self._ledger.change(session, network=network)
-
-    async def pace(self, session: Session) -> None:
-        """Lets its instance, if it has one, be saved as often as its tier says. May be repeated."""
-        live = self.live.get(session.id)
-        if live is not None:
-            with contextlib.suppress(NotFound):
-                await live.host.set_recovery_point(live.instance_id, recovery_point(session))
 
     async def lag(self, tenant_id: str, session_id: str) -> Lag:
         """How far the store is behind its files; it is not woken for that."""

@@ -48,10 +48,10 @@ class Watching:
         """Ends its lease, if it has one: from now on its use alone counts. May be repeated."""
         async with self._ledger.live.lock(session_id):
             session = await self._ledger.living(tenant_id, session_id)
-            if session.awake_until is None:
-                return session
             now = datetime.now(UTC)
-            return await self._ledger.change(session, awake_until=min(now, session.awake_until))
+            if session.awake_until is None or session.awake_until <= now:
+                return session
+            return await self._ledger.change(session, awake_until=now)
 
     async def activity(self, tenant_id: str, session_id: str) -> Activity:
         """It is not woken for that. Raises NotFound."""
@@ -70,9 +70,7 @@ class Watching:
 
 async def _running(live: Live) -> Sequence[Running]:
     try:
-        commands = [
-            each for each in await live.guest.list_commands() if each.is_running and each.tag != SERVER_TAG
-        ]
+        commands = [each for each in await live.guest.list_commands() if each.is_running and each.tag != SERVER_TAG]
         return [
             Running(each.number, await _words(live.guest, each.pid, each.tag), each.started_at)
             for each in commands[:MOST_NAMED]

@@ -126,6 +126,10 @@ class Tenancy:
         """The user of that name, if it was ever seen. Raises Invalid (malformed_name)."""
         return await self._store.tenant(tenant_id).users.find(name=_name(name, "a user"))
 
+    async def list_users(self, tenant_id: str, *, after: str | None = None, limit: int = 100) -> builtins.list[User]:
+        """Oldest first."""
+        return await self._store.tenant(tenant_id).users.list(after=after, limit=limit)
+
     async def set_tier(self, tenant_id: str, name: str, tier: str) -> User:
         """Raises NotFound for a user that was never seen, and for a tier (no_such_tier)."""
         users = self._store.tenant(tenant_id).users
@@ -141,9 +145,6 @@ class Tenancy:
             except Conflict:
                 continue
         raise _busy()
-
-    async def list_users(self, tenant_id: str, *, after: str | None = None, limit: int = 100) -> builtins.list[User]:
-        return await self._store.tenant(tenant_id).users.list(after=after, limit=limit)
 
 
 def _new_key(tenant_id: str, name: str) -> NewKey:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from dovecote.sdk._activity import Tier
 from dovecote.sdk._async.sessions import AsyncSession
 from dovecote.sdk._async.transport import AsyncWire
 from dovecote.sdk._shapes import (
@@ -242,5 +243,15 @@ class AsyncUsers:
     def __init__(self, wire: AsyncWire) -> None:
         self._wire = wire
 
+    async def get(self, name: str) -> User:
+        return read(User, await self._wire.call("GET", f"/v1/users/{name}"))
+
+    async def tiers(self) -> list[Tier]:
+        return [read(Tier, each) for each in (await self._wire.call("GET", "/v1/tiers"))["items"]]
+
+    async def list(self) -> list[User]:
+        return [read(User, each) async for each in _pages(self._wire, "/v1/users", {})]
+
     async def set_tier(self, name: str, tier: str) -> User:
+        """Effective at once, for sessions too; those that have another tier than the user had keep theirs."""
         return read(User, await self._wire.call("PUT", f"/v1/users/{name}", json={"tier": tier}))

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from dovecote.sdk._activity import Activity, read_activity
 from dovecote.sdk._async.commands import AsyncCommand, command_body, events_of, raw_events_of
 from dovecote.sdk._async.contexts import AsyncContexts, code_events, collect, execution_body
 from dovecote.sdk._async.copying import AsyncCopies, Progress
@@ -255,6 +256,10 @@ class AsyncSession:
         """How far the store is behind its files. Does not wake it."""
         return read(Lag, await self._wire.call("GET", f"{self._path}/lag"))
 
+    async def activity(self) -> Activity:
+        """Why it is awake or rests, and what happens to it next. Does not wake it."""
+        return read_activity(await self._wire.call("GET", f"{self._path}/activity"))
+
     async def metrics(self) -> list[Sample]:
         """What it used in the last hour, oldest first; there are none of the time that it rested. Does not wake it."""
         return [read(Sample, each) for each in (await self._wire.call("GET", f"{self._path}/metrics"))["items"]]
@@ -273,6 +278,14 @@ class AsyncSession:
 
     async def park(self) -> SessionView:
         return await self._see("POST", ":park")
+
+    async def lease(self, seconds: float) -> SessionView:
+        """Wakes it, and keeps it awake for so long from now; the last lease counts. Tiers say how long it may be."""
+        return await self._see("POST", "/lease", {"seconds": seconds})
+
+    async def release(self) -> SessionView:
+        """Ends its lease: from now on its use alone counts."""
+        return await self._see("DELETE", "/lease")
 
     async def pause(self, *, hibernate: bool | None = None) -> SessionView:
         """Its processes stop where they are until it is used again, or resumed. Raises Conflict (paused).

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from dovecote.sdk._activity import Tier
 from dovecote.sdk._shapes import (
     App,
     AppInstance,
@@ -240,5 +241,15 @@ class Users:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
 
+    def get(self, name: str) -> User:
+        return read(User, self._wire.call("GET", f"/v1/users/{name}"))
+
+    def tiers(self) -> list[Tier]:
+        return [read(Tier, each) for each in (self._wire.call("GET", "/v1/tiers"))["items"]]
+
+    def list(self) -> list[User]:
+        return [read(User, each) for each in _pages(self._wire, "/v1/users", {})]
+
     def set_tier(self, name: str, tier: str) -> User:
+        """Effective at once, for sessions too; those that have another tier than the user had keep theirs."""
         return read(User, self._wire.call("PUT", f"/v1/users/{name}", json={"tier": tier}))

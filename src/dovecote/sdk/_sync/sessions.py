@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from dovecote.sdk._activity import Activity, read_activity
 from dovecote.sdk._code import CodeEvent, Execution
 from dovecote.sdk._errors import CommandFailed
 from dovecote.sdk._shapes import (
@@ -253,6 +254,10 @@ class Session:
         """How far the store is behind its files. Does not wake it."""
         return read(Lag, self._wire.call("GET", f"{self._path}/lag"))
 
+    def activity(self) -> Activity:
+        """Why it is awake or rests, and what happens to it next. Does not wake it."""
+        return read_activity(self._wire.call("GET", f"{self._path}/activity"))
+
     def metrics(self) -> list[Sample]:
         """What it used in the last hour, oldest first; there are none of the time that it rested. Does not wake it."""
         return [read(Sample, each) for each in (self._wire.call("GET", f"{self._path}/metrics"))["items"]]
@@ -271,6 +276,14 @@ class Session:
 
     def park(self) -> SessionView:
         return self._see("POST", ":park")
+
+    def lease(self, seconds: float) -> SessionView:
+        """Wakes it, and keeps it awake for so long from now; the last lease counts. Tiers say how long it may be."""
+        return self._see("POST", "/lease", {"seconds": seconds})
+
+    def release(self) -> SessionView:
+        """Ends its lease: from now on its use alone counts."""
+        return self._see("DELETE", "/lease")
 
     def pause(self, *, hibernate: bool | None = None) -> SessionView:
         """Its processes stop where they are until it is used again, or resumed. Raises Conflict (paused).
