@@ -74,6 +74,11 @@ class Settings:
     memory_reserve_bytes: int = setting(
         1 << 30, "Memory left to the machine: a claim that would eat into it is refused.", "bytes"
     )
+    memory_overcommit: float = setting(
+        4.0,
+        "How many times over memory may be promised: a session of a promised tier has this part of its limit kept "
+        "ready, or what it uses. 1 keeps all of it.",
+    )
     registries: str = setting(
         "",
         "Registries at private addresses that images may come from, and those that get credentials: "
@@ -138,6 +143,11 @@ class Settings:
             )
         if self.invocations_at_once < 1:
             raise Invalid("no calls could be made", hint="set DOVECOTE_INVOCATIONS_AT_ONCE to 1 or more")
+        if not 1 <= self.memory_overcommit <= 1000:
+            raise Invalid(
+                f"memory cannot be promised {self.memory_overcommit} times",
+                hint="set DOVECOTE_MEMORY_OVERCOMMIT to 1-1000",
+            )
         for name in (
             *("pool_size", "pool_bytes", "volumes_bytes", "quiet_after", "start_timeout", "route_ttl", "tick"),
             *("gc_every", "invocations_kept"),

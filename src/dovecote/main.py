@@ -269,6 +269,7 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
         start_timeout=settings.start_timeout,
         reinstall_timeout=settings.reinstall_timeout,
         quiet_after=settings.quiet_after,
+        overcommit=settings.memory_overcommit,
     )
     snapshots = Snapshots(store, sessions, functions)
     apps = Apps(

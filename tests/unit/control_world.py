@@ -23,6 +23,7 @@ from dovecote.control.sessions import (
     Routing,
     Sessions,
     activity,
+    admitting,
     keeping,
     ledger,
     live,
@@ -177,7 +178,7 @@ async def until(is_so: Callable[[], bool] | Callable[[], Awaitable[bool]]) -> No
 @asynccontextmanager
 async def world_on(host: MemoryHost, directory: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """Rooms that take their time from the host's clock."""
-    for module in (activity, apps, keeping, live, ledger, placing, seats):
+    for module in (activity, admitting, apps, keeping, live, ledger, placing, seats):
         patch.setattr(module, "time", host.clock)
     patch.setattr(starting, "LOOK_EVERY", 0.05)
     path = directory / "store.sqlite"

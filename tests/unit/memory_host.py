@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal
 
-from dovecote.control.fleet import SERVER_TAG, Claim, Command, Death, Leftover, Observed, Output, Placed
+from dovecote.control.fleet import SERVER_TAG, Claim, Command, Death, Leftover, Memory, Observed, Output, Placed
 from dovecote.errors import Conflict, Failed, NoCapacity, NotFound, StorageFailed, Unsupported
 from dovecote.host.guest import CommandStatus, Dropped, Exited, Finished, Guest, PortState, Started, Stat
 from dovecote.model.sizes import NetworkPolicy
@@ -125,6 +125,8 @@ class MemoryHost:
         self.installs: tuple[int | None, bytes] = (0, b"installed\n")  # how reinstalling ends; None: not by itself
         self.cpu_seconds = 0.0  # of every instance
         self.flows: Counter[str] = Counter()  # requests on their way, by instance
+        self.total_memory, self.reserve = 64 << 30, 1 << 30  # bytes of the machine
+        self.memory_used: Counter[str] = Counter()  # bytes, by owner
         self.sent_at: dict[str, float] = {}  # when an instance last sent something outside
         self.ran: list[tuple[str, str]] = []  # what was run to its end, and in which instance
         self.exits: dict[str, int] = {}  # of what is run to its end, by its last word
@@ -400,6 +402,10 @@ class MemoryHost:
         await self._enter("observe", "")
         return [self._seen(i) for i in self.instances.values()]
 
+    def memory(self) -> Memory:
+        used = sum(self.memory_used[i.claim.owner] for i in self.instances.values())
+        return Memory(self.total_memory - used, self.reserve)
+
     async def look(self, instance_id: str) -> Observed:
         return self._seen(self._get(instance_id))
 
@@ -425,7 +431,13 @@ class MemoryHost:
 
     async def usage(self, instance_id: str) -> dict[str, int | float]:
         used = sum(map(len, self._get(instance_id).files.values()))
-        return {"disk_bytes": used, "cpu_seconds": self.cpu_seconds, "memory_bytes": 4096, "cache_bytes": 1024}
+        memory = self.memory_used[self._get(instance_id).claim.owner] or 3072
+        return {
+            "disk_bytes": used,
+            "cpu_seconds": self.cpu_seconds,
+            "memory_bytes": memory + 1024,
+            "cache_bytes": 1024,
+        }
 
     def guest(self, instance_id: str) -> Guest:
         return MemoryGuest(self, self._get(instance_id))

@@ -13,7 +13,7 @@ from dovecote.model.past import HookRun
 from dovecote.model.records import Session, Start
 from dovecote.model.serving import Hook, Hooks
 from dovecote.model.states import SessionState
-from tests.unit.control_world import START, World, world_on
+from tests.unit.control_world import START, World, until, world_on
 from tests.unit.memory_host import Clock, MemoryHost
 
 pytestmark = pytest.mark.anyio
@@ -177,3 +177,24 @@ async def test_moves_are_remembered_with_their_reasons_and_bounded(world: World)
     moves = (await world.record(session)).past.moves
     assert len(moves) == 10
     assert moves[-1].reason == "asked to"
+
+
+async def test_instances_of_apps_are_initialized_and_told_of_their_end(world: World) -> None:
+    revised = await _published(world)
+    assert "begin" in _ran(world)
+    await world.apps.unpublish(world.tenant, revised)
+    await until(lambda: _ran(world)[-1:] == ["leave"])
+
+
+async def test_an_app_whose_initialize_fails_is_not_served(world: World) -> None:
+    world.host.exits["begin"] = 3
+    with pytest.raises(Failed, match="initialize failed"):
+        await _published(world)
+
+
+async def _published(world: World) -> str:
+    await world.functions.create(world.tenant, "served", start=START, hooks=ALL)
+    session = await world.sessions.create(world.tenant, function="served")
+    app = await world.apps.publish(world.tenant, session.id, name="shop", start=START)
+    await world.apps.route(app.name)
+    return app.name

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from dovecote.background import Background
 from dovecote.control.apps.rescale import DEFAULT_SCALE, Rescale
 from dovecote.control.apps.running import AppInstance, RunningApp
+from dovecote.control.apps.turns import before_stop, initialize
 from dovecote.control.fleet import Claim, Death, Fleet, Host
 from dovecote.control.functions import Functions
 from dovecote.control.scaling import desired
@@ -315,19 +316,20 @@ class Apps:
         """Claims an instance and runs the app's start in it; returns when its port is open, or when it is to leave."""
         assert revision.start is not None
         host = self._fleet.host(self._fleet.place(prefer=None))
-        placed = await host.claim(
-            Claim(
-                owner=instance.owner,
-                workspace=Workspace(revision.template, revision.tree),
-                limits=SPECS[revision.spec].limits,
-                network=revision.network,
-                level=revision.level,
-                epoch=1,
-                keeps_files=False,
-                allow_setuid=revision.inside.has_sudo,
-                mounts=revision.mounts,
+        async with self._sessions.admitting.admitted(host, instance.owner):
+            placed = await host.claim(
+                Claim(
+                    owner=instance.owner,
+                    workspace=Workspace(revision.template, revision.tree),
+                    limits=SPECS[revision.spec].limits,
+                    network=revision.network,
+                    level=revision.level,
+                    epoch=1,
+                    keeps_files=False,
+                    allow_setuid=revision.inside.has_sudo,
+                    mounts=revision.mounts,
+                )
             )
-        )
         instance.host, instance.instance_id, instance.pid = host, placed.instance_id, placed.pid
         instance.address = f"{placed.address}:{revision.start.port}"
         if instance.is_leaving:
@@ -349,6 +351,7 @@ class Apps:
         if instance.is_leaving:
             return
         await opening
+        await initialize(instance, host, revision)
         instance.is_ready, instance.ready_at = True, time.monotonic()
         there.failed, there.failures = None, 0 if there.failures < 2 else there.failures - 1
 
@@ -358,6 +361,8 @@ class Apps:
             await self._tell()
             if instance.host is not None and instance.is_ready and not instance.is_dead:
                 await _drained(instance.host, instance.instance_id)
+                revision = await self._functions.revision(there.app.tenant_id, instance.revision_id)
+                await before_stop(instance, instance.host, revision)
         except Exception as error:
             log.warning("%s of app %s leaves without draining: %s", instance.instance_id, there.app.name, error)
         for attempt in range(STOP_TRIES):

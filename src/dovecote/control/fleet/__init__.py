@@ -3,7 +3,7 @@
 from dovecote.control.fleet.contract import Host
 from dovecote.control.fleet.fleet import Fleet
 from dovecote.host.guest import Command, Exited, Guest, Output
-from dovecote.host.instances import SERVER_TAG, Claim, Death, Leftover, Observed, Placed
+from dovecote.host.instances import SERVER_TAG, Claim, Death, Leftover, Memory, Observed, Placed
 from dovecote.host.storage.images import Images, Made
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Images",
     "Leftover",
     "Made",
+    "Memory",
     "Observed",
     "Output",
     "Placed",

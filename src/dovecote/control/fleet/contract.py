@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from dovecote.host.guest import Guest
-from dovecote.host.instances import Claim, Leftover, Observed, Placed
+from dovecote.host.instances import Claim, Leftover, Memory, Observed, Placed
 from dovecote.host.storage.images import Images
 from dovecote.host.storage.volumes import Volumes
 from dovecote.model.sizes import NetworkPolicy
@@ -127,6 +127,9 @@ class Host(Protocol):
 
     async def connections(self, instance_id: str) -> int:
         """Open over TCP from outside now. Called where somebody waits for room in it, and once a tick."""
+
+    def memory(self) -> Memory:
+        """What the machine has left. Called before each claim, and every tick."""
 
     async def look(self, instance_id: str) -> Observed:
         """What it does at this moment. Called when a user asks why it is awake."""

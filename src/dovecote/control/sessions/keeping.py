@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from math import inf
 from typing import Any
 
+from dovecote.background import Background
 from dovecote.control.fleet import Death, Fleet, Host, Observed
 from dovecote.control.functions import Functions
 from dovecote.control.sessions.activity import quiet_of, rest_of
@@ -52,6 +53,7 @@ class Keeping:
         self._unseen = 2 * route_ttl
         self._shared = AdoptingShared(store, functions, sessions)
         self._moving: dict[str, asyncio.Task[None]] = {}
+        self._background = Background()
         self._lost_looked_at = 0.0
         self._limit = asyncio.Semaphore(MOVES_AT_ONCE)
 
@@ -154,12 +156,14 @@ class Keeping:
             for seen in observed:
                 owner = self._sessions.live.get(seen.owner)
                 if owner is not None and owner.instance_id == seen.instance_id:
+                    owner.seen = seen
                     self._consider(owner, seen, now)
             by_owner = {seen.owner: seen for seen in observed}
             for instance, move in self._sessions.placing.due(shared, by_owner, quiet_after=self._quiet_after):
-                self._start(instance.owner, self._turn(instance, move))
+                self._go_on(instance.owner, self._turn(instance, move))
         for seat in self._sessions.placing.seats():
             self._consider_seat(seat, now)
+            self._go_on(f"memory of {id(host)}", self._sessions.admitting.tick(host))
         if now - self._lost_looked_at >= RETRY_LOST_AFTER:
             self._lost_looked_at = now
             await self._end_expired()
@@ -181,16 +185,17 @@ class Keeping:
             self._begin(move, session, quiet.unused_for, live.touched)
 
     def _begin(self, move: Move, session: Session, quiet_for: float, used: float) -> None:
-        self._start(session.id, self._make(move, session, quiet_for, used))
+        if session.id not in self._moving:
+            self._go_on(session.id, self._make(move, session, quiet_for, used))
 
-    def _start(self, owner: str, making: Coroutine[Any, Any, None]) -> None:
-        """One move of an owner at a time."""
-        if owner in self._moving:
-            making.close()
+    def _go_on(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """One of a name at a time; what it raises is logged."""
+        if name in self._moving:
+            work.close()
             return
-        task = asyncio.ensure_future(making)
-        self._moving[owner] = task
-        task.add_done_callback(lambda _: self._moving.pop(owner, None))
+        task = self._background.run(work, name)
+        self._moving[name] = task
+        task.add_done_callback(lambda _: self._moving.pop(name, None))
 
     def _consider_seat(self, seat: Seat, now: float) -> None:
         """A session in a shared instance. Its instance freezes by itself; a route that the gateway has learned serves

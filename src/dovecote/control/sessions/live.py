@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from weakref import WeakValueDictionary
 
-from dovecote.control.fleet import Guest, Host
+from dovecote.control.fleet import Guest, Host, Observed
 from dovecote.control.sessions.hooks import INITIALIZE, Inside
 from dovecote.model.past import HookRun
 from dovecote.model.records import Revision, Session
@@ -30,6 +30,8 @@ class Live:
     busy_since: float = 0.0
     starting: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)  # one start for all who want its port
     touched: float = field(default_factory=time.monotonic)
+    seen: Observed | None = None  # at the last tick
+    memory_bytes: int = 0  # measured now and then, without what is cached
     initializing: asyncio.Task[HookRun] | None = field(default=None, repr=False)
 
     @property

@@ -12,10 +12,12 @@ from typing import Unpack
 from dovecote.background import Background
 from dovecote.control.fleet import Death, Fleet, Host
 from dovecote.control.functions import SANDBOX, Functions
+from dovecote.control.sessions.admitting import Admitting
 from dovecote.control.sessions.hibernating import Hibernating
 from dovecote.control.sessions.ledger import Ledger
 from dovecote.control.sessions.lines import Lines
 from dovecote.control.sessions.live import InstanceView, Live
+from dovecote.control.sessions.metrics import BREACHES
 from dovecote.control.sessions.mounting import added, without
 from dovecote.control.sessions.opening import Origin, Wishes, forked, new_session
 from dovecote.control.sessions.parking import Parking, before_stop
@@ -39,7 +41,7 @@ from dovecote.errors import DovecoteError, Invalid, NotFound
 from dovecote.model.networks import parse_policy
 from dovecote.model.records import Session, Start
 from dovecote.model.rules import ReinstallState
-from dovecote.model.sizes import NetworkPolicy
+from dovecote.model.sizes import TIERS, NetworkPolicy
 from dovecote.model.states import LIVE_SESSION, Desired, SessionState
 from dovecote.model.trees import Lag
 from dovecote.model.volumes import Mount
@@ -59,6 +61,7 @@ class Sessions:
         start_timeout: float,
         reinstall_timeout: float = 180.0,
         quiet_after: float = 10.0,
+        overcommit: float = 4.0,
     ) -> None:
         self._store = store
         self._fleet = fleet
@@ -72,14 +75,15 @@ class Sessions:
         self._background = Background()
         # What other rooms ask of sessions, whichever noun answers it.
         self.get, self.by_slug = self._ledger.get, self._ledger.by_slug
-        waking = Waking(self._ledger, fleet, functions, self._reinstalling, start_timeout=start_timeout)
-        self.awake, self.wake, self.use, self.serve = waking.awake, waking.wake, waking.use, waking.serve
         self.lines = Lines(longest=start_timeout)
         self.placing = Placing(self._ledger, fleet, functions, start_timeout=start_timeout, lines=self.lines)
-        watching = Watching(self._ledger, functions, waking, quiet_after=quiet_after)
-        self.lease, self.release, self.activity = watching.lease, watching.release, watching.activity
         hibernating = Hibernating(self._ledger)
         parking = Parking(self._ledger, fleet, functions, self.files, hibernating, self.placing)
+        self.admitting = Admitting(self._ledger, parking.park, overcommit=overcommit)
+        waking = Waking(self._ledger, fleet, functions, self._reinstalling, self.admitting, start_timeout=start_timeout)
+        self.awake, self.wake, self.use, self.serve = waking.awake, waking.wake, waking.use, waking.serve
+        watching = Watching(self._ledger, functions, waking, quiet_after=quiet_after)
+        self.lease, self.release, self.activity = watching.lease, watching.release, watching.activity
         self.freeze, self.rest, self.park, self.rewind = parking.freeze, parking.rest, parking.park, parking.rewind
         pausing = Pausing(self._ledger, waking, parking, hibernating)
         self.pause, self.pause_if_due, self.resume = pausing.pause, pausing.pause_if_due, pausing.resume
@@ -323,14 +327,20 @@ class Sessions:
         if live is None or live.instance_id != death.instance_id:
             return
         self.live.drop(death.owner)
-        self._background.run(self._lost(live, death.reason), f"noting the death of {death.instance_id}")
+        self._background.run(self._lost(live, death), f"noting the death of {death.instance_id}")
 
-    async def _lost(self, live: Live, reason: str) -> None:
+    async def _lost(self, live: Live, death: Death) -> None:
         session_id = live.session.id
         async with self.live.lock(session_id):
             session = await self._ledger.stored(live.session.tenant_id, session_id)
             if session.instance_id == live.instance_id and session.state in LIVE_SESSION:
-                await self._ledger.swap(session, state=SessionState.LOST, instance_id=None, reason=reason)
+                past = live.session.past
+                if TIERS[session.tier].is_promised and not death.is_own_doing:
+                    BREACHES.labels("killed").inc()
+                    past = past.breached(datetime.now(UTC), death.reason)
+                await self._ledger.swap(
+                    session, state=SessionState.LOST, instance_id=None, reason=death.reason, past=past
+                )
 
     async def settle(
         self, session: Session, state: SessionState, instance_id: str | None, *, host_id: str | None = None

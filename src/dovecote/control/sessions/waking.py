@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from dovecote.control.fleet import Claim, Command, Fleet, Host, Placed
 from dovecote.control.functions import Functions
+from dovecote.control.sessions.admitting import Admitting
 from dovecote.control.sessions.hooks import INITIALIZE, failed_start, run_hook
 from dovecote.control.sessions.ledger import Ledger
 from dovecote.control.sessions.lines import no_instances
@@ -23,7 +24,7 @@ from dovecote.control.sessions.starting import ensure_started, wait_for_port, wa
 from dovecote.errors import Conflict, DovecoteError, StorageFailed
 from dovecote.model.past import HookRun, Past
 from dovecote.model.records import Revision, Session, Start
-from dovecote.model.sizes import SPECS
+from dovecote.model.sizes import SPECS, TIERS
 from dovecote.model.states import LIVE_SESSION, Desired, SessionState
 from dovecote.model.trees import Workspace
 
@@ -32,12 +33,20 @@ log = logging.getLogger(__name__)
 
 class Waking:
     def __init__(
-        self, ledger: Ledger, fleet: Fleet, functions: Functions, reinstalling: Reinstalling, *, start_timeout: float
+        self,
+        ledger: Ledger,
+        fleet: Fleet,
+        functions: Functions,
+        reinstalling: Reinstalling,
+        admitting: Admitting,
+        *,
+        start_timeout: float,
     ) -> None:
         self._ledger = ledger
         self._fleet = fleet
         self._functions = functions
         self._reinstalling = reinstalling
+        self._admitting = admitting
         self._start_timeout = start_timeout
         self._waking: dict[str, asyncio.Task[Live]] = {}
         self._claiming: Counter[str] = Counter()  # by function
@@ -159,7 +168,10 @@ class Waking:
         if revision.sharing.has_seats:
             raise shared_instance()
         with self._bounded(session, revision.sharing.instances):
-            return await self._claim_own(session, revision)
+            host_id = self._fleet.place(prefer=session.host_id)
+            limit = SPECS[revision.spec].limits.memory_bytes if TIERS[session.tier].is_promised else None
+            async with self._admitting.admitted(self._fleet.host(host_id), session.id, promised_limit=limit):
+                return await self._claim_on(host_id, session, revision)
 
     @contextmanager
     def _bounded(self, session: Session, most: int) -> Iterator[None]:
@@ -177,7 +189,7 @@ class Waking:
             if not self._claiming[function_id]:
                 del self._claiming[function_id]
 
-    async def _claim_own(self, session: Session, revision: Revision) -> Live:
+    async def _claim_on(self, host_id: str, session: Session, revision: Revision) -> Live:
         if session.state in LIVE_SESSION:
             # The record says that it lives, and it does not: its death has not been noted yet.
             session = await self._ledger.swap(session, state=SessionState.LOST, instance_id=None)
@@ -185,7 +197,6 @@ class Waking:
         session = await self._ledger.swap(
             session, state=SessionState.STARTING, desired=Desired.LIVE, epoch=session.epoch + 1, reason=""
         )
-        host_id = self._fleet.place(prefer=session.host_id)
         host = self._fleet.host(host_id)
         try:
             placed = await host.claim(

@@ -1,6 +1,6 @@
 """Instances: what runs on this host, for whom."""
 
-from dovecote.host.instances.instance import Claim, Death, Leftover, Observed, Placed
+from dovecote.host.instances.instance import Claim, Death, Leftover, Memory, Observed, Placed
 from dovecote.host.instances.instances import Instances
 from dovecote.host.instances.looking import SERVER_TAG
 from dovecote.host.instances.preparing import Parts, Preparing
@@ -13,6 +13,7 @@ __all__ = [
     "Death",
     "Instances",
     "Leftover",
+    "Memory",
     "Observed",
     "Parts",
     "Placed",

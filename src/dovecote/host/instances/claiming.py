@@ -10,7 +10,7 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from dovecote.errors import DovecoteError, Failed, NoCapacity, NotFound, StorageFailed
-from dovecote.host.instances.instance import Claim, Instance, Leftover, Placed
+from dovecote.host.instances.instance import Claim, Instance, Leftover, Memory, Placed
 from dovecote.host.instances.leftovers import Leftovers
 from dovecote.host.instances.preparing import Parts, Preparing
 from dovecote.host.instances.present import Present
@@ -75,6 +75,9 @@ class Claiming:
             if how != "survivor" and claim.keeps_files and claim.workspace.tree is not None:
                 left_out = await asyncio.to_thread(self._parts.trees.left_out, claim.workspace.tree)
             return Placed(instance.id, instance.address, instance.pid, how, tuple(left_out), note)
+
+    def memory(self) -> Memory:
+        return Memory(_available_memory(), self._memory_reserve)
 
     def _admit(self, claim: Claim) -> None:
         available = _available_memory()

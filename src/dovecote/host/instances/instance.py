@@ -88,6 +88,19 @@ class Observed:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What a machine has left, and how much of that is its own."""
+
+    available_bytes: int
+    reserve_bytes: int
+
+    @property
+    def free_bytes(self) -> int:
+        """For instances; below 0 when they eat into the reserve."""
+        return self.available_bytes - self.reserve_bytes
+
+
+@dataclass(frozen=True)
 class Leftover:
     """Files of an owner whose instance is gone, still on this host's disk."""
 
@@ -99,11 +112,12 @@ class Leftover:
 
 @dataclass(frozen=True)
 class Death:
-    """An instance ended that nobody had asked to."""
+    """An instance ended that nobody had asked to. `is_own_doing`: it went over a limit of its own."""
 
     instance_id: str
     owner: str
     reason: str
+    is_own_doing: bool = False
 
 
 @dataclass

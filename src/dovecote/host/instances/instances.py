@@ -72,7 +72,7 @@ class Instances:
             self._leftovers,
             memory_reserve_bytes=memory_reserve_bytes,
         )
-        self.claim = self._claiming.claim
+        self.claim, self.memory = self._claiming.claim, self._claiming.memory
         looking = Looking(parts, self._present)
         self.observe, self.look = looking.observe, looking.look
         self._expecting = asyncio.Lock()

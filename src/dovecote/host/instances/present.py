@@ -99,13 +99,13 @@ class Present:
                 return
             if instance.id not in self._live:
                 return
-            reason = "its processes were killed"
+            reason, is_own_doing = "its processes were killed", False
             with contextlib.suppress(DovecoteError, OSError):
                 if self._parts.cgroups.usage(instance.id).oom_kills:
-                    reason = "it ran out of memory"
+                    reason, is_own_doing = "it ran out of memory", True
             log.warning("%s of %s died: %s", instance.id, instance.claim.owner, reason)
             try:
-                self._on_death(Death(instance.id, instance.claim.owner, reason))
+                self._on_death(Death(instance.id, instance.claim.owner, reason, is_own_doing))
             finally:
                 await self.bury(instance)
 
