@@ -90,8 +90,8 @@ from dovecote.sdk._sync.terminals import Terminal
 
 __all__ = [
     "Accepted",
-    "Affinity",
     "Activity",
+    "Affinity",
     "App",
     "AppInstance",
     "AsyncCommand",
@@ -135,8 +135,8 @@ __all__ = [
     "Function",
     "Gone",
     "Hook",
-    "Hooks",
     "HookRun",
+    "Hooks",
     "Instance",
     "Invocation",
     "Invoking",
