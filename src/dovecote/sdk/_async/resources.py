@@ -250,7 +250,7 @@ class AsyncUsers:
         return [read(Tier, each) for each in (await self._wire.call("GET", "/v1/tiers"))["items"]]
 
     async def list(self) -> list[User]:
-        return [read(User, each) async for each in _pages(self._wire, "/v1/users", {})]
+        return [read(User, each) async for each in pages(self._wire, "/v1/users", {})]
 
     async def set_tier(self, name: str, tier: str) -> User:
         """Effective at once, for sessions too; those that have another tier than the user had keep theirs."""

@@ -248,7 +248,7 @@ class Users:
         return [read(Tier, each) for each in (self._wire.call("GET", "/v1/tiers"))["items"]]
 
     def list(self) -> list[User]:
-        return [read(User, each) for each in _pages(self._wire, "/v1/users", {})]
+        return [read(User, each) for each in pages(self._wire, "/v1/users", {})]
 
     def set_tier(self, name: str, tier: str) -> User:
         """Effective at once, for sessions too; those that have another tier than the user had keep theirs."""
