@@ -69,7 +69,7 @@ def test_a_command_keeps_awake_and_is_named(dovecote: Dovecote) -> None:
         [reason] = session.activity().reasons
         assert reason.text == "`sleep 600` runs"
         assert reason.since is not None
-        command.kill()
+        command.signal("SIGKILL")
         _becomes(session, "frozen")
 
 
@@ -151,7 +151,8 @@ def test_promised_windows_are_kept_and_others_make_room() -> None:
         best = client.sessions.create(spec="medium")
         best.run(f"echo kept > note; {HOG}", check=True)
         until(lambda: best.metrics()[-1].memory_bytes > 1800 << 20, "it has its memory")
-        promised, refused = [], None
+        promised: list[Session] = []
+        refused: DovecoteError | None = None
         until(lambda: _state(best) == "frozen", "it is quiet")
         until(lambda: best.instance().usage["memory_bytes"] > 1800 << 20, "it has been measured")
         while refused is None and len(promised) < 5:
