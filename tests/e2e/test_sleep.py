@@ -80,11 +80,11 @@ def test_a_terminal_keeps_awake(dovecote: Dovecote) -> None:
 
 def test_a_connection_on_which_nothing_happens_keeps_awake(dovecote: Dovecote, installation: Installation) -> None:
     server = (
-        "import http.server as h, threading\n"
+        "import http.server as h\n"
         "class H(h.BaseHTTPRequestHandler):\n"
         " def do_GET(s):\n"
         "  s.send_response(200); s.end_headers(); s.wfile.write(b'x'); s.wfile.flush()\n"
-        "  if s.path == '/stream': threading.Event().wait()\n"
+        "  if s.path == '/stream': s.rfile.read(1)\n"
         "h.ThreadingHTTPServer(('0.0.0.0', 8000), H).serve_forever()\n"
     )
     with dovecote.sessions.create() as session:
