@@ -40,13 +40,16 @@ class Park(Protocol):
 
 
 class Admitting:
-    def __init__(self, ledger: Ledger, park: Park, *, overcommit: float) -> None:
+    def __init__(self, ledger: Ledger, *, overcommit: float) -> None:
         self._ledger = ledger
-        self._park = park
         self._overcommit = overcommit
         self._coming: dict[str, tuple[Host, int]] = {}  # owner -> its host, and what it was admitted with
         self._making = asyncio.Lock()
         self._measured_at = 0.0
+
+    def join(self, park: Park) -> None:
+        """Says how sessions are parked, before the first one begins: what parks them begins instances too."""
+        self._park = park
 
     @asynccontextmanager
     async def admitted(self, host: Host, owner: str, *, promised_limit: int | None = None) -> AsyncIterator[None]:

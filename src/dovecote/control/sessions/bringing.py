@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
 
-from dovecote.control.fleet import Claim
+from dovecote.control.fleet import Claim, Host
 from dovecote.control.sessions.hooks import INITIALIZE, PRE_FREEZE, PRE_STOP, failed_start, run_hook
 from dovecote.control.sessions.seats import SharedInstance
 from dovecote.control.sessions.starting import ensure_started, wait_for_port
@@ -20,9 +22,16 @@ STOP_TRIES = 5
 FREEZE_TRIES, FREEZE_PAUSE = 10, 0.05  # after a hook was called, whose connection may need a moment to be gone
 
 
+class Admit(Protocol):
+    """Held around the beginning of an instance. Raises NoCapacity (no_memory)."""
+
+    def __call__(self, host: Host, owner: str) -> AbstractAsyncContextManager[None]: ...
+
+
 class Bringing:
-    def __init__(self, *, start_timeout: float) -> None:
+    def __init__(self, *, start_timeout: float, admit: Admit) -> None:
         self._start_timeout = start_timeout
+        self._admit = admit
 
     async def bring(self, instance: SharedInstance) -> None:
         """Returns when it takes requests. What claims, starts and hooks raise; then nothing of it is left."""
@@ -38,20 +47,21 @@ class Bringing:
 
     async def _bring(self, instance: SharedInstance) -> None:
         revision = instance.revision
-        placed = await instance.host.claim(
-            Claim(
-                owner=instance.owner,
-                workspace=Workspace(revision.template, revision.tree),
-                limits=SPECS[revision.spec].limits,
-                network=revision.network,
-                level=revision.level,
-                epoch=1,
-                keeps_files=False,
-                allow_setuid=revision.inside.has_sudo,
-                mounts=revision.mounts,
-                connections=revision.sharing.requests,
+        async with self._admit(instance.host, instance.owner):
+            placed = await instance.host.claim(
+                Claim(
+                    owner=instance.owner,
+                    workspace=Workspace(revision.template, revision.tree),
+                    limits=SPECS[revision.spec].limits,
+                    network=revision.network,
+                    level=revision.level,
+                    epoch=1,
+                    keeps_files=False,
+                    allow_setuid=revision.inside.has_sudo,
+                    mounts=revision.mounts,
+                    connections=revision.sharing.requests,
+                )
             )
-        )
         instance.instance_id, instance.address, instance.pid = placed.instance_id, placed.address, placed.pid
         await self.serve(instance)
         run = await run_hook(instance.inside, INITIALIZE)

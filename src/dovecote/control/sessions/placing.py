@@ -12,7 +12,7 @@ from typing import TypeVar
 from dovecote.background import Background
 from dovecote.control.fleet import Death, Fleet, Host, Observed
 from dovecote.control.functions import Functions
-from dovecote.control.sessions.bringing import Bringing
+from dovecote.control.sessions.bringing import Admit, Bringing
 from dovecote.control.sessions.idle import Move
 from dovecote.control.sessions.ledger import Ledger
 from dovecote.control.sessions.lines import LOOK_EVERY, Lines, instance_full, no_instances
@@ -35,14 +35,14 @@ class Placing:
     """Every instance's owner is `{function}:{revision}:{random}`."""
 
     def __init__(
-        self, ledger: Ledger, fleet: Fleet, functions: Functions, *, start_timeout: float, lines: Lines
+        self, ledger: Ledger, fleet: Fleet, functions: Functions, *, start_timeout: float, lines: Lines, admit: Admit
     ) -> None:
         self._ledger = ledger
         self._fleet = fleet
         self._functions = functions
         self._start_timeout = start_timeout
         self._lines = lines
-        self._bringing = Bringing(start_timeout=start_timeout)
+        self._bringing = Bringing(start_timeout=start_timeout, admit=admit)
         self._pools: dict[str, Pool] = {}  # by function
         self._seating: dict[str, asyncio.Task[Seat]] = {}  # by session
         self._background = Background()

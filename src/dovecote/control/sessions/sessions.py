@@ -76,10 +76,18 @@ class Sessions:
         # What other rooms ask of sessions, whichever noun answers it.
         self.get, self.by_slug = self._ledger.get, self._ledger.by_slug
         self.lines = Lines(longest=start_timeout)
-        self.placing = Placing(self._ledger, fleet, functions, start_timeout=start_timeout, lines=self.lines)
+        self.admitting = Admitting(self._ledger, overcommit=overcommit)
+        self.placing = Placing(
+            self._ledger,
+            fleet,
+            functions,
+            start_timeout=start_timeout,
+            lines=self.lines,
+            admit=self.admitting.admitted,
+        )
         hibernating = Hibernating(self._ledger)
         parking = Parking(self._ledger, fleet, functions, self.files, hibernating, self.placing)
-        self.admitting = Admitting(self._ledger, parking.park, overcommit=overcommit)
+        self.admitting.join(parking.park)
         waking = Waking(self._ledger, fleet, functions, self._reinstalling, self.admitting, start_timeout=start_timeout)
         self.awake, self.wake, self.use, self.serve = waking.awake, waking.wake, waking.use, waking.serve
         watching = Watching(self._ledger, functions, waking, quiet_after=quiet_after)
