@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from dovecote.control.sessions import Routed
+from dovecote.control.sessions.keeping import RETRY_LOST_AFTER
 from dovecote.errors import Gone, NoCapacity
 from dovecote.model.records import Session
 from dovecote.model.serving import Affinity, Mode, Sharing
@@ -170,7 +171,9 @@ class AffinityModel(RuleBasedStateMachine):
         if (session := self.some(at)) is not None:
             ttl = timedelta(microseconds=1)
             self.run(self.world.sessions.update(session.tenant_id, session.id, ttl=ttl))
+            self.host.clock.advance(RETRY_LOST_AFTER)  # those that rest are looked at so often
             self.run(self.world.tick())
+            self.forget_moved()
             self.gone(session.id)
 
     @rule(seconds=st.sampled_from([QUIET + 1, IDLE + 1]))

@@ -161,9 +161,9 @@ class Keeping:
             by_owner = {seen.owner: seen for seen in observed}
             for instance, move in self._sessions.placing.due(shared, by_owner, quiet_after=self._quiet_after):
                 self._go_on(instance.owner, self._turn(instance, move))
+            self._go_on(f"memory of {id(host)}", self._sessions.admitting.tick(host))
         for seat in self._sessions.placing.seats():
             self._consider_seat(seat, now)
-            self._go_on(f"memory of {id(host)}", self._sessions.admitting.tick(host))
         if now - self._lost_looked_at >= RETRY_LOST_AFTER:
             self._lost_looked_at = now
             await self._end_expired()
