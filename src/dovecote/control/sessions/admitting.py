@@ -78,6 +78,7 @@ class Admitting:
         return needed + sum(size for there, size in self._coming.values() if there is host)
 
     async def _make_room(self, host: Host, needed: int) -> None:
+        await self._measure()  # what was seen seconds ago decides nothing here
         free, held = host.memory().free_bytes, self.held(host)
         room = make_room(self._wanted(host, needed), free, held, overcommit=self._overcommit)
         if room.is_enough:
