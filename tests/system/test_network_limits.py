@@ -112,3 +112,18 @@ async def test_a_limit_outlives_new_rules_and_a_new_process_and_ends_with_the_in
         assert a.address not in listed
     finally:
         await successor.close()
+
+
+async def test_an_instance_is_reached_however_many_came_and_went_before_it(network: Network, world: World) -> None:
+    for limit in (0, 2):
+        for _ in range(30):
+            gone = await attach(network)
+            if limit:
+                await network.limit(gone.address, limit)
+            await network.detach(gone.address)
+    last = await attach(network)
+    await network.limit(last.address, 2)
+    world.listen(last.netns, 80)
+    held = [world.connect(world.host, last.address, 80) for _ in range(2)]
+    assert not world.reaches(world.host, last.address, 80)
+    assert await network.flows(last.address) == len(held)

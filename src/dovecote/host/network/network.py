@@ -292,6 +292,9 @@ class Network:
         for address in addresses:
             changes = self._granted.pop(address, _Granted()).changes(address, _Granted())
             changes += [Change(name, Element(address), False) for name in policy.MARKS]
+            # With a number of its own: for an element without one the kernel (6.18) gives back a use of its connection
+            # tracking that it never took, and after some of them every packet is `invalid`.
+            changes.append(Change(policy.LIMITED, Element(address, connections=1), False))
             self._change.sets.apply(changes)
         self._change.conntrack.delete(self._change.conntrack.of(addresses))
 

@@ -15,7 +15,7 @@ TABLE = "dovecote"  # in the router
 INTERNET, ALLOWED, DENIED, REFUSED, ACTIVE = "internet", "allowed", "denied", "refused", "active"
 LIMITED = "limited"  # each address with the number of connections that it takes
 WATCHED, SENT = "watched", "sent_lately"  # addresses whose traffic with the outside counts, and when they had some
-MARKS = (REFUSED, ACTIVE, LIMITED, SENT)  # sets of addresses that may be in them; nothing of it outlives an instance
+MARKS = (REFUSED, ACTIVE, SENT)  # sets of addresses that may be in them; nothing of it outlives an instance
 ACTIVE_SECONDS = 3600
 MAX_FLOWS = 4096  # connections that one instance may have open to the outside: the kernel's table is shared
 
