@@ -495,7 +495,7 @@ def read(kind: type[Shape], document: Mapping[str, Any]) -> Shape:
         value = document[each.name]
         if value is not None and str(each.type).startswith("datetime"):
             value = datetime.fromisoformat(value)
-        elif value is not None and each.name in NESTED:
+        elif isinstance(value, Mapping | list) and each.name in NESTED:  # a function's `reinstall` is a command
             nested = NESTED[each.name]
             value = [read(nested, item) for item in value] if isinstance(value, list) else read(nested, value)
         values[each.name] = value
