@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 from dovecote.gateway.clusters import (
@@ -12,8 +10,6 @@ from dovecote.gateway.clusters import (
     AWAKE_CONNECT_TIMEOUT,
     HTTP,
     INTERNAL_HEADERS,
-    INVOKE_HEADER,
-    KEY_HEADER,
     LIMITED_HEADER,
     NOTE_HEADER,
     SESSION_HEADER,
@@ -28,16 +24,13 @@ from dovecote.gateway.clusters import (
     second_try,
 )
 from dovecote.gateway.replies import local_replies
+from dovecote.gateway.routes import MOST_TRIES, held_host, read_lua, virtual_hosts
 from dovecote.gateway.streams import held_log, stream_log
 from dovecote.model.addresses import SERVED
 
 MOST_ENTRIES = 200_000  # of one generation of one worker's cache, about 400 bytes each
-# How often a request for a function may find its instance full, or gone, before it is refused.
-MOST_TRIES = 9
 MOST_CONNECTIONS = 50_000
 BUFFER_BYTES = 1 << 20  # of a connection, after which its sender has to wait
-# What a retry may repeat. More than a connection's buffer, so that a held request keeps its body however long that is.
-REPLAY_BYTES = 4 << 20
 STREAM_IDLE = "3600s"
 CERTIFICATE = "gateway"
 
@@ -127,29 +120,14 @@ def _destinations(prefix: str, *, is_limited: bool) -> list[Json]:
 
 def _front_listeners(front: Front, sockets: Sockets) -> list[Json]:
     """The one port, and the same again with TLS."""
-    domain = front.domain
-    # The name of a sandbox is the right to reach it: links in its pages must not tell it to other sites.
-    referrer = [header("referrer-policy", "same-origin", "ADD_IF_ABSENT")]
-    box, app = {"cluster": "sessions"}, {"inline_cluster_specifier_plugin": _app_cluster()}
-    virtual_hosts = [
-        _virtual_host("box", domain, [_served_route(), *_held_routes("box", box, front.secret)], referrer),
-        _virtual_host("fn", domain, [_invoked_route(), *_function_routes(front.secret)]),
-        _virtual_host("app", domain, _held_routes("app", app, front.secret)),
-    ]
-    virtual_hosts.append(
-        {
-            "name": "api",
-            # The second name is the API's in E2B's way of naming; it looks like a sandbox's, and goes first.
-            "domains": ["*", f"api.box.{front.domain}"],
-            "routes": [_api_route()],
-        }
-    )
     served = ", ".join(f'["{port}"] = true' for port in SERVED)
     prelude = (
         f'local SECRET, TTL, MOST = "{front.secret}", {front.route_ttl}, {MOST_ENTRIES}\n'
         f'local DOMAIN, SERVED = "{front.domain}", {{{served}}}\n'
     )
-    manager = _connection_manager("front", [_lua(prelude, "routes.lua")], virtual_hosts, local_replies())
+    manager = _connection_manager(
+        "front", [_lua(prelude, "routes.lua")], virtual_hosts(front.domain, front.secret), local_replies()
+    )
     manager |= {
         "use_remote_address": True,
         "generate_request_id": True,
@@ -172,26 +150,8 @@ def _front_listeners(front: Front, sockets: Sockets) -> list[Json]:
     return listeners
 
 
-def _virtual_host(kind: str, domain: str, routes: list[Json], added: Sequence[Json] = ()) -> Json:
-    return {
-        "name": kind,
-        "domains": [f"*.{kind}.{domain}"],
-        "routes": routes,
-        "request_body_buffer_limit": str(REPLAY_BYTES),
-        "include_request_attempt_count": True,
-        "request_headers_to_remove": [
-            LIMITED_HEADER,
-            "x-forwarded-host",
-            "x-forwarded-port",
-            "x-envoy-external-address",
-        ],
-        "response_headers_to_remove": ["x-envoy-upstream-service-time"],
-        "response_headers_to_add": list(added),
-    }
-
-
 def _lua(prelude: str, name: str) -> Json:
-    text = prelude + _source("affinity.lua") + _source(name)
+    text = prelude + read_lua("affinity.lua") + read_lua(name)
     return {
         "name": "lua",
         "typed_config": {"@type": HTTP + "lua.v3.Lua", "default_source_code": {"inline_string": text}},
@@ -248,23 +208,9 @@ def _wake_listener(front: Front, sockets: Sockets) -> Json:
         "status_on_error": {"code": 503},
         "failure_mode_allow": False,
     }
-    virtual_hosts = [
-        {
-            "name": "all",
-            "domains": ["*"],
-            "routes": [
-                {
-                    "match": {"prefix": "/", "headers": [_present(LIMITED_HEADER)]},
-                    "route": {"cluster": "limited_woken", "timeout": "0s"},
-                },
-                {"match": {"prefix": "/"}, "route": {"cluster": "woken", "timeout": "0s"}},
-            ],
-            "request_headers_to_remove": list(INTERNAL_HEADERS),
-        }
-    ]
     again = [header(NOTE_HEADER, f"{front.secret} retry")]
     filters = [{"name": "ask", "typed_config": ask}, _lua("", "taken.lua")]
-    manager = _connection_manager("wake", filters, virtual_hosts, local_replies(on_unreachable=again))
+    manager = _connection_manager("wake", filters, [held_host()], local_replies(on_unreachable=again))
     manager |= {"max_request_headers_kb": 96, "generate_request_id": False, "http_protocol_options": {}}
     manager |= _reports(held_log(sockets.streams), front)
     return _listener("wake", pipe(sockets.wake), manager) | {"ignore_global_conn_limit": True}
@@ -308,92 +254,6 @@ def _without_internal_headers() -> Json:
     return {"name": "internal", "typed_config": mutation}
 
 
-# -- routes
-
-
-def _function_routes(secret: str) -> list[Json]:
-    """A function with a limit is asked about by a connection for each request; Lua says that it is one."""
-    limited, others = {"cluster": "limited_sessions"}, {"cluster": "sessions"}
-    is_limited = [_present(LIMITED_HEADER)]
-    return [
-        *_held_routes("fn", limited, secret, tries=MOST_TRIES, matching=is_limited),
-        *_held_routes("fn", others, secret, tries=MOST_TRIES),
-    ]
-
-
-def _held_routes(kind: str, action: Json, secret: str, *, tries: int = 2, matching: Sequence[Json] = ()) -> list[Json]:
-    """A request that may be repeated is sent again even after it was written; any other only when it was not."""
-    unwritten = "connect-failure,refused-stream,reset-before-request,retriable-status-codes,retriable-headers"
-    safe = {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD|OPTIONS"}}}
-
-    def route(headers: list[Json], retry_on: str) -> Json:
-        policy = {
-            "retry_on": retry_on,
-            "retriable_status_codes": [421],
-            "retriable_headers": [{"name": NOTE_HEADER, "string_match": {"exact": f"{secret} retry"}}],
-            "num_retries": tries,
-            "retry_back_off": {"base_interval": "0.002s", "max_interval": "0.02s"},
-        }
-        return {
-            "match": {"prefix": "/", "headers": [*matching, *headers]},
-            "route": {**action, "timeout": "0s", "retry_policy": policy},
-            "request_headers_to_remove": [KEY_HEADER],
-            "metadata": {"filter_metadata": {"lua": {"kind": kind}}},
-        }
-
-    keyed = _present("idempotency-key")
-    return [route([safe], unwritten + ",reset"), route([keyed], unwritten + ",reset"), route([], unwritten)]
-
-
-def _present(name: str) -> Json:
-    return {"name": name, "present_match": True}
-
-
-def _invoked_route() -> Json:
-    """Calls that nobody waits for: the API keeps them, and makes them later."""
-    is_async = {"name": INVOKE_HEADER, "string_match": {"exact": "async", "ignore_case": True}}
-    return _without_lua(_api_route()) | {"match": {"prefix": "/", "headers": [is_async]}}
-
-
-def _served_route() -> Json:
-    """Ports of a sandbox that the API answers itself."""
-    ports = {"safe_regex": {"regex": f"({'|'.join(map(str, SERVED))})-.*"}}
-    return _without_lua(_api_route()) | {
-        "match": {"prefix": "/", "headers": [{"name": ":authority", "string_match": ports}]}
-    }
-
-
-def _without_lua(route: Json) -> Json:
-    disabled = {"@type": HTTP + "lua.v3.LuaPerRoute", "disabled": True}
-    return route | {"typed_per_filter_config": {"lua": disabled}}
-
-
-def _api_route() -> Json:
-    policy = {
-        "retry_on": "connect-failure,reset-before-request",
-        "num_retries": 4,
-        "retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"},
-    }
-    return {
-        "match": {"prefix": "/"},
-        "route": {"cluster": "api", "timeout": "0s", "retry_policy": policy},
-        "metadata": {"filter_metadata": {"lua": {"kind": "api"}}},
-    }
-
-
-def _app_cluster() -> Json:
-    return {
-        "extension": {
-            "name": "apps",
-            "typed_config": {
-                "@type": TYPE + "extensions.router.cluster_specifiers.lua.v3.LuaConfig",
-                "source_code": {"inline_string": _source("apps.lua")},
-                "default_cluster": "sessions",
-            },
-        }
-    }
-
-
 # -- pieces
 
 
@@ -406,7 +266,3 @@ def _counted() -> list[Json]:
         {"prefix": "listener_manager."},
         {"safe_regex": {"regex": r"cluster\..*\.upstream_(rq|cx)_(active|total)"}},
     ]
-
-
-def _source(name: str) -> str:
-    return (files("dovecote.gateway") / name).read_text()
