@@ -71,11 +71,6 @@ async def test_a_route_ends_with_its_ttl() -> None:
         await until(asked_twice)
 
 
-async def test_names_below_a_sandbox_are_told_to_no_other_site(w: World) -> None:
-    w.points_to(await w.instance("a"))
-    assert (await w.get(BOX)).headers["referrer-policy"] == "same-origin"
-
-
 async def test_the_session_of_a_function_is_found_by_its_header(w: World) -> None:
     serves_sessions(w, await w.instance("a"))
     for _ in range(3):
@@ -388,15 +383,6 @@ async def test_more_waiting_requests_than_allowed_are_refused() -> None:
         assert sorted(answers) == [200, 200, 200, 429]
 
 
-@pytest.mark.parametrize(
-    "host", ["x.box.localhost", f"0-{SLUG}.box.localhost", "a.b.fn.localhost", "A_B.app.localhost"]
-)
-async def test_a_name_that_is_none_of_ours_is_not_asked_about(w: World, host: str) -> None:
-    response = await w.get(host)
-    assert response.json()["error"]["code"] == "no_such_address"
-    assert w.asks == []
-
-
 async def test_errors_that_envoy_makes_have_the_same_shape(w: World) -> None:
     dead = await w.instance("dead")
     w.points_to(dead)
@@ -407,64 +393,3 @@ async def test_errors_that_envoy_makes_have_the_same_shape(w: World) -> None:
     assert said["request_id"] == response.headers["x-request-id"]
     too_large = await w.get(BOX, x_much="x" * 70_000)
     assert (too_large.status_code, too_large.json()["error"]["code"]) == (431, "headers_too_large")
-
-
-async def test_the_bare_host_is_the_api(w: World) -> None:
-    """Its key goes through: there it belongs."""
-    instance = await w.instance("api")
-    server = await asyncio.start_unix_server(instance._serve, w.run_dir / "api.sock")
-    try:
-        for host in ("localhost", "127.0.0.1", "box.localhost", "anything.example"):
-            seen = (await w.get(host, "/v1/sessions", x_dovecote_key="key-of-one", x_gw_ask="spoof")).json()
-            assert (seen["name"], seen["headers"]["x-dovecote-key"]) == ("api", "key-of-one")
-            assert "x-gw-ask" not in seen["headers"]
-    finally:
-        server.close()
-    assert w.asks == []
-
-
-async def test_the_api_answers_some_ports_of_each_sandbox_itself(w: World) -> None:
-    w.points_to(await w.instance("sandbox"))
-    server = await asyncio.start_unix_server((await w.instance("api"))._serve, w.run_dir / "api.sock")
-    try:
-        for port, name in ((49983, "api"), (49999, "api"), (49984, "sandbox"), (4998, "sandbox")):
-            seen = (await w.send("POST", f"{port}-{SLUG}.box.localhost", "/files?path=a", b"content")).json()
-            assert (seen["name"], seen["size"]) == (name, 7), port
-            assert seen["headers"]["host"] == f"{port}-{SLUG}.box.localhost:{w.port}"
-    finally:
-        server.close()
-
-
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "anything.example"])
-async def test_headers_may_name_a_sandbox_and_its_port_instead_of_its_host(w: World, host: str) -> None:
-    w.points_to(await w.instance("sandbox"))
-    server = await asyncio.start_unix_server((await w.instance("api"))._serve, w.run_dir / "api.sock")
-    try:
-        for _ in range(3):
-            seen = (await w.get(host, "/x", e2b_sandbox_id=SLUG, e2b_sandbox_port="3000")).json()
-            assert (seen["name"], seen["headers"]["host"]) == ("sandbox", f"3000-{SLUG}.box.localhost")
-        assert [(ask.kind, ask.name, ask.port) for ask in w.asks] == [("box", SLUG, 3000)]
-        for odd in ({"e2b_sandbox_id": SLUG}, {"e2b_sandbox_id": SLUG, "e2b_sandbox_port": "49983"}):
-            assert (await w.get(host, "/x", **odd)).json()["name"] == "api"
-        for name, port in (("a.b", "80"), ("", "80"), ("a" * 65, "80"), (SLUG, "8x"), (SLUG, "123456"), ("A", "80")):
-            assert (await w.get(host, "/x", e2b_sandbox_id=name, e2b_sandbox_port=port)).json()["name"] == "api"
-    finally:
-        server.close()
-    assert len(w.asks) == 1
-
-
-async def test_a_sandbox_that_is_named_by_headers_is_not_told_the_gateways_secret(w: World) -> None:
-    w.points_to(await w.instance("sandbox"))
-    for _ in range(2):
-        response = await w.get("localhost", e2b_sandbox_id=SLUG, e2b_sandbox_port="3000", x_dovecote_key="key-of-one")
-        assert not [name for name in response.headers if name.startswith("x-gw-")]
-        assert "x-dovecote-key" not in response.json()["headers"]
-
-
-async def test_a_path_is_made_plain_before_it_is_used(w: World) -> None:
-    w.points_to(await w.instance("a"))
-    reader, writer = await asyncio.open_connection("127.0.0.1", w.port)
-    writer.write(f"GET /a/../b/./c HTTP/1.1\r\nhost: {BOX}\r\nconnection: close\r\n\r\n".encode())
-    answer = await asyncio.wait_for(reader.read(), BOUND)
-    writer.close()
-    assert b'"path": "/b/c"' in answer
