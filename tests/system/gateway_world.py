@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import socket
+import ssl
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ import httpx
 from dovecote.api import errors as api_errors
 from dovecote.errors import NotFound
 from dovecote.gateway import Answer, Ask, Gateway
+from dovecote.gateway.certificates import Authority, authority_path
 
 SLUG = "abcdefghijkmnpqrstuvwxyz23"
 BOUND = 20.0  # seconds that a condition may take
@@ -37,8 +39,8 @@ def free_port() -> int:
 class Instance:
     """An HTTP server that says what reached it. `/hang` never answers, `/events` streams one line a `gate`.
 
-    A request may say what is answered: one more header in `x-answer`, or in `x-stream` the text of an event stream
-    and in pieces of which size it comes; that stream ends with a `gate`.
+    A request may say what is answered: another status in `x-status`, one more header in `x-answer`, or in `x-stream`
+    the text of an event stream and in pieces of which size it comes; that stream ends with a `gate`.
     """
 
     def __init__(self, name: str, ip: str = "127.0.0.1") -> None:
@@ -114,7 +116,8 @@ class Instance:
         added = headers.get("x-answer", "").encode()
         added = added + b"\r\n" if added else b""
         spoof = b"x-gw-wake: guessed route 127.0.0.1:9 - - fooled\r\n" if path == "/spoof" else b""
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n%s\r\n" % (len(body), spoof + added) + body)
+        status = headers.get("x-status", "200").encode()
+        writer.write(b"HTTP/1.1 %s ...\r\ncontent-length: %d\r\n%s\r\n" % (status, len(body), spoof + added) + body)
         return True
 
     async def _stream(self, writer: asyncio.StreamWriter, text: str, piece: int) -> None:
@@ -158,6 +161,7 @@ class World:
         self.route_ttl = 30
         self.concurrency = 1
         self.report_every = 10.0
+        self.tls_port = 0
         self.touched: list[str] = []
         self.ended: list[tuple[str, str]] = []
         self.gateway: Gateway | None = None
@@ -195,6 +199,8 @@ class World:
             report_every=self.report_every,
             concurrency=self.concurrency,
             most_held=self.most_held,
+            tls_port=self.tls_port,
+            certificates=Authority(self.run_dir, "localhost") if self.tls_port else None,
         )
         return self.gateway
 
@@ -224,6 +230,11 @@ class World:
         )
         self.client.cookies.clear()  # a test sends those that it names
         return answer
+
+    def secure_client(self) -> httpx.AsyncClient:
+        """Of the TLS port; it trusts the gateway's own authority."""
+        trusted = ssl.create_default_context(cafile=str(authority_path(self.run_dir, "localhost")))
+        return httpx.AsyncClient(base_url=f"https://127.0.0.1:{self.tls_port}", timeout=BOUND, verify=trusted)
 
     async def dial(self, host: str, path: str = "/") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A WebSocket upgrade by hand; returns once it is answered."""

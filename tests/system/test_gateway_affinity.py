@@ -15,7 +15,7 @@ from dovecote.errors import NotFound
 from dovecote.gateway import Answer, Ask
 from dovecote.gateway.affinity import find
 from dovecote.model.serving import Affinity, Mode
-from tests.system.gateway_world import BOUND, Instance, World, until, world
+from tests.system.gateway_world import BOUND, Instance, World, free_port, until, world
 
 pytestmark = [pytest.mark.system, pytest.mark.anyio]
 
@@ -51,6 +51,21 @@ class Serving:
         key = key or f"s{len(self.sessions) + 1}"
         at = self.sessions.setdefault(key, self.instances[len(self.sessions) % len(self.instances)])
         return Answer(at.address, affinity=self.affinity, key=key, session_id=f"ses_{key}", cookie_seconds=60)
+
+
+async def test_a_cookie_that_was_given_out_by_tls_comes_back_by_tls_alone() -> None:
+    async with world() as w:
+        w.tls_port = free_port()
+        await w.open()
+        Serving(w, Affinity(modes=(Mode.COOKIE,)), await w.instance("a"))
+        headers, sni = {"host": FUNCTION, "x-dovecote-key": "key-of-one"}, {"sni_hostname": FUNCTION}
+        async with w.secure_client() as client:
+            first = await client.get("/", headers=headers, extensions=sni)
+            again = await client.get("/", headers=headers | {"cookie": "dovecote-session=s1"}, extensions=sni)
+        assert first.headers["set-cookie"].endswith("; HttpOnly; SameSite=Lax; Secure")
+        assert (again.json()["name"], "cookie" in again.json()["headers"], len(w.asks)) == ("a", False, 1)
+        plain = await w.get(FUNCTION, **KEY)
+        assert "Secure" not in plain.headers["set-cookie"]
 
 
 async def test_a_client_without_a_cookie_is_given_one_and_stays_with_its_instance(w: World) -> None:

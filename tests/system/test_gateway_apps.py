@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import AsyncIterator
 
 import pytest
@@ -74,6 +75,30 @@ async def test_visitors_of_an_app_at_zero_are_held_while_one_instance_starts(w: 
 
     await until(nobody_asks)
     assert asked == 50
+
+
+@pytest.mark.parametrize("way", ["cold", "warm", "from a dead instance"])
+async def test_no_instance_of_an_app_sees_the_key_of_a_visitor(w: World, way: str) -> None:
+    """A developer's client may send its API key with every request, and apps belong to others."""
+    assert w.gateway is not None
+    instance = await w.instance("a")
+    w.points_to(instance)
+    if way == "warm":
+        await w.gateway.set_apps({"shop": [instance.address]})
+        await served_by(w, "a")
+    elif way == "from a dead instance":
+        dead = await w.instance("dead", "127.0.0.2")
+        await w.gateway.set_apps({"shop": [dead.address]})
+        await served_by(w, "dead")
+        await dead.die()
+    asked = len(w.asks)
+    seen = (
+        await w.send("POST", APP, body=b"x", x_dovecote_key="key-of-one", x_gw_ask=f"{APP} key-of-one - - u")
+    ).json()
+    assert (seen["name"], len(w.asks) == asked) == ("a", way == "warm")
+    assert "key-of-one" not in json.dumps(seen)
+    assert not [name for name in seen["headers"] if name.startswith("x-gw-")]
+    assert all(ask.credential == "" for ask in w.asks)
 
 
 async def test_loads_count_what_is_in_flight_and_what_has_been(w: World) -> None:
