@@ -144,6 +144,23 @@ async def test_a_post_whose_instance_dies_is_not_repeated_and_a_get_is(w: World)
     assert "POST /hang" not in second.seen
 
 
+@pytest.mark.parametrize("is_warm", [False, True])
+async def test_no_status_of_an_instance_has_its_request_sent_again(w: World, is_warm: bool) -> None:
+    """421 asks a client to try elsewhere; what we send on has been carried out once, whatever was answered."""
+    instance = await w.instance("a")
+
+    async def answer(ask: Ask) -> Answer:
+        return Answer(instance.address, affinity=Affinity(), key="s1")
+
+    w.answers = answer
+    named = {"x_dovecote_session": "s1", **KEY}
+    if is_warm:
+        await w.get(FUNCTION, "/before", **named)
+    for status in ("421", "503", "409"):
+        response = await w.send("POST", FUNCTION, f"/{status}", b"x", x_status=status, **named)
+        assert (response.status_code, instance.seen.count(f"POST /{status}")) == (int(status), 1)
+
+
 async def test_requests_go_on_while_nobody_reads_what_is_told_of_streams() -> None:
     """The pipe is full and its reader stopped: Envoy's workers do not wait for it."""
     async with world() as w:

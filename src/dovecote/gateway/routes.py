@@ -86,13 +86,12 @@ def _function_routes(secret: str) -> list[Json]:
 
 def _held_routes(kind: str, action: Json, secret: str, *, tries: int = 2, matching: Sequence[Json] = ()) -> list[Json]:
     """A request that may be repeated is sent again even after it was written; any other only when it was not."""
-    unwritten = "connect-failure,refused-stream,reset-before-request,retriable-status-codes,retriable-headers"
+    unwritten = "connect-failure,refused-stream,reset-before-request,retriable-headers"
     safe = {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD|OPTIONS"}}}
 
     def route(headers: list[Json], retry_on: str) -> Json:
         policy = {
             "retry_on": retry_on,
-            "retriable_status_codes": [421],
             "retriable_headers": [{"name": NOTE_HEADER, "string_match": {"exact": f"{secret} retry"}}],
             "num_retries": tries,
             "retry_back_off": {"base_interval": "0.002s", "max_interval": "0.02s"},
