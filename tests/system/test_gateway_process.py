@@ -46,6 +46,22 @@ async def test_it_is_ready_from_start_to_stop_and_leaves_no_process() -> None:
         assert not await gateway.is_ready()
 
 
+@pytest.mark.parametrize("left", ["", "5f", "5f" * 16 + "\n"])
+async def test_a_secret_that_was_half_written_is_replaced(left: str) -> None:
+    """Without one Envoy would take no note of ours: no status of a refusal, and nothing learned."""
+    async with world() as w:
+        (w.run_dir / "gateway").mkdir(mode=0o700)
+        (w.run_dir / "gateway" / "secret").write_text(left)
+        await w.open()
+        assert (await w.get(BOX)).status_code == 404
+        w.points_to(await w.instance("a"))
+        for _ in range(2):
+            assert (await w.get(BOX)).json()["name"] == "a"
+        assert len(w.asks) == 2
+        mode = (w.run_dir / "gateway" / "secret").stat().st_mode
+        assert stat.S_IMODE(mode) == 0o600
+
+
 async def test_envoy_is_started_again_when_it_is_killed() -> None:
     async with world() as w:
         gateway = await w.open()

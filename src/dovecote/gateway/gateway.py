@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from dovecote.gateway.streams import End, Streams, Touch
 from dovecote.gateway.wake import MOST_HELD, Render, Wake
 
 LONGEST_SOCKET_PATH = 107  # bytes, a limit of the kernel
+_SECRET = re.compile(r"[0-9a-f]{32}")
 
 
 class Certificates(Protocol):
@@ -105,8 +107,8 @@ class Gateway:
         """Adopts an Envoy that runs with this configuration, else starts one. Raises Conflict, Failed, Unsupported."""
         await self.renew()
         await self._wake.start()
-        self._streams.open()
         try:
+            self._streams.open()
             await self._envoy.start()
         except BaseException:
             await self._wake.stop()
@@ -158,8 +160,9 @@ class Gateway:
 def _secret(path: Path) -> str:
     """Known to Envoy and us alone: what else claims to be a note of ours is ignored. Survives a restart of either."""
     with contextlib.suppress(FileNotFoundError):
-        return path.read_text()
+        secret = path.read_text()
+        if _SECRET.fullmatch(secret):
+            return secret
     secret = secrets.token_hex(16)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(secret)
+    write_private(path, secret)
     return secret
