@@ -17,10 +17,10 @@ end
 
 local function age()
   local passed = os.time() - born
-  if passed < TTL then return end
+  if passed >= 0 and passed < TTL then return end
   turn()
-  if passed >= 2 * TTL then
-    turn() -- nobody came for so long that both generations are too old
+  if passed < 0 or passed >= 2 * TTL then
+    turn() -- nobody came for so long that both generations are too old; or the clock was set back, and nobody knows
     born = born + passed
   else
     born = born + TTL
@@ -147,16 +147,22 @@ local function mark_id(headers, mark)
   if theirs then headers:replace("mcp-session-id", mark .. theirs) end
 end
 
+local function make_room()
+  if count >= MOST then turn() end
+  count = count + 1
+end
+
 local function learn(key, route, text)
   age()
   local caller = key:match("^%S+ %S*")
   if text ~= "-" and caller then
     local known = young_specs[caller] or old_specs[caller]
+    if not young_specs[caller] then make_room() end
     young_specs[caller] = known and known.text == text and known or parse_spec(text)
   end
   if route.address then
-    if count >= MOST then turn() end
-    young[key], count = route, count + 1
+    make_room()
+    young[key] = route
   end
 end
 
