@@ -78,7 +78,7 @@ async def test_visitors_of_an_app_at_zero_are_held_while_one_instance_starts(w: 
 
 
 @pytest.mark.parametrize("way", ["cold", "warm", "from a dead instance"])
-async def test_no_instance_of_an_app_sees_the_key_of_a_visitor(w: World, way: str) -> None:
+async def test_no_instance_of_an_app_sees_which_key_or_user_a_visitor_sent(w: World, way: str) -> None:
     """A developer's client may send its API key with every request, and apps belong to others."""
     assert w.gateway is not None
     instance = await w.instance("a")
@@ -92,12 +92,11 @@ async def test_no_instance_of_an_app_sees_the_key_of_a_visitor(w: World, way: st
         await served_by(w, "dead")
         await dead.die()
     asked = len(w.asks)
-    seen = (
-        await w.send("POST", APP, body=b"x", x_dovecote_key="key-of-one", x_gw_ask=f"{APP} key-of-one - - u")
-    ).json()
+    said = {"x_dovecote_key": "key-of-one", "x_dovecote_user": "ann", "x_gw_ask": f"{APP} key-of-one - - u"}
+    seen = (await w.send("POST", APP, body=b"x", **said)).json()
     assert (seen["name"], len(w.asks) == asked) == ("a", way == "warm")
     assert "key-of-one" not in json.dumps(seen)
-    assert not [name for name in seen["headers"] if name.startswith("x-gw-")]
+    assert not [name for name in seen["headers"] if name.startswith(("x-gw-", "x-dovecote-"))]
     assert all(ask.credential == "" for ask in w.asks)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dovecote.gateway import Answer, Ask, bootstrap
+from dovecote.gateway.routes import read_lua
 from dovecote.model.serving import Affinity
 from tests.system.gateway_world import SLUG, World, world
 
@@ -22,9 +23,8 @@ class Clock:
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._path = path
         self.set(1_000_000)
-        read = bootstrap.read_lua
         mine = f"local os = {{time = function() return tonumber(io.open('{path}'):read()) end}}\n"
-        monkeypatch.setattr(bootstrap, "read_lua", lambda name: mine * (name == "routes.lua") + read(name))
+        monkeypatch.setattr(bootstrap, "read_lua", lambda name: mine * (name == "routes.lua") + read_lua(name))
 
     def set(self, now: int) -> None:
         self._path.write_text(str(now))

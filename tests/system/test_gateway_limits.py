@@ -144,6 +144,29 @@ async def test_a_post_whose_instance_dies_is_not_repeated_and_a_get_is(w: World)
     assert "POST /hang" not in second.seen
 
 
+@pytest.mark.parametrize("modes", [(Mode.HEADER,), (Mode.COOKIE, Mode.HEADER), (Mode.NONE,)])
+@pytest.mark.parametrize("is_stranger", [False, True])
+async def test_an_instance_sees_a_user_only_if_its_tenant_vouches_for_it(
+    w: World, modes: tuple[Mode, ...], is_stranger: bool
+) -> None:
+    """Cold, warm, and by the way of a dead instance: anybody may call a public function, and say to be anyone."""
+    affinity, first, second = Affinity(modes=modes), await w.instance("first"), await w.instance("second")
+    at, key = first, None if Mode.NONE in modes else "s1"
+
+    async def answer(ask: Ask) -> Answer:
+        return Answer(at.address, affinity=affinity, key=key, is_stranger=is_stranger)
+
+    w.answers = answer
+    named = {"x_dovecote_session": "s1", "x_dovecote_user": "ann"}
+    seen = [(await w.send("POST", FUNCTION, "/", b"x", **named)).json() for _ in range(2)]
+    assert len(w.asks) == 1
+    at = second
+    await first.die()
+    seen.append((await w.send("POST", FUNCTION, "/", b"x", **named)).json())
+    assert [one["name"] for one in seen] == ["first", "first", "second"]
+    assert [one["headers"].get("x-dovecote-user") for one in seen] == [None if is_stranger else "ann"] * 3
+
+
 @pytest.mark.parametrize("is_warm", [False, True])
 async def test_no_status_of_an_instance_has_its_request_sent_again(w: World, is_warm: bool) -> None:
     """421 asks a client to try elsewhere; what we send on has been carried out once, whatever was answered."""

@@ -82,13 +82,16 @@ async def test_everybody_may_call_a_public_function_by_its_slug_and_nobody_as_a_
     slug = await calls.make(is_public=True)
     stranger = await calls(slug, user="ann")
     assert await calls.user_of(stranger) == PUBLIC_USER
+    assert stranger.is_stranger
     assert stranger.key is not None
     again = await calls(slug, x_dovecote_session=stranger.key)
     assert again.session_id == stranger.session_id
     assert await refused(calls, "chat") == "no_key"
     other = await calls(slug, await calls.key(world.other), user="ann")
     assert await calls.user_of(other) == PUBLIC_USER
-    assert await calls.user_of(await calls(slug, await calls.key(world.tenant), user="ann")) == "ann"
+    assert other.is_stranger
+    mine = await calls(slug, await calls.key(world.tenant), user="ann")
+    assert (await calls.user_of(mine), mine.is_stranger) == ("ann", False)
 
 
 async def test_a_stranger_cannot_make_up_the_id_of_a_session(world: World, calls: Calls) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 Json = dict[str, Any]
 
 KEY_HEADER = "x-dovecote-key"
+USER_HEADER = "x-dovecote-user"
 INVOKE_HEADER = "x-dovecote-invoke"
 NOTE_HEADER = "x-gw-wake"  # from the wake listener to the front one, never further
 ASK_HEADER = "x-gw-ask"

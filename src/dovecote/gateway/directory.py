@@ -41,6 +41,7 @@ class Directory:
             key=session.key if session else None,
             session_id=session.id if session else None,
             is_limited=routed.is_limited,
+            is_stranger=not is_known,
             cookie_seconds=cookie_seconds(function.affinity, session, datetime.now(UTC)) if session else 0,
         )
 

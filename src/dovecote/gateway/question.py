@@ -73,7 +73,8 @@ class Answer:
 
     An app's address is never learned. The rest is for functions: `key` and `session_id` are those of the session
     that the address belongs to, `cookie_seconds` is how long a cookie with its key lasts. `is_limited` means that the
-    instance refuses connections beyond its limit, and counts one request in each.
+    instance refuses connections beyond its limit, and counts one request in each. `is_stranger` means that the caller
+    has shown no key of the function's tenant, so that what it says of its user must not reach the instance.
     """
 
     address: str
@@ -83,6 +84,7 @@ class Answer:
     session_id: str | None = None
     is_limited: bool = False
     cookie_seconds: int = 0
+    is_stranger: bool = False
 
 
 Resolve = Callable[[Ask], Awaitable[Answer]]
@@ -135,7 +137,8 @@ def render_note(ask: Ask, answer: Answer) -> str:
     """What the Lua cache is told: `<address|-> <spec|-> <session|-> <its key|-> <flags|-> <cache key>`, or nothing.
 
     Flags: h and c give the session's key out in the header and as a cookie, m and s mark ids that an MCP server gives
-    out with it, d and s end the session with this request, l sends each request by a connection of its own.
+    out with it, d and s end the session with this request, l sends each request by a connection of its own, p takes off
+    what a stranger says of its user.
     """
     authority = ask.headers.get("host", "")
     if ask.kind == "box" and answer.learn:
@@ -169,19 +172,19 @@ def _used(ask: Ask, affinity: Affinity, found: Found | None, key: str | None) ->
 
 
 def _flags(ask: Ask, affinity: Affinity, found: Found | None, answer: Answer) -> str:
-    if answer.key is None:
-        return "l" if answer.is_limited else ""
-    is_new = found is None or found.key != answer.key
+    has_key = answer.key is not None
+    is_new = has_key and (found is None or found.key != answer.key)
     # A cookie that lasts as long as its session may be idle has to be given out again while the session is used.
-    is_renewed = found is not None and found.mode is Mode.COOKIE and affinity.ttl is None
+    is_renewed = has_key and found is not None and found.mode is Mode.COOKIE and affinity.ttl is None
     is_stateless = found is not None and found.mode is Mode.NONE
     claims = {
         "h": is_new and affinity.has(Mode.HEADER),
         "c": affinity.has(Mode.COOKIE) and (is_new or is_renewed),
-        "m": affinity.has(Mode.MCP_HTTP) and not is_stateless,
-        "s": found is None and begins_stream(affinity, ask.method, ask.path),
-        "d": found is not None and found.mode is Mode.MCP_HTTP and ask.method == "DELETE",
+        "m": has_key and affinity.has(Mode.MCP_HTTP) and not is_stateless,
+        "s": has_key and found is None and begins_stream(affinity, ask.method, ask.path),
+        "d": has_key and found is not None and found.mode is Mode.MCP_HTTP and ask.method == "DELETE",
         "l": answer.is_limited,
+        "p": answer.is_stranger,
     }
     return "".join(letter for letter, is_so in claims.items() if is_so)
 

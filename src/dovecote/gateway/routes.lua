@@ -4,7 +4,7 @@
 
 local LONGEST_EVENT = 16384 -- bytes that are held back of a stream whose first event is to be changed
 
--- key -> {address, ask, session, mark, limited}; what is learned in one TTL is dropped after the next.
+-- key -> {address, ask, session, mark, limited, public}; what is learned in one TTL is dropped after the next.
 -- A sandbox's key is its host. A function's is `<host> <credential> <mode> <session> <user>`.
 local young, old = {}, {}
 local young_specs, old_specs = {}, {} -- "<host> <credential>" -> how that function's requests name their session
@@ -77,6 +77,7 @@ local function call_function(handle, headers, host)
         handle:streamInfo():dynamicMetadata():set("dovecote", "ends", "delete")
         young[key], old[key] = nil, nil
       end
+      if route.public then headers:remove("x-dovecote-user") end
       if route.limited then
         headers:replace("x-gw-limited", "1")
         handle:clearRouteCache()
@@ -184,6 +185,7 @@ local function follow(handle, headers, note)
     session = id ~= "-" and id or nil,
     mark = flags:find("m") and mark or nil,
     limited = flags:find("l") and true or nil,
+    public = flags:find("p") and true or nil,
   }
   learn(key, route, text)
   if text == "-" then return end

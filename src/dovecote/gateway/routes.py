@@ -13,6 +13,7 @@ from dovecote.gateway.clusters import (
     LIMITED_HEADER,
     NOTE_HEADER,
     TYPE,
+    USER_HEADER,
     Json,
     header,
 )
@@ -87,6 +88,8 @@ def _function_routes(secret: str) -> list[Json]:
 def _held_routes(kind: str, action: Json, secret: str, *, tries: int = 2, matching: Sequence[Json] = ()) -> list[Json]:
     """A request that may be repeated is sent again even after it was written; any other only when it was not."""
     unwritten = "connect-failure,refused-stream,reset-before-request,retriable-headers"
+    # Only callers of functions show a key; where none is asked for, anybody may say to be anyone.
+    unvouched = [KEY_HEADER] if kind == "fn" else [KEY_HEADER, USER_HEADER]
     safe = {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD|OPTIONS"}}}
 
     def route(headers: list[Json], retry_on: str) -> Json:
@@ -99,7 +102,7 @@ def _held_routes(kind: str, action: Json, secret: str, *, tries: int = 2, matchi
         return {
             "match": {"prefix": "/", "headers": [*matching, *headers]},
             "route": {**action, "timeout": "0s", "retry_policy": policy},
-            "request_headers_to_remove": [KEY_HEADER],
+            "request_headers_to_remove": unvouched,
             "metadata": {"filter_metadata": {"lua": {"kind": kind}}},
         }
 

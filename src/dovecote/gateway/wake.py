@@ -22,6 +22,7 @@ from dovecote.gateway.clusters import (
     NOTE_HEADER,
     SESSION_HEADER,
     SPEC_HEADER,
+    USER_HEADER,
 )
 from dovecote.gateway.question import Answer, Ask, Headers, Resolve, needs_taking, parse_ask, render_note
 from dovecote.model.ids import new_id
@@ -31,6 +32,8 @@ log = logging.getLogger("dovecote.gateway")
 MOST_HELD = 10_000
 MOST_ANSWERS = 3  # for one request, unless its instance has a limit that others may have reached first
 MOST_REMEMBERED = 20_000  # requests whose answer is kept, to know what failed when they ask again
+
+REMOVE_HEADER = "x-envoy-auth-headers-to-remove"  # from the request that goes on
 
 _ADDRESS = re.compile(r"\d{1,3}(\.\d{1,3}){3}:\d{1,5}")
 
@@ -152,6 +155,8 @@ class Wake:
             head += f"{SESSION_HEADER}: {answer.session_id}\r\n"
         if answer.is_limited:
             head += f"{LIMITED_HEADER}: 1\r\n"
+        if answer.is_stranger:
+            head += f"{REMOVE_HEADER}: {USER_HEADER}\r\n"
         return (head + "\r\n").encode("latin-1")
 
     def _deny(self, request_id: str, error: DovecoteError) -> bytes:
