@@ -217,10 +217,16 @@ def test_the_command_line_makes_a_call(own: Installation, client: Dovecote) -> N
         assert (done.state, said(done)["body"], done.headers) == ("succeeded", "hello", {"a": "b"})
 
 
-def test_a_request_to_the_functions_address_is_done_later(own: Installation, client: Dovecote) -> None:
-    with worker(client, "by-header") as name:
+@pytest.mark.parametrize(("host", "path"), [("localhost", "/fn/by-path/work"), ("by-host.fn.localhost", "/work")])
+def test_a_request_to_the_functions_address_is_done_later(
+    own: Installation, client: Dovecote, host: str, path: str
+) -> None:
+    with worker(client, "by-path" if host == "localhost" else "by-host"):
         headers = {"x-dovecote-key": own.api_key, "x-dovecote-invoke": "async", "x-dovecote-session": "chat7"}
-        answer = httpx.post(f"{own.url}/fn/{name}/work", content=b"hello", headers=headers, timeout=30)
+        headers["host"] = f"{host}:{own.settings.port}"
+        late = httpx.post(f"{own.url}{path}", content=b"hello", headers=headers | {"x-dovecote-invoke": "late"})
+        assert (late.status_code, late.json()["error"]["code"]) == (400, "invalid")
+        answer = httpx.post(f"{own.url}{path}", content=b"hello", headers=headers, timeout=30)
         assert answer.status_code == 202, answer.text
         assert answer.headers["x-dovecote-session"] == "chat7"
         done = ended(client, client.invocations.get(answer.headers["x-dovecote-invocation-id"]))

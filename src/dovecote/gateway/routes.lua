@@ -44,7 +44,7 @@ local function enter_function(handle, headers)
   local name, rest = path:match("^/fn/([a-z0-9][a-z0-9%-]*)(.*)$")
   local after = rest and rest:sub(1, 1)
   if not name or #name > 63 or not (after == "" or after == "?" or after == "/") then return nil end
-  if (headers:get("x-dovecote-invoke") or ""):lower() == "async" then return nil end -- the API makes that call
+  if headers:get("x-dovecote-invoke") then return nil end -- the API makes that call
   local port = headers:get(":authority"):match(":%d+$") or ""
   headers:replace(":authority", name .. ".fn." .. DOMAIN .. port)
   headers:replace(":path", after == "/" and rest or "/" .. rest)

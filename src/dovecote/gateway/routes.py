@@ -115,9 +115,8 @@ def _present(name: str) -> Json:
 
 
 def _invoked_route() -> Json:
-    """Calls that nobody waits for: the API keeps them, and makes them later."""
-    is_async = {"name": INVOKE_HEADER, "string_match": {"exact": "async", "ignore_case": True}}
-    return _without_lua(_api_route()) | {"match": {"prefix": "/", "headers": [is_async]}}
+    """Calls that nobody waits for: the API keeps them, and makes them later, or says what is wrong with them."""
+    return _without_lua(_api_route()) | {"match": {"prefix": "/", "headers": [_present(INVOKE_HEADER)]}}
 
 
 def _served_route() -> Json:
