@@ -153,6 +153,21 @@ async def test_a_public_function_takes_calls_of_anybody_by_its_slug(site: Site) 
     assert (await site.invoke(f"http://{hidden.slug}.fn.localhost/")).status_code == 401
 
 
+async def test_idempotency_keys_of_strangers_meet_nobody_elses(site: Site) -> None:
+    """Such keys are often counted, like the numbers of orders: whoever guesses one learns of no call and no session."""
+    public = await site.world.functions.create(site.world.tenant, "open", start=START, is_public=True)
+    url, order = f"http://{public.slug}.fn.localhost/", {"idempotency_key": "order-1"}
+    mine = await site.invoke(url, key=site.keys[0], x_dovecote_session="chat7", **order)
+    strangers = [await site.invoke(url, **order) for _ in range(2)]
+    named = [await site.invoke(url, x_dovecote_session=key, **order) for key in ("one", "one", "two")]
+    ids = [each.json()["id"] for each in (mine, *strangers, *named)]
+    assert [ids.index(each) for each in ids] == [0, 1, 1, 3, 3, 5]
+    for each in strangers:
+        assert each.json()["session"] is None
+        assert "x-dovecote-session" not in each.headers
+    assert [each.headers["x-dovecote-session"] for each in (mine, *named)] == ["chat7", "one", "one", "two"]
+
+
 @pytest.mark.parametrize(
     ("headers", "status", "code"),
     [
@@ -162,6 +177,7 @@ async def test_a_public_function_takes_calls_of_anybody_by_its_slug(site: Site) 
         ({"x_dovecote_invoke_delay": "90000"}, 400, "invalid"),
         ({"x_dovecote_invoke_timeout": "1e999"}, 400, "invalid"),
         ({"x_dovecote_session": "a b"}, 400, "malformed_id"),
+        ({"idempotency_key": "k" * 201}, 400, "invalid"),
         ({"x_dovecote_key": "dvc_wrong"}, 401, "bad_key"),
         ({"x_dovecote_key": ""}, 401, "no_key"),
     ],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
+from dataclasses import replace
 from datetime import timedelta
 
 import orjson
@@ -14,12 +16,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from dovecote.api import errors, metrics
 from dovecote.control.functions import Functions
 from dovecote.control.invocations import Invocations, Wanted
+from dovecote.control.sessions import find_caller
 from dovecote.control.tenancy import Tenancy
-from dovecote.errors import DovecoteError, Invalid, NotFound
+from dovecote.errors import DovecoteError, Invalid
 from dovecote.model.ids import new_id
-from dovecote.model.invocations import DEFAULT_TIMEOUT, MOST_BODY, Invocation, too_large
+from dovecote.model.invocations import DEFAULT_TIMEOUT, MOST_BODY, Invocation, parse_idempotency_key, too_large
 from dovecote.model.records import Function
-from dovecote.model.serving import DEFAULT_USER, PUBLIC_USER, Mode
+from dovecote.model.serving import PUBLIC_USER, Mode
 
 log = logging.getLogger("dovecote.api")
 
@@ -91,37 +94,33 @@ class Asynchronous:
         label, path = found
         if headers[INVOKE_HEADER].strip().lower() != "async":
             raise Invalid(f"not a way to invoke: {headers[INVOKE_HEADER][:60]!r}", hint="`async`, or leave it out")
-        function, is_known = await self._callable(label, headers.get("x-dovecote-key", ""))
-        affinity = function.affinity
+        caller = await find_caller(self._tenancy, self._functions, label, headers.get("x-dovecote-key", ""))
+        function, affinity = caller.function, caller.function.affinity
         # Who has no key of the tenant's chooses no user, and no session where ids are made here.
-        key = headers.get(affinity.header) if is_known or affinity.has(Mode.HEADER) else None
+        key = headers.get(affinity.header) if caller.is_known or affinity.has(Mode.HEADER) else None
+        again = headers.get("idempotency-key")
         wanted = Wanted(
             method=method,
             path=path,
             headers=tuple(headers.items()),
             body=await _body(headers, receive),
-            user=(headers.get("x-dovecote-user") or DEFAULT_USER) if is_known else PUBLIC_USER,
+            user=caller.user(headers.get("x-dovecote-user", "")),
             key=key or None,
-            is_stranger=not is_known,
+            is_stranger=not caller.is_known,
             delay=_seconds(headers, DELAY_HEADER, timedelta(0)),
             timeout=_seconds(headers, TIMEOUT_HEADER, DEFAULT_TIMEOUT),
-            idempotency_key=headers.get("idempotency-key"),
+            idempotency_key=again if again is None or caller.is_known else _strangers(key or "", again),
         )
         made = await self._invocations.create(function, wanted)
+        if not caller.is_known and again is not None:
+            made = replace(made, key=wanted.key)  # the call may have been there: its session is another one's
         return 202, _told(function, made), _render(made)
 
-    async def _callable(self, label: str, credential: str) -> tuple[Function, bool]:
-        """The function of that name or slug, and whether the caller has shown a key of its tenant."""
-        function = await self._functions.by_slug(label)
-        if function is None:
-            tenant_id = (await self._tenancy.authenticate(credential)).tenant_id
-            return await self._functions.get(tenant_id, label), True
-        is_known = False
-        if credential or not function.is_public:
-            is_known = (await self._tenancy.authenticate(credential)).tenant_id == function.tenant_id
-        if not is_known and not function.is_public:
-            raise NotFound(f"no function {label!r}", code="no_such_function", hint="`dovecote function ls` lists them")
-        return function, is_known
+
+def _strangers(key: str, idempotency_key: str) -> str:
+    """Strangers may guess, so theirs meet neither those of the tenant nor those of another session."""
+    told = f"{key} {parse_idempotency_key(idempotency_key)}"
+    return f"{PUBLIC_USER}{hashlib.sha256(told.encode()).hexdigest()}"
 
 
 async def _body(headers: Headers, receive: Receive) -> bytes:

@@ -6,14 +6,14 @@ from datetime import UTC, datetime
 
 from dovecote.control.apps import Apps
 from dovecote.control.functions import Functions
-from dovecote.control.sessions import Routed, Routing
+from dovecote.control.sessions import Caller, Routed, Routing, find_caller
 from dovecote.control.tenancy import Tenancy
 from dovecote.errors import Gone, Invalid, NotFound
 from dovecote.gateway.affinity import Found
 from dovecote.gateway.question import Answer, Ask
 from dovecote.model.ids import parse_strict_key
-from dovecote.model.records import Function, Session
-from dovecote.model.serving import DEFAULT_USER, PUBLIC_USER, Affinity, Mode
+from dovecote.model.records import Session
+from dovecote.model.serving import Affinity, Mode
 from dovecote.model.sizes import TIERS
 
 
@@ -31,9 +31,8 @@ class Directory:
             return Answer(await self._routing.box(ask.name, ask.port))
         if ask.kind == "app":
             return Answer(await self._apps.route(ask.name), learn=False)
-        function, is_known = await self._callable(ask)
-        user = (ask.user or DEFAULT_USER) if is_known else PUBLIC_USER
-        routed = await self._routed(ask, function, user, is_known)
+        caller = await find_caller(self._tenancy, self._functions, ask.name, ask.credential)
+        function, routed = caller.function, await self._routed(ask, caller)
         session = routed.session
         return Answer(
             routed.address,
@@ -41,31 +40,17 @@ class Directory:
             key=session.key if session else None,
             session_id=session.id if session else None,
             is_limited=routed.is_limited,
-            is_stranger=not is_known,
+            is_stranger=not caller.is_known,
             cookie_seconds=cookie_seconds(function.affinity, session, datetime.now(UTC)) if session else 0,
         )
 
-    async def _callable(self, ask: Ask) -> tuple[Function, bool]:
-        """The function, and whether the caller has shown a key of its tenant."""
-        function = await self._functions.by_slug(ask.name)
-        if function is None:
-            tenant_id = (await self._tenancy.authenticate(ask.credential)).tenant_id
-            return await self._functions.get(tenant_id, ask.name), True
-        is_known = False
-        if ask.credential or not function.is_public:
-            is_known = (await self._tenancy.authenticate(ask.credential)).tenant_id == function.tenant_id
-        if not is_known and not function.is_public:
-            raise NotFound(
-                f"no function {ask.name!r}", code="no_such_function", hint="`dovecote function ls` lists them"
-            )
-        return function, is_known
-
-    async def _routed(self, ask: Ask, function: Function, user: str, is_known: bool) -> Routed:
+    async def _routed(self, ask: Ask, caller: Caller) -> Routed:
+        function, user = caller.function, caller.user(ask.user)
         found = parse_found(ask.session(function.affinity), function.affinity)
         if found is None or (found.mode is Mode.NONE and not found.key):
             return await self._routing.function(function, user=user, key=None, failed=ask.failed)
         # Strangers share a user, so what one of them made up must not be what another one guesses.
-        is_made_here = found.is_made_here or (not is_known and found.mode is Mode.HEADER)
+        is_made_here = found.is_made_here or (not caller.is_known and found.mode is Mode.HEADER)
         try:
             return await self._routing.function(
                 function, user=user, key=found.key, is_made_here=is_made_here, failed=ask.failed

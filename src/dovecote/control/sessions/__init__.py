@@ -1,6 +1,7 @@
 """Sessions: the tie between a caller and one instance."""
 
 from dovecote.control.sessions.activity import Activity
+from dovecote.control.sessions.callers import Caller, find_caller
 from dovecote.control.sessions.keeping import Keeping
 from dovecote.control.sessions.live import InstanceView, Live
 from dovecote.control.sessions.opening import Origin, Wishes
@@ -10,6 +11,7 @@ from dovecote.control.sessions.starting import ensure_started, wait_for_port, wa
 
 __all__ = [
     "Activity",
+    "Caller",
     "InstanceView",
     "Keeping",
     "Live",
@@ -19,6 +21,7 @@ __all__ = [
     "Sessions",
     "Wishes",
     "ensure_started",
+    "find_caller",
     "wait_for_port",
     "wait_until_ready",
 ]
