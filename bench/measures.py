@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import gc
-import re
-import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.resources import files
 from pathlib import Path
 
-from tests.e2e.installation import Installation, free_port, until
+from tests.e2e.installation import Installation, free_network, until
 
-from bench import checkpointing, hibernating, lookups, restoring, sandboxes, stored
+from bench import affinity, checkpointing, hibernating, lookups, responding, restoring, sandboxes, stored
 from bench.figures import Row, row
-from bench.rivals import Crun, static_envoy
+from bench.rivals import Crun
 from bench.volumes import quota_set
 from dovecote.host.storage.templates import build_base
 from dovecote.sdk import Dovecote, Session
 
 WAIT = 120.0  # seconds that a measured step may take
-RESPONDER = Path(__file__).with_name("responder.c")
 PROJECT = files("dovecote.agent") / "project"
 
 
@@ -47,9 +45,10 @@ class Bench:
     def installation(self, kind: str = "warm") -> Installation:
         if kind not in self._installations:
             pool_size = {"warm": 4, "cold": 0, "stored": 1, "many": sandboxes.AT_ONCE}[kind]
-            network = {"warm": "10.241", "cold": "10.242", "stored": "10.244", "many": "10.245"}[kind] + ".0.0/16"
-            made = Installation(self.directory / kind, network=network, quiet_after=3600, tick=0.2, pool_size=pool_size)
-            made.directory.mkdir()
+            network = self._open.enter_context(free_network())
+            directory = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=self.directory))
+            directory.chmod(0o711)
+            made = Installation(directory, network=network, quiet_after=3600, tick=0.2, pool_size=pool_size)
             self._open.callback(made.down)
             made.start()
             self._installations[kind] = made
@@ -121,7 +120,7 @@ def command(bench: Bench) -> list[Row]:
 
 def thaw(bench: Bench) -> list[Row]:
     """A request that finds its session frozen; the rival is the same request to one that is not."""
-    with _responding(bench, 1) as (client, (session,)), client.http_for(session.url(8000)) as web:
+    with responding.sessions(bench, 1) as (client, (session,)), client.http_for(session.url(8000)) as web:
         warm, thawed = [], []
         web.get("/")
         for _ in range(bench.times(60)):
@@ -177,7 +176,7 @@ app.listen(Number(process.env.PORT), '0.0.0.0')
 
 def wake_app(bench: Bench) -> list[Row]:
     """A visit to an app without instances; the rival is the same visit to one that runs."""
-    with _responding(bench, 1) as (client, (session,)):
+    with responding.sessions(bench, 1) as (client, (session,)):
         app = client.apps.publish(session, name="bench", idle_after=1, maximum=1)
         ours, warm = [], []
         try:
@@ -190,76 +189,6 @@ def wake_app(bench: Bench) -> list[Row]:
         finally:
             client.apps.unpublish("bench")
     return [row("wake_app_from_zero", "ms", ours, "the same visit, running", warm)]
-
-
-def affinity(bench: Bench) -> list[Row]:
-    """Requests a second with header affinity to ten sessions; the rival has their instances as fixed endpoints."""
-    installation = bench.installation()
-    with _responding(bench, 10) as (client, sessions):
-        script = bench.directory / "affinity.lua"
-        host = f"sandbox.fn.localhost:{installation.port}"
-        script.write_text(_wrk_script(host, installation.api_key, [session.key for session in sessions]))
-        with client.http_for(f"http://{host}") as web:
-            for session in sessions:
-                headers = {"x-dovecote-key": installation.api_key, "x-dovecote-session": session.key}
-                web.get("/", headers=headers).raise_for_status()
-        endpoints = [f"{session.instance().address}:8000" for session in sessions]
-        port = free_port()
-        ours, rivals = [], []
-        with static_envoy(bench.directory / "static", endpoints, port, concurrency=2):
-            _wrk(script, port, 2)
-            for _ in range(bench.times(5)):
-                rivals.append(_wrk(script, port, 4))
-                ours.append(_wrk(script, installation.port, 4))
-    return [row("affinity_throughput", "requests/s", ours, "the same Envoy, filters and instances, fixed", rivals)]
-
-
-def _wrk_script(host: str, key: str, sessions: list[str]) -> str:
-    names = ", ".join(f'"{name}"' for name in sessions)
-    return f"""
-local sessions = {{{names}}}
-local requests, at = {{}}, 0
-function init()
-  for i, name in ipairs(sessions) do
-    local headers = {{["Host"] = "{host}", ["x-dovecote-key"] = "{key}", ["x-dovecote-session"] = name}}
-    requests[i] = wrk.format("GET", "/", headers)
-  end
-end
-function request()
-  at = at % #requests + 1
-  return requests[at]
-end
-"""
-
-
-def _wrk(script: Path, port: int, seconds: int) -> float:
-    done = subprocess.run(
-        ["wrk", "-t1", "-c32", f"-d{seconds}s", "-s", str(script), f"http://127.0.0.1:{port}/"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    if "Non-2xx" in done.stdout:
-        raise RuntimeError(done.stdout)
-    found = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
-    assert found, done.stdout
-    return float(found.group(1))
-
-
-@contextmanager
-def _responding(bench: Bench, count: int) -> Iterator[tuple[Dovecote, list[Session]]]:
-    """Sessions whose server answers at once."""
-    binary = bench.directory / "responder"
-    if not binary.exists():
-        subprocess.run(["cc", "-O2", "-static", "-o", str(binary), str(RESPONDER)], check=True, timeout=60)
-    with bench.client() as client, ExitStack() as opened:
-        sessions = [opened.enter_context(client.sessions.create()) for _ in range(count)]
-        for session in sessions:
-            session.files.write("responder", binary.read_bytes(), mode=0o755)
-            session.set_start("/home/user/responder 8000", 8000)
-            session.wake()
-        yield client, sessions
 
 
 def memory(bench: Bench) -> list[Row]:
@@ -307,7 +236,10 @@ MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
     "thaw": thaw,
     "wake_parked": wake_parked,
     "wake_app": wake_app,
-    "affinity": affinity,
+    "affinity_throughput": affinity.throughput,
+    "affinity_throughput_1000": affinity.throughput_1000,
+    "affinity_throughput_limited": affinity.throughput_limited,
+    "affinity_added_latency": affinity.added_latency,
     "lookup_parked_1m_sqlite": lookups.sqlite,
     "lookup_parked_1m_postgresql": lookups.on_postgresql,
     "memory": memory,
