@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.e2e.installation import Installation
+from tests.e2e.installation import Installation, free_network
 from tests.s3 import SeaweedFSServer, seaweedfs
 
 from bench.figures import Row, row
@@ -92,19 +92,20 @@ def on_s3(directory: Path, server: SeaweedFSServer) -> Iterator[Installation]:
     directory.mkdir()
     directory.chmod(0o711)
     url = "s3://dovecote-tests/bench"
-    installation = Installation(directory, network="10.243.0.0/16", quiet_after=3600, tick=0.2, objects_url=url)
     options = server.options
-    installation.environ |= {
-        "AWS_ENDPOINT_URL": options["endpoint"],
-        "AWS_REGION": options["region"],
-        "AWS_ACCESS_KEY_ID": options["access_key_id"],
-        "AWS_SECRET_ACCESS_KEY": options["secret_access_key"],
-    }
-    try:
-        installation.start()
-        yield installation
-    finally:
-        installation.down()
+    with free_network() as network:
+        installation = Installation(directory, network=network, quiet_after=3600, tick=0.2, objects_url=url)
+        installation.environ |= {
+            "AWS_ENDPOINT_URL": options["endpoint"],
+            "AWS_REGION": options["region"],
+            "AWS_ACCESS_KEY_ID": options["access_key_id"],
+            "AWS_SECRET_ACCESS_KEY": options["secret_access_key"],
+        }
+        try:
+            installation.start()
+            yield installation
+        finally:
+            installation.down()
 
 
 def mount_warm(bench: Bench) -> list[Row]:
