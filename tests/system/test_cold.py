@@ -2,34 +2,19 @@
 
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dovecote.errors import StorageFailed
 from dovecote.host.storage import settling
-from dovecote.host.storage.bucket import Bucket, local_bucket
+from dovecote.host.storage.bucket import Bucket
 from dovecote.host.storage.image_files import MANY
 from dovecote.host.storage.trees import Trees
-from tests.system.test_trees import assert_same, fill
-from tests.system.tree_rig import Rig, differences, picture
+from tests.system.tree_files import fill
+from tests.system.tree_rig import Rig, assert_same, differences, picture
 
 pytestmark = pytest.mark.system
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    rig = Rig(tmp_path)
-    try:
-        yield rig
-    finally:
-        rig.close()
-
-
-@pytest.fixture
-def bucket(tmp_path: Path) -> Bucket:
-    return local_bucket(tmp_path / "store")
 
 
 @pytest.fixture

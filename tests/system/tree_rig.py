@@ -6,7 +6,7 @@ import os
 import stat
 import struct
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -206,3 +206,21 @@ def differences(a: Picture, b: Picture, *, links: bool = True) -> Sequence[objec
     end = None if links else -1
     a, b = ({p: line[:end] for p, line in side.items() if not DEFAULT_RULES.excludes(p)} for side in (a, b))
     return [(path, a.get(path), b.get(path)) for path in sorted(a.keys() | b.keys()) if a.get(path) != b.get(path)][:10]
+
+
+def assert_same(a: Path, b: Path) -> None:
+    assert differences(picture(a), picture(b)) == []
+
+
+def one_life(
+    rig: Rig, trees: Trees, template: str, delta: str | None, act: Callable[[Path], object], *, links: bool = True
+) -> TreeSaved:
+    """Lives, folds, restores, and compares what was seen last with what is seen again."""
+    life = rig.life(trees, template, delta)
+    act(life.root)
+    seen = life.end()
+    saved = life.save()
+    again = rig.look(trees, template, saved.digest)
+    assert differences(seen, picture(again), links=links) == []
+    rig.unmount(again)
+    return saved
