@@ -32,7 +32,7 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("kind", ["packs", "manifests", "trees", "locations"])
+@pytest.mark.parametrize("kind", ["packs", "manifests", "times", "trees", "locations"])
 @pytest.mark.parametrize("how", ["flip", "cut", "delete"])
 def test_a_damaged_store_restores_nothing(
     trees: Trees, bucket: Bucket, source: Path, tmp_path: Path, kind: str, how: str
