@@ -11,7 +11,10 @@ from dovecote.errors import Invalid, NotFound
 
 OWNER = "0"  # the sandbox's root; a number, so that images without accounts do too
 PLACE = "/run/dovecote"  # gone when the session is parked, as the processes are
-FILES = ("dovecote_wire.py", "dovecote_charts.py", "dovecote_rich.py", "kernel.py", "javascript.mjs")
+FILES = (
+    *("dovecote_wire.py", "dovecote_charts.py", "dovecote_rich.py", "dovecote_surroundings.py"),
+    *("kernel.py", "javascript.mjs"),
+)
 NOT_THERE = 97  # exit code: nothing that could run it is in the template
 
 ALIASES = {"js": "javascript", "node": "javascript", "ts": "typescript", "py": "python", "python3": "python"}

@@ -8,8 +8,6 @@ import ctypes
 import json
 import os
 import queue
-import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -25,6 +23,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 
 sys.path.insert(0, str(Path(__file__).parent))
+from dovecote_surroundings import SURROUNDINGS
 from dovecote_wire import Output, Wire
 
 START_WITHIN = 60.0  # seconds
@@ -41,25 +40,6 @@ SETUP = (
     "(lambda path: (path.insert(0, {directory!r}), __import__('dovecote_rich'), path.remove({directory!r})))"
     "(__import__('sys').path)"
 )
-
-
-def _around_python(env: dict[str, str]) -> tuple[str, str]:
-    return f"get_ipython().dovecote_environ.enter({env!r})", "get_ipython().dovecote_environ.leave()"
-
-
-def _around_bash(env: dict[str, str]) -> tuple[str, str]:
-    """Names that are none of the shell's are left out, as nothing in it could read them."""
-    enter, leave = [], []
-    for name, text in env.items():
-        if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            before = f"__dovecote_{name}"
-            enter.append(f'[ -z "${{{name}+x}}" ] || {before}=${name}; export {name}={shlex.quote(text)}')
-            leave.append(f'if [ -n "${{{before}+x}}" ]; then {name}=${before}; unset {before}; else unset {name}; fi')
-    return "; ".join(enter), "; ".join(leave)
-
-
-# Code that gives an execution its variables, and code that takes them away again.
-SURROUNDINGS = {"python": _around_python, "bash": _around_bash}
 
 
 class Kernel:
