@@ -18,6 +18,7 @@ from dovecote.api import errors as api_errors
 from dovecote.errors import NotFound
 from dovecote.gateway import Answer, Ask, Gateway
 from dovecote.gateway.certificates import Authority, authority_path
+from dovecote.model.serving import Affinity, Mode
 
 SLUG = "abcdefghijkmnpqrstuvwxyz23"
 BOUND = 20.0  # seconds that a condition may take
@@ -259,6 +260,28 @@ class World:
             await instance.die()
         if self.gateway is not None:
             await self.gateway.stop()
+
+
+class Serving:
+    """What Python answers, over a set of sessions: the n-th session is `s{n}`, at the n-th instance, round about."""
+
+    def __init__(self, w: World, affinity: Affinity, *instances: Instance) -> None:
+        self.affinity, self.instances = affinity, instances
+        self.sessions: dict[str, Instance] = {}
+        w.answers = self.answer
+
+    async def answer(self, ask: Ask) -> Answer:
+        found = ask.session(self.affinity)
+        if self.affinity.has(Mode.NONE):
+            return Answer(self.instances[0].address, affinity=self.affinity)
+        key = found.key if found else None
+        if found and found.is_made_here and key not in self.sessions:
+            if found.mode is not Mode.COOKIE:
+                raise NotFound("no session has this id", code="not_found")
+            key = None
+        key = key or f"s{len(self.sessions) + 1}"
+        at = self.sessions.setdefault(key, self.instances[len(self.sessions) % len(self.instances)])
+        return Answer(at.address, affinity=self.affinity, key=key, session_id=f"ses_{key}", cookie_seconds=60)
 
 
 @contextlib.asynccontextmanager

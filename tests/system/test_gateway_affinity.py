@@ -11,11 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dovecote.errors import NotFound
 from dovecote.gateway import Answer, Ask
 from dovecote.gateway.affinity import find
 from dovecote.model.serving import Affinity, Mode
-from tests.system.gateway_world import BOUND, Instance, World, free_port, until, world
+from tests.system.gateway_world import BOUND, Serving, World, free_port, until, world
 
 pytestmark = [pytest.mark.system, pytest.mark.anyio]
 
@@ -29,28 +28,6 @@ async def w() -> AsyncIterator[World]:
         there.report_every = 0.2
         await there.open()
         yield there
-
-
-class Serving:
-    """What Python answers, over a set of sessions: the n-th session is `s{n}`, at the n-th instance, round about."""
-
-    def __init__(self, w: World, affinity: Affinity, *instances: Instance) -> None:
-        self.affinity, self.instances = affinity, instances
-        self.sessions: dict[str, Instance] = {}
-        w.answers = self.answer
-
-    async def answer(self, ask: Ask) -> Answer:
-        found = ask.session(self.affinity)
-        if self.affinity.has(Mode.NONE):
-            return Answer(self.instances[0].address, affinity=self.affinity)
-        key = found.key if found else None
-        if found and found.is_made_here and key not in self.sessions:
-            if found.mode is not Mode.COOKIE:
-                raise NotFound("no session has this id", code="not_found")
-            key = None
-        key = key or f"s{len(self.sessions) + 1}"
-        at = self.sessions.setdefault(key, self.instances[len(self.sessions) % len(self.instances)])
-        return Answer(at.address, affinity=self.affinity, key=key, session_id=f"ses_{key}", cookie_seconds=60)
 
 
 async def test_a_cookie_that_was_given_out_by_tls_comes_back_by_tls_alone() -> None:
@@ -259,42 +236,6 @@ async def test_a_stream_without_an_endpoint_passes_as_it_is(w: World) -> None:
     headers = {"host": FUNCTION, "x-dovecote-key": "key-of-one", "x-stream": json.dumps([text, 999])}
     answer = await w.client.get("/sse", headers=headers)
     assert answer.text == text
-
-
-async def test_a_function_can_be_called_by_path(w: World) -> None:
-    Serving(w, Affinity(modes=(Mode.COOKIE,)), await w.instance("a"))
-    first = await w.get("localhost", "/fn/chat/a/b?c=d", **KEY)
-    assert first.json()["path"] == "/a/b?c=d"
-    assert first.json()["headers"]["host"] == f"chat.fn.localhost:{w.port}"
-    assert first.json()["headers"]["x-forwarded-prefix"] == "/fn/chat"
-    assert "; Path=/fn/chat;" in first.headers["set-cookie"]
-    for path, seen in (("/fn/chat", "/"), ("/fn/chat/", "/"), ("/fn/chat?x", "/?x")):
-        answer = await w.get("127.0.0.1", path, cookie="dovecote-session=s1", **KEY)
-        assert answer.json()["path"] == seen
-        assert "x-dovecote-key" not in answer.json()["headers"]
-
-
-@pytest.mark.parametrize("path", ["/fn", "/fn/", "/fn/A", "/fn/a_b/", "/fnord/a", "/fn/.x"])
-async def test_a_path_that_names_no_function_is_the_api_s(w: World, path: str) -> None:
-    server = await asyncio.start_unix_server((await w.instance("api"))._serve, w.run_dir / "api.sock")
-    try:
-        assert (await w.get("localhost", path)).json()["name"] == "api"
-    finally:
-        server.close()
-
-
-@pytest.mark.parametrize(("host", "path"), [(FUNCTION, "/a?b"), ("localhost", "/fn/chat/a?b")])
-async def test_a_call_that_nobody_waits_for_goes_to_the_api_as_it_came(w: World, host: str, path: str) -> None:
-    server = await asyncio.start_unix_server((await w.instance("api"))._serve, w.run_dir / "api.sock")
-    try:
-        for said in ("async", "Async", "later"):  # the API says what is wrong with the last one
-            seen = (await w.send("POST", host, path, b"content", x_dovecote_invoke=said, **KEY)).json()
-            assert (seen["name"], seen["path"], seen["size"]) == ("api", path, 7)
-            assert seen["headers"]["host"] == f"{host}:{w.port}"
-            assert seen["headers"]["x-dovecote-key"] == "key-of-one"
-    finally:
-        server.close()
-    assert w.asks == []
 
 
 async def test_a_long_request_keeps_its_session_awake_and_a_short_one_says_nothing(w: World) -> None:

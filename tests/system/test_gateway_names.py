@@ -7,11 +7,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.system.gateway_world import BOUND, SLUG, World, world
+from dovecote.model.serving import Affinity, Mode
+from tests.system.gateway_world import BOUND, SLUG, Serving, World, world
 
 pytestmark = [pytest.mark.system, pytest.mark.anyio]
 
 BOX = f"3000-{SLUG}.box.localhost"
+FUNCTION = "chat.fn.localhost"
+KEY = {"x_dovecote_key": "key-of-one"}
 
 
 @pytest.fixture
@@ -95,3 +98,64 @@ async def test_a_path_is_made_plain_before_it_is_used(w: World) -> None:
     answer = await asyncio.wait_for(reader.read(), BOUND)
     writer.close()
     assert b'"path": "/b/c"' in answer
+
+
+async def test_a_function_can_be_called_by_path(w: World) -> None:
+    Serving(w, Affinity(modes=(Mode.COOKIE,)), await w.instance("a"))
+    first = await w.get("localhost", "/fn/chat/a/b?c=d", **KEY)
+    assert first.json()["path"] == "/a/b?c=d"
+    assert first.json()["headers"]["host"] == f"chat.fn.localhost:{w.port}"
+    assert first.json()["headers"]["x-forwarded-prefix"] == "/fn/chat"
+    assert "; Path=/fn/chat;" in first.headers["set-cookie"]
+    for path, seen in (("/fn/chat", "/"), ("/fn/chat/", "/"), ("/fn/chat?x", "/?x")):
+        answer = await w.get("127.0.0.1", path, cookie="dovecote-session=s1", x_forwarded_prefix="/other", **KEY)
+        assert answer.json()["headers"]["x-forwarded-prefix"] == "/fn/chat"
+        assert answer.json()["path"] == seen
+        assert "x-dovecote-key" not in answer.json()["headers"]
+
+
+async def test_a_prefix_that_a_client_made_up_reaches_no_instance(w: World) -> None:
+    Serving(w, Affinity(), await w.instance("a"))
+    for host in (FUNCTION, "shop.app.localhost", f"80-{SLUG}.box.localhost"):
+        answer = await w.get(host, x_forwarded_prefix="/other", **KEY)
+        assert "x-forwarded-prefix" not in answer.json()["headers"]
+
+
+async def test_a_page_by_path_cannot_act_as_the_console_whose_host_it_shares(w: World) -> None:
+    """Browsers give it an origin of its own then. At the function's own name it has one anyway."""
+    Serving(w, Affinity(), await w.instance("a"))
+    own = "content-security-policy: default-src 'self'"
+    for _ in range(2):
+        by_path = await w.get("localhost", "/fn/chat/", x_dovecote_session="s1", x_answer=own, **KEY)
+        policies = by_path.headers.get_list("content-security-policy")
+        assert policies[0] == "default-src 'self'"
+        assert policies[1].startswith("sandbox ")
+        assert "allow-same-origin" not in policies[1]
+        by_name = await w.get(FUNCTION, x_dovecote_session="s1", **KEY)
+        assert "content-security-policy" not in by_name.headers
+    w.answers = w._nobody
+    refused = await w.get("localhost", "/fn/other/", **KEY)
+    assert refused.headers["content-security-policy"].startswith("sandbox ")
+
+
+@pytest.mark.parametrize("path", ["/fn", "/fn/", "/fn/A", "/fn/a_b/", "/fnord/a", "/fn/.x"])
+async def test_a_path_that_names_no_function_is_the_api_s(w: World, path: str) -> None:
+    server = await asyncio.start_unix_server((await w.instance("api"))._serve, w.run_dir / "api.sock")
+    try:
+        assert (await w.get("localhost", path)).json()["name"] == "api"
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(("host", "path"), [(FUNCTION, "/a?b"), ("localhost", "/fn/chat/a?b")])
+async def test_a_call_that_nobody_waits_for_goes_to_the_api_as_it_came(w: World, host: str, path: str) -> None:
+    server = await asyncio.start_unix_server((await w.instance("api"))._serve, w.run_dir / "api.sock")
+    try:
+        for said in ("async", "Async", "later"):  # the API says what is wrong with the last one
+            seen = (await w.send("POST", host, path, b"content", x_dovecote_invoke=said, **KEY)).json()
+            assert (seen["name"], seen["path"], seen["size"]) == ("api", path, 7)
+            assert seen["headers"]["host"] == f"{host}:{w.port}"
+            assert seen["headers"]["x-dovecote-key"] == "key-of-one"
+    finally:
+        server.close()
+    assert w.asks == []

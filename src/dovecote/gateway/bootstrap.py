@@ -12,6 +12,7 @@ from dovecote.gateway.clusters import (
     INTERNAL_HEADERS,
     LIMITED_HEADER,
     NOTE_HEADER,
+    PREFIX_HEADER,
     SESSION_HEADER,
     SPEC_HEADER,
     TYPE,
@@ -246,10 +247,10 @@ def _reports(log: Json, front: Front) -> Json:
 
 
 def _without_internal_headers() -> Json:
-    """Before anything else sees the request: what a client says in our own headers is not for us."""
+    """Before anything else sees the request: what a client says in headers that we alone set is not for us."""
     mutation = {
         "@type": TYPE + "extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
-        "mutations": [{"remove": name} for name in INTERNAL_HEADERS],
+        "mutations": [{"remove": name} for name in (*INTERNAL_HEADERS, PREFIX_HEADER)],
     }
     return {"name": "internal", "typed_config": mutation}
 

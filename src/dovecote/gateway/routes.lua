@@ -2,6 +2,8 @@
 -- Set before this text: `affinity.lua`, SECRET, TTL (seconds), MOST (entries of one generation), DOMAIN,
 -- SERVED (ports of sandboxes that the API answers itself, as text).
 
+-- Of a page that is called by path: it shares its host name with console and API, and must not act as one of theirs.
+local APART = "sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts"
 local LONGEST_EVENT = 16384 -- bytes that are held back of a stream whose first event is to be changed
 
 -- key -> {address, ask, session, mark, limited, public}; what is learned in one TTL is dropped after the next.
@@ -49,7 +51,7 @@ local function enter_function(handle, headers)
   headers:replace(":authority", name .. ".fn." .. DOMAIN .. port)
   headers:replace(":path", after == "/" and rest or "/" .. rest)
   headers:replace("x-forwarded-prefix", "/fn/" .. name)
-  handle:streamInfo():dynamicMetadata():set("dovecote", "prefix", "/fn/" .. name)
+  handle:streamInfo():dynamicMetadata():set("dovecote.path", "prefix", "/fn/" .. name)
   handle:clearRouteCache()
   return "fn"
 end
@@ -101,6 +103,12 @@ function envoy_on_request(handle)
   if kind == "fn" then return call_function(handle, headers, host) end
   local route = young[host] or old[host]
   if route then send(handle, route) end
+end
+
+-- Of a function that is called by path.
+local function prefix_of(handle)
+  local by_path = handle:streamInfo():dynamicMetadata():get("dovecote.path")
+  return by_path and by_path.prefix
 end
 
 -- Makes the address that an MCP server of 2024 gives its client lead back to this session.
@@ -190,7 +198,7 @@ local function follow(handle, headers, note)
   learn(key, route, text)
   if text == "-" then return end
   local metadata = handle:streamInfo():dynamicMetadata()
-  local prefix = (metadata:get("dovecote") or {}).prefix or ""
+  local prefix = prefix_of(handle) or ""
   if route.session and flags:find("[ds]") then metadata:set("dovecote", "route", route) end
   local spec = parse_spec(text)
   if flags:find("h") then headers:replace(spec.header, session) end
@@ -209,6 +217,7 @@ end
 -- `x-gw-wake: <secret> deny <status>` or `<secret> route ...`
 function envoy_on_response(handle)
   local headers = handle:headers()
+  if prefix_of(handle) then headers:add("content-security-policy", APART) end
   local note = headers:get("x-gw-wake")
   if not note then
     if headers:get("mcp-session-id") then
