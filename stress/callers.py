@@ -128,11 +128,16 @@ def final(life: Life, client: httpx.Client) -> None:
     """Asks once more, when nothing is killed any more."""
     deadline = time.monotonic() + PATIENCE
     while True:
-        answer = client.get("/")
-        if answer.status_code == 200:
-            judge(life, answer.json()["done"], set(life.answered))
-            return
+        try:
+            answer = client.get("/")
+        except httpx.HTTPError as error:  # the last kill may have cut off this one too
+            told = f"{type(error).__name__}: {error}"
+        else:
+            if answer.status_code == 200:
+                judge(life, answer.json()["done"], set(life.answered))
+                return
+            told = f"{answer.status_code} {answer.text[:200]}"
         if time.monotonic() > deadline:
-            life.faults.append(f"{life.name} does not come back: {answer.status_code} {answer.text[:200]}")
+            life.faults.append(f"{life.name} does not come back: {told}")
             return
         time.sleep(0.5)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
-from stress.callers import Life, judge
+from stress.callers import Life, final, judge
 
 
 def faults(done: list[str], known: set[str]) -> list[str]:
@@ -37,3 +38,20 @@ def test_an_instance_that_was_replaced_must_not_answer_what_was_asked_later() ->
     assert life.faults == []
     life.seen("one", "two")
     assert len(life.faults) == 1
+
+
+def test_a_session_that_is_cut_off_once_more_after_the_last_kill_is_asked_again() -> None:
+    asked = 0
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise httpx.ConnectError("the gateway is not there yet", request=request)
+        return httpx.Response(200, json={"done": []})
+
+    life = Life("ann", "c1", answered={"ann/c1:a:1"})
+    with httpx.Client(base_url="http://localhost", transport=httpx.MockTransport(answer)) as client:
+        final(life, client)
+    (fault,) = life.faults
+    assert "lost" in fault
