@@ -7,7 +7,7 @@ import json
 import sqlalchemy as sa
 from alembic import op
 
-revision = "r0016"
+revision = "r0015"
 down_revision = "r0014"
 
 _PAST = {"moves": [], "hooks": [], "breaches": 0, "last_breach": None}

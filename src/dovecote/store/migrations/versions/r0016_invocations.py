@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "r0015"
-down_revision = "r0016"
+revision = "r0016"
+down_revision = "r0015"
 
 _TEXTS = (
     *("id", "tenant_id", "function_id", "function", "user", "method", "path", "body", "state", "error_code", "error"),
