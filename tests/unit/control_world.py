@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dovecote.control.apps import Apps, apps
+from dovecote.control.apps import Apps, apps, turns
 from dovecote.control.apps.running import RunningApp
 from dovecote.control.deployments import DeployedFiles, Deployments
 from dovecote.control.fleet import Death, Fleet
@@ -178,7 +178,7 @@ async def until(is_so: Callable[[], bool] | Callable[[], Awaitable[bool]]) -> No
 @asynccontextmanager
 async def world_on(host: MemoryHost, directory: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """Rooms that take their time from the host's clock."""
-    for module in (activity, admitting, apps, keeping, live, ledger, placing, seats):
+    for module in (activity, admitting, apps, turns, keeping, live, ledger, placing, seats):
         patch.setattr(module, "time", host.clock)
     patch.setattr(starting, "LOOK_EVERY", 0.05)
     path = directory / "store.sqlite"

@@ -15,6 +15,7 @@ from dovecote.control.fleet import Command
 from dovecote.control.sessions.idle import Move, Quiet, awake_by, next_move, to_come
 from dovecote.errors import Conflict, Gone, Invalid
 from dovecote.model.records import Session
+from dovecote.model.serving import Sharing
 from dovecote.model.sizes import TIERS, NetworkPolicy
 from dovecote.model.states import SessionState
 from tests.unit.control_world import START, World, world_on
@@ -247,3 +248,19 @@ def test_what_is_told_to_come_agrees_with_what_is_decided(
         assert due == []
     else:
         assert decided in due
+
+
+async def test_a_session_with_a_seat_says_how_long_it_keeps_that(world: World) -> None:
+    await world.functions.create(world.tenant, "chat", start=START, sharing=Sharing(sessions=2))
+    session = (await world.call("chat", user="ann", key="a")).session
+    assert session is not None
+    world.clock.advance(100)
+    await world.call("chat", user="ann", key="a")
+    world.clock.advance(20)
+    told = await world.sessions.activity(world.tenant, session.id)
+    assert told.unused_for is not None
+    assert round(told.unused_for.total_seconds()) == 20
+    assert [each.move for each in told.next] == ["park"]
+    assert told.why == "awake, and quiet"
+    parked = await world.sessions.park(world.tenant, session.id)
+    assert round((datetime.now(UTC) - parked.last_active_at).total_seconds()) in (20, 21)

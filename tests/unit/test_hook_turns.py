@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from dovecote.control.sessions import hook_runs
 from dovecote.errors import Failed
 from dovecote.model.past import HookRun
 from dovecote.model.records import Session, Start
-from dovecote.model.serving import Hook, Hooks
+from dovecote.model.serving import Hook, Hooks, Sharing
 from dovecote.model.states import SessionState
 from tests.unit.control_world import START, World, until, world_on
 from tests.unit.memory_host import Clock, MemoryHost
@@ -194,7 +195,89 @@ async def test_an_app_whose_initialize_fails_is_not_served(world: World) -> None
 
 async def _published(world: World) -> str:
     await world.functions.create(world.tenant, "served", start=START, hooks=ALL)
-    session = await world.sessions.create(world.tenant, function="served")
+    return await _published_of(world, await world.sessions.create(world.tenant, function="served"))
+
+
+async def _published_of(world: World, session: Session) -> str:
     app = await world.apps.publish(world.tenant, session.id, name="shop", start=START)
     await world.apps.route(app.name)
     return app.name
+
+
+async def _shared(world: World, keys: str = "ab") -> list[Session]:
+    await world.functions.create(world.tenant, "served", start=START, hooks=ALL, sharing=Sharing(sessions=3))
+    found = [(await world.call("served", user="ada", key=key)).session for key in keys]
+    return [session for session in found if session is not None]
+
+
+async def _of_function(world: World) -> dict[str, HookRun]:
+    function = await world.functions.get(world.tenant, "served")
+    return {run.hook: run for run in world.sessions.hooks.of(function.id)}
+
+
+async def _told(world: World, session: Session, hook: str) -> HookRun:
+    past = (await world.sessions.activity(world.tenant, session.id)).past
+    return next(run for run in past.hooks if run.hook == hook)
+
+
+async def test_how_hooks_of_a_shared_instance_went_is_told_of_each_session_in_it(world: World) -> None:
+    first, second = await _shared(world)
+    assert _ran(world) == ["begin"]
+    world.host.exits["rest"] = 1
+    world.clock.advance(11)
+    await world.tick()
+    for session in (first, second):
+        assert (await _told(world, session, "initialize")).is_ok
+        assert "exit code 1" in (await _told(world, session, "pre_freeze")).reason
+    await world.sessions.park(world.tenant, first.id)
+    assert not _last(await world.record(first), "pre_freeze").is_ok
+    await world.host.die(next(iter(world.host.instances.values())).claim.owner)
+    assert not _last(await world.becomes(second, SessionState.LOST), "pre_freeze").is_ok
+
+
+async def test_a_session_whose_seat_came_to_nothing_says_which_hook_failed(world: World) -> None:
+    world.host.exits["begin"] = 3
+    with pytest.raises(Failed, match="initialize failed"):
+        await _shared(world)
+    [session] = await world.sessions.list(world.tenant)
+    assert "exit code 3" in _last(session, "initialize").reason
+    assert not (await _told(world, session, "initialize")).is_ok
+
+
+async def test_a_function_tells_of_hooks_that_no_session_is_left_to_tell_of(world: World) -> None:
+    for session in await _shared(world):
+        await world.sessions.delete(world.tenant, session.id)
+    world.host.exits["leave"] = 4
+    world.clock.advance(400)
+    await world.tick()
+    assert not world.host.instances
+    assert "exit code 4" in (await _of_function(world))["pre_stop"].reason
+
+
+async def test_a_function_tells_of_the_last_failure_though_others_went_well_since(world: World) -> None:
+    world.host.exits["begin"] = 3
+    with pytest.raises(Failed):
+        await _visited(world)
+    world.host.exits.clear()
+    session = (await world.call("served", user="ada", key=KEY)).session
+    assert session is not None
+    runs = world.sessions.hooks.of(session.function_id)
+    assert [(run.hook, run.is_ok) for run in runs] == [("initialize", False), ("initialize", True)]
+
+
+async def test_an_app_tells_how_its_hooks_went(world: World) -> None:
+    world.host.exits["leave"] = 4
+    name = await _published(world)
+    function_id = (await world.apps.get(world.tenant, name)).function_id
+    await world.apps.unpublish(world.tenant, name)
+    assert [(run.hook, run.is_ok) for run in world.sessions.hooks.of(function_id)] == [
+        *(("initialize", True), ("pre_stop", False))
+    ]
+
+
+async def test_runs_are_remembered_of_so_many_functions(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hook_runs, "MOST_FUNCTIONS", 1)
+    session = await _visited(world)
+    name = await _published_of(world, session)
+    assert world.sessions.hooks.of((await world.apps.get(world.tenant, name)).function_id)
+    assert not world.sessions.hooks.of(session.function_id)

@@ -15,9 +15,10 @@ from prometheus_client import REGISTRY
 from dovecote.control.sessions.memory import STARTING, Held, make_room, outstanding, relieve
 from dovecote.errors import NoCapacity
 from dovecote.model.records import Session
+from dovecote.model.serving import Sharing
 from dovecote.model.sizes import GIB, MIB, SPECS
 from dovecote.model.states import Park, SessionState
-from tests.unit.control_world import World, world_on
+from tests.unit.control_world import START, World, world_on
 from tests.unit.memory_host import Clock, MemoryHost
 
 pytestmark = pytest.mark.anyio
@@ -229,3 +230,14 @@ def test_promises_are_the_last_to_be_broken(free: int, critical: int, held: list
     if any(each.is_promised for each in chosen):
         assert free < critical
         assert not any(each.may_rest and not each.is_promised for each in held)
+
+
+@pytest.mark.parametrize(("tier", "told"), [("vip", 1), ("default", 0)])
+async def test_a_killed_instance_breaks_the_promise_of_each_who_sat_there(world: World, tier: str, told: int) -> None:
+    before = _breaches("killed")
+    await world.functions.create(world.tenant, "chat", start=START, sharing=Sharing(sessions=2))
+    session = await world.sessions.create(world.tenant, function="chat", key="a", user="ann", tier=tier, wake=False)
+    await world.call("chat", user="ann", key="a")
+    await world.host.die(next(iter(world.host.instances.values())).claim.owner)
+    assert (await world.becomes(session, S.LOST)).past.breaches == told
+    assert _breaches("killed") == before + told

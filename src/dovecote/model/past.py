@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import reduce
 
 MOST_MOVES = 10
 LONGEST_REASON = 200  # characters
@@ -54,6 +55,10 @@ class Past:
     def ran(self, run: HookRun) -> Past:
         others = tuple(each for each in self.hooks if each.hook != run.hook)
         return replace(self, hooks=(*others, replace(run, reason=run.reason[:LONGEST_REASON])))
+
+    def went_through(self, other: Past) -> Past:
+        """With the last runs of hooks that it shares with others."""
+        return reduce(Past.ran, other.hooks, self)
 
     def breached(self, at: datetime, reason: str) -> Past:
         return replace(self, breaches=self.breaches + 1, last_breach=Breach(at, reason[:LONGEST_REASON]))

@@ -14,23 +14,19 @@ from typing import Any, Protocol
 from dovecote.background import Background
 from dovecote.control.apps.rescale import DEFAULT_SCALE, Rescale
 from dovecote.control.apps.running import AppInstance, RunningApp
-from dovecote.control.apps.turns import before_stop, initialize
-from dovecote.control.fleet import Claim, Death, Fleet, Host
+from dovecote.control.apps.turns import AppTurns
+from dovecote.control.fleet import Death, Fleet
 from dovecote.control.functions import Functions
 from dovecote.control.scaling import desired
-from dovecote.control.sessions import Sessions, ensure_started, wait_for_port
+from dovecote.control.sessions import Sessions, wait_for_port
 from dovecote.errors import Conflict, DeadlineExceeded, DovecoteError, Failed, Invalid, NotFound
 from dovecote.model.ids import new_id, parse_name, random_text
 from dovecote.model.records import App, Revision, Session, Start
-from dovecote.model.sizes import SPECS
-from dovecote.model.trees import Workspace
 from dovecote.store import Store
 
 log = logging.getLogger(__name__)
 
-DRAIN_WITHIN = 10.0  # seconds that requests in flight may take when an instance leaves
 LASTS = 30.0  # seconds that an instance must live for its start to count as a good one
-STOP_TRIES = 5
 PAGE = 500
 
 
@@ -72,6 +68,14 @@ class Apps:
         self._apps: dict[str, RunningApp] = {}  # by name
         self._telling = asyncio.Lock()
         self._background = Background()
+        self._turns = AppTurns(
+            fleet,
+            functions,
+            start_timeout=start_timeout,
+            admit=sessions.admitting.admitted,
+            hooks=sessions.hooks,
+            tell=self._tell,
+        )
 
     # -- the record
 
@@ -286,7 +290,7 @@ class Apps:
 
     def _add(self, there: RunningApp) -> None:
         instance = AppInstance(f"{there.app.id}:{there.revision.id}:{random_text(10)}", there.revision.id)
-        self._let_live(there, instance, self._bring(there, instance, there.revision))
+        self._let_live(there, instance, self._turns.bring(there, instance, there.revision))
 
     def _let_live(self, there: RunningApp, instance: AppInstance, coming: Coroutine[Any, Any, None]) -> None:
         there.instances.append(instance)
@@ -309,73 +313,8 @@ class Apps:
                 there.fail(told, time.monotonic())
             instance.leaving.set()
         await there.tell()
-        await self._end(there, instance)
+        await self._turns.end(there, instance)
         await there.tell()
-
-    async def _bring(self, there: RunningApp, instance: AppInstance, revision: Revision) -> None:
-        """Claims an instance and runs the app's start in it; returns when its port is open, or when it is to leave."""
-        assert revision.start is not None
-        host = self._fleet.host(self._fleet.place(prefer=None))
-        async with self._sessions.admitting.admitted(host, instance.owner):
-            placed = await host.claim(
-                Claim(
-                    owner=instance.owner,
-                    workspace=Workspace(revision.template, revision.tree),
-                    limits=SPECS[revision.spec].limits,
-                    network=revision.network,
-                    level=revision.level,
-                    epoch=1,
-                    keeps_files=False,
-                    allow_setuid=revision.inside.has_sudo,
-                    mounts=revision.mounts,
-                )
-            )
-        instance.host, instance.instance_id, instance.pid = host, placed.instance_id, placed.pid
-        instance.address = f"{placed.address}:{revision.start.port}"
-        if instance.is_leaving:
-            return
-        guest = host.guest(placed.instance_id)
-        env = {**revision.inside.env, **revision.env}
-        inside = revision.inside
-        server = await ensure_started(guest, revision.start, user=inside.user, env=env, cwd=inside.cwd)
-        opening = asyncio.ensure_future(
-            wait_for_port(guest, revision.start.port, server=server, timeout=self._start_timeout)
-        )
-        leaving = asyncio.ensure_future(instance.leaving.wait())
-        try:
-            await asyncio.wait({opening, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            leaving.cancel()
-            if not opening.done():
-                opening.cancel()
-        if instance.is_leaving:
-            return
-        await opening
-        await initialize(instance, host, revision)
-        instance.is_ready, instance.ready_at = True, time.monotonic()
-        there.failed, there.failures = None, 0 if there.failures < 2 else there.failures - 1
-
-    async def _end(self, there: RunningApp, instance: AppInstance) -> None:
-        """Out of the gateway first, then until its last request is answered (bounded), then its processes end."""
-        try:
-            await self._tell()
-            if instance.host is not None and instance.is_ready and not instance.is_dead:
-                await _drained(instance.host, instance.instance_id)
-                revision = await self._functions.revision(there.app.tenant_id, instance.revision_id)
-                await before_stop(instance, instance.host, revision)
-        except Exception as error:
-            log.warning("%s of app %s leaves without draining: %s", instance.instance_id, there.app.name, error)
-        for attempt in range(STOP_TRIES):
-            try:
-                if instance.host is not None:
-                    await instance.host.stop(instance.instance_id)
-                break
-            except NotFound:
-                break  # gone already
-            except Exception as error:
-                log.error("%s of app %s could not be stopped: %s", instance.instance_id, there.app.name, error)
-                await asyncio.sleep(2**attempt)
-        there.instances.remove(instance)
 
     def died(self, death: Death) -> None:
         """Told by a host. Visitors come back through `route`, or the next tick starts another."""
@@ -440,12 +379,3 @@ def surplus(current: Sequence[AppInstance], wanted: int) -> list[AppInstance]:
     over = len(current) - wanted
     newest_first = current[::-1]
     return sorted(newest_first, key=lambda i: i.is_ready)[:over] if over > 0 else []
-
-
-async def _drained(host: Host, instance_id: str) -> None:
-    deadline = asyncio.get_running_loop().time() + DRAIN_WITHIN
-    # Freezing refuses new connections and succeeds only when no request is on its way.
-    while not await host.freeze(instance_id):
-        if asyncio.get_running_loop().time() > deadline:
-            return
-        await asyncio.sleep(0.1)

@@ -2,9 +2,11 @@
 
 from dovecote.control.sessions.activity import Activity
 from dovecote.control.sessions.callers import Caller, find_caller
+from dovecote.control.sessions.hook_runs import HookRuns
 from dovecote.control.sessions.keeping import Keeping
 from dovecote.control.sessions.live import InstanceView, Live
 from dovecote.control.sessions.opening import Origin, Wishes
+from dovecote.control.sessions.replicas import claim_replica, inside_of, start_server, stop_replica
 from dovecote.control.sessions.routing import Routed, Routing
 from dovecote.control.sessions.sessions import Sessions
 from dovecote.control.sessions.starting import ensure_started, wait_for_port, wait_until_ready
@@ -12,6 +14,7 @@ from dovecote.control.sessions.starting import ensure_started, wait_for_port, wa
 __all__ = [
     "Activity",
     "Caller",
+    "HookRuns",
     "InstanceView",
     "Keeping",
     "Live",
@@ -20,8 +23,12 @@ __all__ = [
     "Routing",
     "Sessions",
     "Wishes",
+    "claim_replica",
     "ensure_started",
     "find_caller",
+    "inside_of",
+    "start_server",
+    "stop_replica",
     "wait_for_port",
     "wait_until_ready",
 ]

@@ -6,11 +6,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from math import inf
 
 from dovecote.control.fleet import Observed
 from dovecote.control.sessions.idle import Quiet, Why, awake_by, to_come
 from dovecote.control.sessions.live import Live
 from dovecote.control.sessions.rules import ends_at, idle_after, pauses_at
+from dovecote.control.sessions.seats import Seat
 from dovecote.model.past import Past
 from dovecote.model.records import Revision, Session
 from dovecote.model.sizes import TIERS
@@ -104,8 +106,25 @@ def of_live(live: Live, seen: Observed, commands: Sequence[Running], *, quiet_af
     )
 
 
+def of_seated(seat: Seat, now: datetime) -> Activity:
+    """Of one in an instance that others are in too, as far as the gateway asked: that one freezes by itself."""
+    session = replace(seat.session, past=seat.past)
+    quiet = rest_of(session, time.monotonic() - seat.touched, now)
+    window = idle_after(session, seat.instance.revision)
+    to_be = to_come(session.state, quiet, quiet_after=inf, idle_after=window.total_seconds())
+    reasons = [Reason(why, "a lease", until=session.awake_until) for why in awake_by(session.state, quiet)]
+    return _activity(
+        session,
+        why=_why_live(session, reasons),
+        reasons=reasons,
+        next=[ToCome(move.value, now + timedelta(seconds=seconds)) for move, seconds in to_be],
+        unused_for=timedelta(seconds=quiet.unused_for),
+        window=window,
+    )
+
+
 def of_resting(session: Session, revision: Revision, now: datetime) -> Activity:
-    """Of one without an instance of its own, as far as its record says."""
+    """Of one without an instance, as far as its record says."""
     to_be = [("end", ends_at(session)), ("pause", pauses_at(session))]
     is_over = session.state is SessionState.ENDED
     return _activity(

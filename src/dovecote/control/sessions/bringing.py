@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from contextlib import AbstractAsyncContextManager
-from typing import Protocol
 
-from dovecote.control.fleet import Claim, Host
-from dovecote.control.sessions.hooks import INITIALIZE, PRE_FREEZE, PRE_STOP, failed_start, run_hook
+from dovecote.control.sessions.hook_runs import HookRuns
+from dovecote.control.sessions.hooks import INITIALIZE, PRE_FREEZE, PRE_STOP, failed_start
+from dovecote.control.sessions.replicas import Admit, claim_replica, start_server, stop_replica
 from dovecote.control.sessions.seats import SharedInstance
-from dovecote.control.sessions.starting import ensure_started, wait_for_port
-from dovecote.errors import DovecoteError, Failed, NotFound
-from dovecote.model.sizes import SPECS
-from dovecote.model.trees import Workspace
+from dovecote.control.sessions.starting import wait_for_port
+from dovecote.errors import DovecoteError, Failed
+from dovecote.model.past import HookRun
 
-log = logging.getLogger(__name__)
-
-STOP_TRIES = 5
 FREEZE_TRIES, FREEZE_PAUSE = 10, 0.05  # after a hook was called, whose connection may need a moment to be gone
 
 
-class Admit(Protocol):
-    """Held around the beginning of an instance. Raises NoCapacity (no_memory)."""
-
-    def __call__(self, host: Host, owner: str) -> AbstractAsyncContextManager[None]: ...
-
-
 class Bringing:
-    def __init__(self, *, start_timeout: float, admit: Admit) -> None:
+    def __init__(self, *, start_timeout: float, admit: Admit, hooks: HookRuns) -> None:
         self._start_timeout = start_timeout
         self._admit = admit
+        self._hooks = hooks
 
     async def bring(self, instance: SharedInstance) -> None:
         """Returns when it takes requests. What claims, starts and hooks raise; then nothing of it is left."""
@@ -47,26 +36,20 @@ class Bringing:
 
     async def _bring(self, instance: SharedInstance) -> None:
         revision = instance.revision
-        async with self._admit(instance.host, instance.owner):
-            placed = await instance.host.claim(
-                Claim(
-                    owner=instance.owner,
-                    workspace=Workspace(revision.template, revision.tree),
-                    limits=SPECS[revision.spec].limits,
-                    network=revision.network,
-                    level=revision.level,
-                    epoch=1,
-                    keeps_files=False,
-                    allow_setuid=revision.inside.has_sudo,
-                    mounts=revision.mounts,
-                    connections=revision.sharing.requests,
-                )
-            )
+        placed = await claim_replica(
+            instance.host, instance.owner, revision, admit=self._admit, connections=revision.sharing.requests
+        )
         instance.instance_id, instance.address, instance.pid = placed.instance_id, placed.address, placed.pid
         await self.serve(instance)
-        run = await run_hook(instance.inside, INITIALIZE)
+        run = await self._run(instance, INITIALIZE)
         if run is not None and not run.is_ok:
             raise failed_start(run)
+
+    async def _run(self, instance: SharedInstance, hook: str) -> HookRun | None:
+        run = await self._hooks.run(instance.inside, hook)
+        if run is not None:
+            instance.past = instance.past.ran(run)
+        return run
 
     async def serve(self, instance: SharedInstance) -> None:
         """Returns when its server takes connections, started unless it runs."""
@@ -74,8 +57,7 @@ class Bringing:
         assert start is not None
         if (await guest.wait_port(start.port, 0)).is_open:
             return
-        inside = instance.revision.inside
-        server = await ensure_started(guest, start, user=inside.user, env=instance.environment, cwd=inside.cwd)
+        server = await start_server(instance.inside)
         await wait_for_port(guest, start.port, server=server, timeout=self._start_timeout)
 
     async def thaw(self, instance: SharedInstance) -> None:
@@ -89,7 +71,7 @@ class Bringing:
         async with instance.turning:
             if instance.is_frozen:
                 return True
-            await run_hook(instance.inside, PRE_FREEZE)
+            await self._run(instance, PRE_FREEZE)
             instance.is_frozen = await self._freeze(instance)
             return instance.is_frozen
 
@@ -111,18 +93,11 @@ class Bringing:
             if instance.revision.hooks.pre_stop is not None:
                 with contextlib.suppress(DovecoteError):  # the hook itself finds out
                     await instance.host.thaw(instance.instance_id)
-                await run_hook(instance.inside, PRE_STOP)
+                await self._run(instance, PRE_STOP)
             await self.stop(instance)
             return True
 
     async def stop(self, instance: SharedInstance) -> None:
-        for attempt in range(STOP_TRIES):
-            try:
-                if instance.instance_id and not instance.is_dead:
-                    await instance.host.stop(instance.instance_id)
-                return
-            except NotFound:
-                return  # gone already
-            except Exception as error:
-                log.error("%s of %s could not be stopped: %s", instance.instance_id, instance.owner, error)
-                await asyncio.sleep(2**attempt)
+        """What it was claimed for has come to nothing, or is over. May be repeated."""
+        if instance.instance_id and not instance.is_dead:
+            await stop_replica(instance.host, instance.instance_id, instance.owner)

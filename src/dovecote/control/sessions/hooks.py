@@ -65,7 +65,7 @@ def failed_start(run: HookRun) -> Failed:
     return Failed(
         f"the hook {run.hook} failed: {run.reason}",
         code="hook_failed",
-        hint="its last runs are in `dovecote session why`; the next request tries again",
+        hint="`dovecote session why` and `dovecote function hooks` tell how it went; the next request tries again",
     )
 
 

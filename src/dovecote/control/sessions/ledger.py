@@ -6,12 +6,16 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+from dovecote.control.fleet import Death
+from dovecote.control.sessions.hook_runs import HookRuns
 from dovecote.control.sessions.live import Live, LiveSessions
+from dovecote.control.sessions.metrics import BREACHES
 from dovecote.control.sessions.rules import alive
 from dovecote.control.sessions.seats import Seat
 from dovecote.errors import NotFound
-from dovecote.model.past import HookRun
+from dovecote.model.past import HookRun, Past
 from dovecote.model.records import Session
+from dovecote.model.sizes import TIERS
 from dovecote.model.states import SessionState, check_session_move
 from dovecote.store import Store
 
@@ -20,6 +24,7 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.live = LiveSessions()
+        self.hooks = HookRuns()
         self.seated: dict[str, Seat] = {}  # by session
 
     async def stored(self, tenant_id: str, session_id: str) -> Session:
@@ -65,6 +70,15 @@ class Ledger:
         if wanted.state is not session.state:
             wanted = replace(wanted, past=wanted.past.moved(datetime.now(UTC), wanted.state, wanted.reason))
         return await self._store.tenant(session.tenant_id).sessions.swap(wanted)
+
+    async def lose(self, session: Session, death: Death, *, past: Past, **changes: object) -> Session:
+        """Notes that its instance ended by itself, and whether a promise was broken by that. Called under its lock."""
+        if TIERS[session.tier].is_promised and not death.is_own_doing:
+            BREACHES.labels("killed").inc()
+            past = past.breached(datetime.now(UTC), death.reason)
+        return await self.swap(
+            session, state=SessionState.LOST, instance_id=None, reason=death.reason[:500], past=past, **changes
+        )
 
     async def note_hook(self, live: Live, run: HookRun | None) -> None:
         """Called under its lock."""

@@ -1,4 +1,4 @@
-"""What control counts about promises of tiers."""
+"""What control counts: promises of tiers, and hooks."""
 
 from __future__ import annotations
 
@@ -11,4 +11,5 @@ BREACHES = Counter(
 )
 PARKED = Counter("dovecote_parked_for_memory_total", "Sessions of tiers without a promise, parked to make room.")
 REFUSED = Counter("dovecote_refused_for_memory_total", "Wakings refused because promises would have been broken.")
+HOOKS = Counter("dovecote_hook_runs_total", "Hooks that ran, by outcome: `ok`, `failed`.", ["hook", "outcome"])
 PROMISED = Gauge("dovecote_promised_bytes", "Memory that is kept ready for promised sessions and not used yet.")

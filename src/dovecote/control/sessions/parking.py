@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from dovecote.control.fleet import SERVER_TAG, Fleet
 from dovecote.control.functions import Functions
 from dovecote.control.sessions.hibernating import Hibernating
-from dovecote.control.sessions.hooks import PRE_FREEZE, PRE_STOP, run_hook
+from dovecote.control.sessions.hook_runs import HookRuns
+from dovecote.control.sessions.hooks import PRE_FREEZE, PRE_STOP
 from dovecote.control.sessions.ledger import Ledger
 from dovecote.control.sessions.live import Live
 from dovecote.control.sessions.placing import Placing
@@ -62,7 +63,8 @@ class Parking:
                 return True
             if live.busy or await _used(live, unless_used_since):
                 return False
-            await self._ledger.note_hook(live, await run_hook(live.inside, PRE_FREEZE) if live.is_initialized else None)
+            if live.is_initialized:
+                await self._ledger.note_hook(live, await self._ledger.hooks.run(live.inside, PRE_FREEZE))
             if live.busy or not await _frozen(live):
                 return False
             if live.busy:
@@ -107,7 +109,7 @@ class Parking:
                     session = live.session
             session = await self._ledger.change(session, state=SessionState.PARKING, reason=reason)
             self._ledger.live.drop(session.id)
-            if (run := await before_stop(live)) is not None:
+            if (run := await before_stop(live, self._ledger.hooks)) is not None:
                 session = await self._ledger.swap(session, past=session.past.ran(run))
             with contextlib.suppress(NotFound):
                 await live.host.stop(live.instance_id)
@@ -157,13 +159,13 @@ class Parking:
             return session
 
 
-async def before_stop(live: Live) -> HookRun | None:
+async def before_stop(live: Live, hooks: HookRuns) -> HookRun | None:
     """What its function wants done before the end of an instance; one that is frozen is thawed for that."""
     if live.revision.hooks.pre_stop is None or not live.is_initialized:
         return None
     with contextlib.suppress(DovecoteError):  # the hook itself finds out
         await live.host.thaw(live.instance_id)
-    return await run_hook(live.inside, PRE_STOP)
+    return await hooks.run(live.inside, PRE_STOP)
 
 
 async def _frozen(live: Live) -> bool:

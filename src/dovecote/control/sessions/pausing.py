@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from dovecote.control.sessions.hibernating import Hibernating
-from dovecote.control.sessions.hooks import PRE_FREEZE, run_hook
+from dovecote.control.sessions.hooks import PRE_FREEZE
 from dovecote.control.sessions.ledger import Ledger
 from dovecote.control.sessions.parking import Parking
 from dovecote.control.sessions.rules import from_now, pauses_at
@@ -61,7 +61,7 @@ class Pausing:
             session = await self._parking.put_away(session, reason)
             return await self._ledger.change(session, desired=Desired.PARKED, timeout_at=None)
         if live is not None and live.is_ready and live.is_initialized:
-            await self._ledger.note_hook(live, await run_hook(live.inside, PRE_FREEZE))
+            await self._ledger.note_hook(live, await self._ledger.hooks.run(live.inside, PRE_FREEZE))
             session = live.session
         if live is not None and hibernate is not False:
             try:

@@ -6,16 +6,17 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from dovecote.background import Background
 from dovecote.control.fleet import Death, Fleet, Host, Observed
 from dovecote.control.functions import Functions
-from dovecote.control.sessions.bringing import Admit, Bringing
+from dovecote.control.sessions.bringing import Bringing
 from dovecote.control.sessions.idle import Move
 from dovecote.control.sessions.ledger import Ledger
 from dovecote.control.sessions.lines import LOOK_EVERY, Lines, instance_full, no_instances
+from dovecote.control.sessions.replicas import Admit
 from dovecote.control.sessions.rules import wakeable
 from dovecote.control.sessions.seats import Pool, Seat, SharedInstance, emptiest, fullest, next_turn
 from dovecote.control.sessions.starting import INSTANCE_IS_GONE
@@ -28,6 +29,7 @@ from dovecote.model.states import LIVE_SESSION, Desired, SessionState
 log = logging.getLogger(__name__)
 
 DEATHS_IN_A_ROUTE = 3
+UNKNOWN = "its host does not know of it"
 T = TypeVar("T")
 
 
@@ -42,7 +44,7 @@ class Placing:
         self._functions = functions
         self._start_timeout = start_timeout
         self._lines = lines
-        self._bringing = Bringing(start_timeout=start_timeout, admit=admit)
+        self._bringing = Bringing(start_timeout=start_timeout, admit=admit, hooks=ledger.hooks)
         self._pools: dict[str, Pool] = {}  # by function
         self._seating: dict[str, asyncio.Task[Seat]] = {}  # by session
         self._background = Background()
@@ -115,7 +117,7 @@ class Placing:
             try:
                 await instance.host.usage(instance.instance_id)
             except NotFound:
-                return self._bury(instance, "its host does not know of it")
+                return self._bury(instance, UNKNOWN)
             await asyncio.sleep(0.05)
 
     # -- seats
@@ -145,10 +147,12 @@ class Placing:
                 epoch=session.epoch + 1,
                 reason="",
             )
+            instance: SharedInstance | None = None
             try:
-                instance = await self._reserve(self._pool(function), revision, session.id)
+                instance = self._reserve(self._pool(function), revision, session.id)
+                await self._arrived(instance)
             except BaseException as error:
-                await self._ledger.swap(session, state=before.state, reason=f"could not be woken: {error}"[:500])
+                await self._unseated(session, before, instance, f"could not be woken: {error}"[:500])
                 raise
             return await self._seated(session, instance)
 
@@ -159,7 +163,15 @@ class Placing:
             return current
         return await self._functions.revision(session.tenant_id, session.revision_id)
 
-    async def _reserve(self, pool: Pool, revision: Revision, session_id: str) -> SharedInstance:
+    async def _unseated(self, session: Session, before: Session, instance: SharedInstance | None, reason: str) -> None:
+        """It stays what it was, and remembers which hook has failed."""
+        past = session.past
+        if instance is not None:
+            instance.seats.pop(session.id, None)
+            past = past.went_through(instance.past)
+        await self._ledger.swap(session, state=before.state, reason=reason, past=past)
+
+    def _reserve(self, pool: Pool, revision: Revision, session_id: str) -> SharedInstance:
         """Nothing waits between looking and taking, so that no seat is taken twice."""
         current = pool.current(revision)
         index = fullest([len(each.seats) for each in current], capacity=revision.sharing.sessions)
@@ -168,11 +180,6 @@ class Placing:
             raise no_instances(revision.sharing.instances)
         instance = self._add(pool, revision) if index is None else current[index]
         instance.seats[session_id] = None
-        try:
-            await self._arrived(instance)
-        except BaseException:
-            instance.seats.pop(session_id, None)
-            raise
         return instance
 
     async def _seated(self, session: Session, instance: SharedInstance) -> Seat:
@@ -183,6 +190,7 @@ class Placing:
                 host_id=self._host_id(instance.host),
                 instance_id=instance.instance_id,
                 last_active_at=datetime.now(UTC),
+                past=session.past.went_through(instance.past),
             )
         except BaseException:
             instance.seats.pop(session.id, None)
@@ -190,7 +198,7 @@ class Placing:
         seat = Seat(session, instance)
         if instance.is_dead:
             # Since it came. Whoever asks finds no instance there, and a new seat.
-            self._background.run(self._lost(seat, "its instance died"), f"noting the loss of {session.id}")
+            self._note_loss(seat, Death(instance.instance_id, instance.owner, "its instance died"))
             return seat
         instance.seats[session.id] = self._ledger.seated[session.id] = seat
         return seat
@@ -198,11 +206,15 @@ class Placing:
     async def leave(self, session: Session, reason: str) -> Session:
         """Its seat is free and nothing of it is lost: it has no files. Called under its lock; may be repeated."""
         seat = self._ledger.seated.pop(session.id, None)
+        known: dict[str, object] = {}
+        if seat is not None:
+            unused_for = timedelta(seconds=time.monotonic() - seat.touched)
+            known = {"past": seat.past, "last_active_at": datetime.now(UTC) - unused_for}
         try:
             if session.state in (SessionState.READY, SessionState.STARTING):
                 # What starts under this lock has come to its end, so this one was cut short by an end of ours.
                 away = SessionState.PARKING if session.state is SessionState.READY else SessionState.PARKED
-                session = await self._ledger.swap(session, state=away, reason=reason)
+                session = await self._ledger.swap(session, state=away, reason=reason, **known)
             if session.state in (SessionState.PARKING, SessionState.LOST):
                 session = await self._ledger.swap(
                     session, state=SessionState.PARKED, instance_id=None, host_id=None, reason=reason
@@ -250,7 +262,7 @@ class Placing:
         try:
             return await instance.host.connections(instance.instance_id)
         except NotFound:
-            self._bury(instance, "its host does not know of it")
+            self._bury(instance, UNKNOWN)
             return None
 
     # -- instances
@@ -302,9 +314,9 @@ class Placing:
         """Told by a host. Its sessions are seated anew by their next requests."""
         for instance in self._all():
             if death.owner == instance.owner:
-                self._bury(instance, death.reason)
+                self._bury(instance, death.reason, is_own_doing=death.is_own_doing)
 
-    def _bury(self, instance: SharedInstance, reason: str) -> None:
+    def _bury(self, instance: SharedInstance, reason: str, *, is_own_doing: bool = False) -> None:
         instance.is_dead = True
         pool = self._pools.get(instance.owner.partition(":")[0])
         if pool is not None and instance in pool.instances:
@@ -312,15 +324,18 @@ class Placing:
         for session_id, seat in list(instance.seats.items()):
             if seat is not None and self._ledger.seated.get(session_id) is seat:
                 del self._ledger.seated[session_id]
-                self._background.run(self._lost(seat, reason), f"noting the loss of {session_id}")
+                self._note_loss(seat, Death(instance.instance_id, instance.owner, reason, is_own_doing))
         instance.seats.clear()
 
-    async def _lost(self, seat: Seat, reason: str) -> None:
+    def _note_loss(self, seat: Seat, death: Death) -> None:
+        self._background.run(self._lost(seat, death), f"noting the loss of {seat.session.id}")
+
+    async def _lost(self, seat: Seat, death: Death) -> None:
         async with self._ledger.live.lock(seat.session.id):
             session = await self._ledger.stored(seat.session.tenant_id, seat.session.id)
             if session.instance_id == seat.instance.instance_id and session.state in LIVE_SESSION:
-                lost = SessionState.LOST
-                await self._ledger.swap(session, state=lost, instance_id=None, host_id=None, reason=reason[:500])
+                past = session.past.went_through(seat.instance.past)
+                await self._ledger.lose(session, death, past=past, host_id=None)
 
     def _all(self) -> list[SharedInstance]:
         return [instance for pool in self._pools.values() for instance in pool.instances]
@@ -345,7 +360,7 @@ class Placing:
         for instance in there:
             seen = observed.get(instance.owner)
             if seen is None:
-                self._bury(instance, "its host does not know of it")
+                self._bury(instance, UNKNOWN)
                 continue
             pool = self._pools.get(instance.owner.partition(":")[0])
             if pool is None or self._lines.waiting(instance.instance_id):

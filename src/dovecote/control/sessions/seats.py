@@ -11,7 +11,9 @@ from dovecote.control.fleet import Host
 from dovecote.control.sessions.hooks import Inside
 from dovecote.control.sessions.idle import Move
 from dovecote.control.sessions.lines import Sent
+from dovecote.control.sessions.replicas import inside_of
 from dovecote.errors import DovecoteError
+from dovecote.model.past import Past
 from dovecote.model.records import Function, Revision, Session
 
 
@@ -37,6 +39,7 @@ class SharedInstance:
     used: float = field(default_factory=time.monotonic)
     turning: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)  # held while it freezes, thaws or ends
     coming: asyncio.Task[None] | None = field(default=None, repr=False)
+    past: Past = Past()  # its hooks, which are those of all who sit in it
 
     @property
     def port(self) -> int:
@@ -52,14 +55,9 @@ class SharedInstance:
         return not (self.is_leaving or self.is_dead)
 
     @property
-    def environment(self) -> dict[str, str]:
-        return {**self.revision.inside.env, **self.revision.env}
-
-    @property
     def inside(self) -> Inside:
         """The instance as a hook meets it."""
-        guest = self.host.guest(self.instance_id)
-        return Inside(self.instance_id, self.address, guest, self.revision, self.revision.start, self.environment)
+        return inside_of(self.host, self.instance_id, self.address, self.revision)
 
     def touch(self) -> None:
         self.used = time.monotonic()
@@ -72,6 +70,10 @@ class Seat:
     session: Session
     instance: SharedInstance
     touched: float = field(default_factory=time.monotonic)
+
+    @property
+    def past(self) -> Past:
+        return self.session.past.went_through(self.instance.past)
 
     def touch(self) -> None:
         self.touched = time.monotonic()

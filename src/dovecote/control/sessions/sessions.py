@@ -17,7 +17,6 @@ from dovecote.control.sessions.hibernating import Hibernating
 from dovecote.control.sessions.ledger import Ledger
 from dovecote.control.sessions.lines import Lines
 from dovecote.control.sessions.live import InstanceView, Live
-from dovecote.control.sessions.metrics import BREACHES
 from dovecote.control.sessions.mounting import added, without
 from dovecote.control.sessions.opening import Origin, Wishes, forked, new_session
 from dovecote.control.sessions.parking import Parking, before_stop
@@ -41,7 +40,7 @@ from dovecote.errors import DovecoteError, Invalid, NotFound
 from dovecote.model.networks import parse_policy
 from dovecote.model.records import Session, Start
 from dovecote.model.rules import ReinstallState
-from dovecote.model.sizes import TIERS, NetworkPolicy
+from dovecote.model.sizes import NetworkPolicy
 from dovecote.model.states import LIVE_SESSION, Desired, SessionState
 from dovecote.model.trees import Lag
 from dovecote.model.volumes import Mount
@@ -68,7 +67,7 @@ class Sessions:
         self._functions = functions
         self._tenancy = tenancy
         self._ledger = Ledger(store)
-        self.live, self.seated = self._ledger.live, self._ledger.seated.get
+        self.live, self.seated, self.hooks = self._ledger.live, self._ledger.seated.get, self._ledger.hooks
         self.tokens = Tokens(store, self.live)
         self.files = SavedFiles(fleet, self._ledger.swap)
         self._reinstalling = Reinstalling(self._ledger.swap, timeout=reinstall_timeout)
@@ -254,7 +253,7 @@ class Sessions:
             return
         live = self.live.get(session.id)
         instance_id = live.instance_id if live else session.instance_id
-        if live is not None and (run := await before_stop(live)) is not None:
+        if live is not None and (run := await before_stop(live, self.hooks)) is not None:
             session = replace(session, past=live.session.past.ran(run))
         if (await self._functions.revision(session.tenant_id, session.revision_id)).sharing.has_seats:
             instance_id = None  # others are in it
@@ -342,13 +341,7 @@ class Sessions:
         async with self.live.lock(session_id):
             session = await self._ledger.stored(live.session.tenant_id, session_id)
             if session.instance_id == live.instance_id and session.state in LIVE_SESSION:
-                past = live.session.past
-                if TIERS[session.tier].is_promised and not death.is_own_doing:
-                    BREACHES.labels("killed").inc()
-                    past = past.breached(datetime.now(UTC), death.reason)
-                await self._ledger.swap(
-                    session, state=SessionState.LOST, instance_id=None, reason=death.reason, past=past
-                )
+                await self._ledger.lose(session, death, past=live.session.past)
 
     async def settle(
         self, session: Session, state: SessionState, instance_id: str | None, *, host_id: str | None = None

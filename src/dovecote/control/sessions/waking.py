@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from dovecote.control.fleet import Claim, Command, Fleet, Host, Placed
 from dovecote.control.functions import Functions
 from dovecote.control.sessions.admitting import Admitting
-from dovecote.control.sessions.hooks import INITIALIZE, failed_start, run_hook
+from dovecote.control.sessions.hooks import INITIALIZE, failed_start
 from dovecote.control.sessions.ledger import Ledger
 from dovecote.control.sessions.lines import no_instances
 from dovecote.control.sessions.live import Live
@@ -99,7 +99,7 @@ class Waking:
     async def _run_initialize(self, live: Live) -> HookRun:
         live.enter()
         try:
-            run = await run_hook(live.inside, INITIALIZE)
+            run = await self._ledger.hooks.run(live.inside, INITIALIZE)
         finally:
             live.leave()
         assert run is not None

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from dovecote.control.fleet import SERVER_TAG, Guest
 from dovecote.control.functions import Functions
-from dovecote.control.sessions.activity import Activity, Running, of_live, of_resting
+from dovecote.control.sessions.activity import Activity, Running, of_live, of_resting, of_seated
 from dovecote.control.sessions.ledger import Ledger
 from dovecote.control.sessions.live import Live
 from dovecote.control.sessions.waking import Waking
@@ -64,6 +64,8 @@ class Watching:
                 quiet_after = session.quiet_after.total_seconds() if session.quiet_after else self._quiet_after
                 return of_live(live, seen, commands, quiet_after=quiet_after, now=datetime.now(UTC))
         session = await self._ledger.stored(tenant_id, session_id)
+        if (seat := self._ledger.seated.get(session_id)) is not None:
+            return of_seated(seat, datetime.now(UTC))
         revision = await self._functions.revision(tenant_id, session.revision_id)
         return of_resting(session, revision, datetime.now(UTC))
 
