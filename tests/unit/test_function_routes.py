@@ -17,10 +17,11 @@ from dovecote.control.fleet import Fleet
 from dovecote.control.metering import Metering
 from dovecote.control.snapshots import Snapshots
 from dovecote.control.volumes import Contents, Volumes
-from dovecote.errors import Conflict
+from dovecote.errors import Conflict, Failed
 from dovecote.model.addresses import Addresses
+from dovecote.model.serving import Hook, Hooks
 from dovecote.model.states import SessionState
-from tests.unit.control_world import HOST_ID, World, world_on
+from tests.unit.control_world import HOST_ID, START, World, world_on
 from tests.unit.memory_host import Clock, MemoryHost
 
 pytestmark = pytest.mark.anyio
@@ -267,3 +268,21 @@ async def test_two_changes_from_one_look_are_not_both_made(api: Api) -> None:
     assert caught.value.code == "stale"
     _, revisions = await functions.revisions(api.world.tenant, "shop")
     assert [each.env for each in revisions] == [{"A": "1"}, {}]
+
+
+async def test_how_hooks_went_is_shown_of_functions_and_apps(api: Api) -> None:
+    world = api.world
+    await world.functions.create(world.tenant, "served", start=START, hooks=Hooks(initialize=Hook(command="begin")))
+    session = await world.sessions.create(world.tenant, function="served")
+    await world.sessions.wake(world.tenant, session.id)
+    await world.apps.publish(world.tenant, session.id, name="site", start=START)
+    world.host.exits["begin"] = 3
+    with pytest.raises(Failed):
+        await world.apps.route("site")
+    [ran] = (await api.http.get("/v1/functions/served/hooks")).json()["items"]
+    assert (ran["hook"], ran["is_ok"]) == ("initialize", True)
+    [failed] = (await api.http.get("/v1/apps/site/hooks")).json()["items"]
+    assert (failed["is_ok"], failed["instance_id"] != ran["instance_id"]) == (False, True)
+    assert "exit code 3" in failed["reason"]
+    assert (await api.other.get("/v1/functions/served/hooks")).status_code == 404
+    assert (await api.other.get("/v1/apps/site/hooks")).status_code == 404

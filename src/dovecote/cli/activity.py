@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 from dovecote.cli.show import age, say, table
 
 if TYPE_CHECKING:
-    from dovecote.sdk import Activity
+    from dovecote.sdk import Activity, HookRun
 
 users = typer.Typer(help="End users of your product, and their tiers.", no_args_is_help=True)
 
@@ -35,10 +36,14 @@ def why(session_id: SessionId) -> None:
     _say_past(found)
 
 
-def _say_past(found: Activity) -> None:
-    for run in found.hooks:
+def say_hooks(runs: Iterable[HookRun]) -> None:
+    for run in runs:
         said = "ok" if run.is_ok else f"failed: {run.reason}"
-        say(f"hook {run.hook}: {said}, {age(run.at)} ago, {run.seconds:g} s")
+        say(f"hook {run.hook}: {said}, {age(run.at)} ago, {run.seconds:g} s, in {run.instance_id}")
+
+
+def _say_past(found: Activity) -> None:
+    say_hooks(found.hooks)
     if found.last_breach is not None:
         say(f"its promise was broken {found.breaches} times, last {_clock(found.last_breach.at)}")
         say(f"  {found.last_breach.reason}")

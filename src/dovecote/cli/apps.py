@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dovecote.cli.activity import say_hooks
 from dovecote.cli.show import age, say, table
 
 commands = typer.Typer(help="Published apps.", no_args_is_help=True)
@@ -64,11 +65,12 @@ def get(name: Name) -> None:
     from dovecote.sdk import Dovecote
 
     with Dovecote() as client:
-        app, instances = client.apps.get(name), client.apps.instances(name)
+        app, instances, hooks = client.apps.get(name), client.apps.instances(name), client.apps.hooks(name)
     for field, value in asdict(app).items():
         say(f"{field:20} {value}")
     for each in instances:
         say(f"{'instance':20} {each.instance_id} {'ready' if each.is_ready else 'starting'}")
+    say_hooks(hooks)
 
 
 @commands.command()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dovecote.cli.activity import say_hooks
 from dovecote.cli.deploying import Wanted, deploy, read_project
 from dovecote.cli.show import age, err, say, table
 
@@ -194,6 +195,15 @@ def list_revisions(name: Name) -> None:
             for r in client.functions.revisions(name)
         ]
     table(("number", "", "template", "files", "spec", "age"), rows)
+
+
+@commands.command("hooks")
+def list_hooks(name: Name) -> None:
+    """List the last success and the last failure of each of its hooks, since the server began."""
+    from dovecote.sdk import Dovecote
+
+    with Dovecote() as client:
+        say_hooks(client.functions.hooks(name))
 
 
 @commands.command("rollback")

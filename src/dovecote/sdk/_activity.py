@@ -31,13 +31,14 @@ class ToCome:
 
 @dataclass(frozen=True)
 class HookRun:
-    """The last run of a hook. `reason` says what failed."""
+    """A run of a hook. `reason` says what failed."""
 
     hook: str
     at: datetime
     is_ok: bool
     seconds: float
     reason: str
+    instance_id: str = ""
 
 
 @dataclass(frozen=True)

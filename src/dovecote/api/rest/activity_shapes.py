@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from dovecote.api.rest.shapes import Body
 from dovecote.control.sessions import Activity
+from dovecote.model.past import HookRun
 from dovecote.model.sizes import Tier
 
 
@@ -33,13 +34,14 @@ class ToComeShape(BaseModel):
 
 
 class HookRunShape(BaseModel):
-    """The last run of a hook."""
+    """A run of a hook."""
 
     hook: str = Field(description="initialize, pre_freeze or pre_stop.")
     at: datetime
     is_ok: bool
     seconds: float
     reason: str = Field(description="What failed; empty where nothing did.")
+    instance_id: str = Field(description="The instance that it ran in.")
 
 
 class PassageShape(BaseModel):
@@ -100,13 +102,21 @@ def activity_shape(activity: Activity) -> ActivityShape:
         window_seconds=activity.window.total_seconds(),
         is_promised=activity.is_promised,
         awake_until=activity.awake_until,
-        hooks=[
-            HookRunShape(hook=run.hook, at=run.at, is_ok=run.is_ok, seconds=run.seconds, reason=run.reason)
-            for run in past.hooks
-        ],
+        hooks=[hook_run_shape(run) for run in past.hooks],
         moves=[PassageShape(at=move.at, state=move.state, reason=move.reason) for move in past.moves],
         breaches=past.breaches,
         last_breach=BreachShape(at=past.last_breach.at, reason=past.last_breach.reason) if past.last_breach else None,
+    )
+
+
+def hook_run_shape(run: HookRun) -> HookRunShape:
+    return HookRunShape(
+        hook=run.hook,
+        at=run.at,
+        is_ok=run.is_ok,
+        seconds=run.seconds,
+        reason=run.reason,
+        instance_id=run.instance_id,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter
 from pydantic import AfterValidator, Field
 
+from dovecote.api.rest.activity_shapes import HookRunShape, hook_run_shape
 from dovecote.api.rest.here import After, AppName, Here, Limit
 from dovecote.api.rest.shapes import AppInstanceShape, AppShape, Body, Page, StartShape, app_shape, duration
 from dovecote.model.ids import parse_id
@@ -98,3 +99,10 @@ async def list_app_instances(here: Here, name: AppName) -> Page[AppInstanceShape
         ],
         next=None,
     )
+
+
+@routes.get("/{name}/hooks", summary="How the hooks of its function went last, in whichever instance")
+async def list_app_hook_runs(here: Here, name: AppName) -> Page[HookRunShape]:
+    app = await here.rooms.apps.get(here.tenant_id, name)
+    runs = here.rooms.sessions.hooks.of(app.function_id)
+    return Page[HookRunShape](items=[hook_run_shape(run) for run in runs], next=None)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar, cast
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
+from dovecote.api.rest.activity_shapes import HookRunShape, hook_run_shape
 from dovecote.api.rest.here import After, Call, FunctionName, Here, Limit
 from dovecote.api.rest.making import STREAMED, streamed_once_received, way_line
 from dovecote.api.rest.serving import (
@@ -179,6 +180,13 @@ async def list_revisions(
     function, found = await here.rooms.functions.revisions(here.tenant_id, name, after=after, limit=limit)
     items = [await revision_shape(here, function, revision) for revision in found]
     return Page[RevisionShape](items=items, next=found[-1].id if len(found) == limit else None)
+
+
+@routes.get("/functions/{name}/hooks", summary="How its hooks went last, in whichever instance")
+async def list_hook_runs(here: Here, name: FunctionName) -> Page[HookRunShape]:
+    function = await here.rooms.functions.get(here.tenant_id, name)
+    runs = here.rooms.sessions.hooks.of(function.id)
+    return Page[HookRunShape](items=[hook_run_shape(run) for run in runs], next=None)
 
 
 @routes.post("/functions/{name}/rollback", summary="Let new sessions run another of its revisions")

@@ -10,6 +10,7 @@ from typing import IO, Any
 
 import httpx
 
+from dovecote.sdk._activity import HookRun
 from dovecote.sdk._async.resources import given, pages, start_body
 from dovecote.sdk._async.transport import AsyncWire, json_lines
 from dovecote.sdk._ignoring import pack
@@ -106,6 +107,11 @@ class AsyncFunctions:
     async def revisions(self, name: str) -> list[Revision]:
         """What it runs and ran, the newest first."""
         return [read(Revision, each) async for each in pages(self._wire, f"/v1/functions/{name}/revisions", {})]
+
+    async def hooks(self, name: str) -> list[HookRun]:
+        """Of each of its hooks the last success and the last failure, since the server began; oldest first."""
+        page = await self._wire.call("GET", f"/v1/functions/{name}/hooks")
+        return [read(HookRun, each) for each in page["items"]]
 
     async def rollback(self, name: str, revision: int) -> Function:
         """New sessions run that one of its revisions, an earlier or a later one."""

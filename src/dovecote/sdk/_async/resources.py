@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dovecote.sdk._activity import Tier
+from dovecote.sdk._activity import HookRun, Tier
 from dovecote.sdk._async.sessions import AsyncSession
 from dovecote.sdk._async.transport import AsyncWire
 from dovecote.sdk._shapes import (
@@ -185,6 +185,11 @@ class AsyncApps:
     async def instances(self, name: str) -> list[AppInstance]:
         page = await self._wire.call("GET", f"/v1/apps/{name}/instances")
         return [read(AppInstance, each) for each in page["items"]]
+
+    async def hooks(self, name: str) -> list[HookRun]:
+        """Of each hook the last success and the last failure in one of its instances, since the server began."""
+        page = await self._wire.call("GET", f"/v1/apps/{name}/hooks")
+        return [read(HookRun, each) for each in page["items"]]
 
     async def list(self) -> list[App]:
         return [read(App, each) async for each in pages(self._wire, "/v1/apps", {})]

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import httpx
 
+from dovecote.sdk._activity import HookRun
 from dovecote.sdk._ignoring import pack
 from dovecote.sdk._serving import Affinity, Hooks, Invoking, Sharing
 from dovecote.sdk._shapes import DeployEvent, Function, Mount, Network, Printed, Revision, Start, Step, read
@@ -108,6 +109,11 @@ class Functions:
     def revisions(self, name: str) -> list[Revision]:
         """What it runs and ran, the newest first."""
         return [read(Revision, each) for each in pages(self._wire, f"/v1/functions/{name}/revisions", {})]
+
+    def hooks(self, name: str) -> list[HookRun]:
+        """Of each of its hooks the last success and the last failure, since the server began; oldest first."""
+        page = self._wire.call("GET", f"/v1/functions/{name}/hooks")
+        return [read(HookRun, each) for each in page["items"]]
 
     def rollback(self, name: str, revision: int) -> Function:
         """New sessions run that one of its revisions, an earlier or a later one."""

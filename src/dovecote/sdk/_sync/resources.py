@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dovecote.sdk._activity import Tier
+from dovecote.sdk._activity import HookRun, Tier
 from dovecote.sdk._shapes import (
     App,
     AppInstance,
@@ -183,6 +183,11 @@ class Apps:
     def instances(self, name: str) -> list[AppInstance]:
         page = self._wire.call("GET", f"/v1/apps/{name}/instances")
         return [read(AppInstance, each) for each in page["items"]]
+
+    def hooks(self, name: str) -> list[HookRun]:
+        """Of each hook the last success and the last failure in one of its instances, since the server began."""
+        page = self._wire.call("GET", f"/v1/apps/{name}/hooks")
+        return [read(HookRun, each) for each in page["items"]]
 
     def list(self) -> list[App]:
         return [read(App, each) for each in pages(self._wire, "/v1/apps", {})]
