@@ -1,189 +1,35 @@
-"""A network of instances, in a namespace that plays the host, beside one that plays the world."""
+"""A network of instances: who reaches whom, what policies open and close, and what is counted."""
 
 from __future__ import annotations
 
-import secrets
 import socket
 import struct
-import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
-from datetime import timedelta
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from dovecote.errors import Conflict, NoCapacity, NotFound
-from dovecote.host.network import Attachment, Network, find_problems, namespaces
-from dovecote.host.network.links import list_links, list_routes
-from dovecote.host.network.netlink import ROUTE, Netlink
-from dovecote.host.network.nftables import Rules
+from dovecote.host.network import Network, find_problems, namespaces
 from dovecote.model.sizes import NetworkPolicy
+from tests.system.network_world import (
+    CLOSED,
+    COMPANY,
+    HOST_ADDRESSES,
+    INTERNET,
+    METADATA,
+    OPEN,
+    RESOLVER,
+    WAIT,
+    World,
+    attach,
+    make,
+    network,
+    run,
+    world,
+)
 
+__all__ = ["make", "network", "world"]
 pytestmark = [pytest.mark.system, pytest.mark.anyio]
-
-WAIT = 10.0
-OPEN, CLOSED = NetworkPolicy(internet=True), NetworkPolicy(internet=False)
-INTERNET, COMPANY, RESOLVER, METADATA = "198.51.100.7", "10.77.0.1", "192.0.2.2", "169.254.169.254"
-HOST_ADDRESSES = ("192.0.2.1", "10.99.0.1", "203.0.113.9")  # the last is public
-
-# As Docker makes it, and a port that it forwards to a container.
-DOCKER = """
-add table ip filter
-add chain ip filter FORWARD { type filter hook forward priority filter; policy drop; }
-add table ip nat
-add chain ip nat PREROUTING { type nat hook prerouting priority dstnat; policy accept; }
-add rule ip nat PREROUTING ip daddr 203.0.113.9 tcp dport 8080 dnat to 198.51.100.7:8000
-"""
-
-
-def run(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=WAIT).stdout
-
-
-@dataclass
-class World:
-    """Two namespaces, and every socket that a test opens in them or in an instance."""
-
-    name: str = field(default_factory=lambda: secrets.token_hex(3))
-    sockets: list[socket.socket] = field(default_factory=list)
-
-    @property
-    def host(self) -> Path:
-        return Path("/run/netns", f"dvth{self.name}")
-
-    @property
-    def outside(self) -> Path:
-        return Path("/run/netns", f"dvto{self.name}")
-
-    def build(self) -> None:
-        host, outside = self.host.name, self.outside.name
-        run("ip", "netns", "add", host)
-        run("ip", "netns", "add", outside)
-        run("ip", "-n", host, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", outside)
-        for address in HOST_ADDRESSES:
-            run("ip", "-n", host, "address", "add", f"{address}/30", "dev", "eth0")
-        for address in (f"{RESOLVER}/30", f"{INTERNET}/32", f"{COMPANY}/32", f"{METADATA}/32"):
-            run("ip", "-n", outside, "address", "add", address, "dev", "eth0")
-        for name in (host, outside):
-            run("ip", "-n", name, "link", "set", "lo", "up")
-            run("ip", "-n", name, "link", "set", "eth0", "up")
-        run("ip", "-n", host, "route", "add", "default", "via", RESOLVER)
-        run("ip", "-n", outside, "route", "add", "default", "via", HOST_ADDRESSES[0])
-        self.rules(DOCKER)
-        namespaces.inside(self.host, lambda: namespaces.write_sysctl("net/ipv4/ping_group_range", "0 0"))
-
-    def clean(self) -> None:
-        for opened in self.sockets:
-            opened.close()
-        for path in (self.host, self.outside):
-            subprocess.run(["ip", "netns", "del", path.name], capture_output=True, timeout=WAIT, check=False)
-
-    def rules(self, commands: str) -> str:
-        """nft in the host; what it lists, as text."""
-        rules = namespaces.inside(self.host, Rules)
-        try:
-            return str(rules.run(commands))
-        finally:
-            rules.close()
-
-    def open(self, where: Path, kind: int, protocol: int = 0) -> socket.socket:
-        opened = namespaces.inside(where, lambda: socket.socket(socket.AF_INET, kind, protocol))
-        opened.settimeout(WAIT)
-        self.sockets.append(opened)
-        return opened
-
-    def listen(self, where: Path, port: int, address: str = "0.0.0.0") -> socket.socket:
-        listener = self.open(where, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((address, port))
-        listener.listen(64)
-        return listener
-
-    def udp(self, where: Path, port: int = 0, address: str = "0.0.0.0") -> socket.socket:
-        opened = self.open(where, socket.SOCK_DGRAM)
-        opened.bind((address, port))
-        return opened
-
-    def connect(self, where: Path, address: str, port: int) -> socket.socket:
-        client = self.open(where, socket.SOCK_STREAM)
-        client.connect((address, port))
-        return client
-
-    def reaches(self, where: Path, address: str, port: int) -> bool:
-        """Whether a connection opens; that it is refused rather than lost in silence is part of the promise."""
-        try:
-            self.connect(where, address, port).close()
-        except (ConnectionRefusedError, ConnectionResetError):
-            return False
-        return True
-
-    def tells(self, where: Path, address: str, port: int, words: bytes = b"?") -> bool:
-        """Whether a datagram leaves without being refused. Refusals come back at once, on the same path."""
-        client = self.open(where, socket.SOCK_DGRAM)
-        client.connect((address, port))
-        client.send(words)
-        client.settimeout(0.2)
-        try:
-            client.recv(1)
-        except TimeoutError:
-            return True
-        except OSError:
-            return False
-        return True
-
-    def pings(self, where: Path, address: str) -> bool:
-        client = self.open(where, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
-        client.connect((address, 0))
-        client.send(struct.pack("!BBHHH", 8, 0, 0, 0, 1) + b"dove")
-        try:
-            return client.recv(100)[0] == 0
-        except TimeoutError:
-            raise
-        except OSError:
-            return False
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    world = World()
-    try:
-        world.build()
-        yield world
-    finally:
-        world.clean()
-
-
-@pytest.fixture
-def make(world: World, tmp_path: Path) -> Callable[..., Network]:
-    def build(network: str = "10.213.0.0/24", rest: float = 30.0, dns: str = RESOLVER) -> Network:
-        return Network(
-            installation=world.name,
-            network=network,
-            run_dir=tmp_path,
-            dns=dns,
-            address_rest=timedelta(seconds=rest),
-            host_namespace=world.host,
-        )
-
-    return build
-
-
-@pytest.fixture
-async def network(make: Callable[..., Network]) -> AsyncIterator[Network]:
-    network = make()
-    try:
-        await network.ensure()
-        yield network
-    finally:
-        await network.remove()
-        await network.close()
-
-
-async def attach(network: Network, policy: NetworkPolicy = OPEN) -> Attachment:
-    attachment = await network.attach()
-    await network.apply(attachment.address, policy)
-    return attachment
 
 
 async def test_the_host_reaches_an_instance(network: Network, world: World) -> None:
@@ -485,199 +331,6 @@ async def test_an_instance_has_no_ipv6_and_low_ports_are_free(network: Network, 
     assert inside("/proc/thread-self/net/if_inet6") == ""
     assert inside("/proc/sys/net/ipv4/ip_unprivileged_port_start") == "0\n"
     assert inside("/proc/sys/net/ipv4/ping_group_range").split() == ["0", "2147483647"]
-
-
-async def test_a_detached_address_rests(make: Callable[..., Network]) -> None:
-    network = make("10.213.0.0/29", rest=3600)
-    try:
-        await network.ensure()
-        instances = [await network.attach() for _ in range(6)]
-        with pytest.raises(NoCapacity) as full:
-            await network.attach()
-        for _ in range(2):
-            await network.detach(instances[0].address)
-        with pytest.raises(NoCapacity) as resting:
-            await network.attach()
-        with pytest.raises(NotFound):
-            await network.refuse(instances[0].address)
-        assert full.value.retry_after is None
-        assert resting.value.retry_after
-        # Another process must know it too.
-        again = make("10.213.0.0/29", rest=3600)
-        await again.ensure()
-        await again.adopt({str(instance.index): instance for instance in instances[1:]})
-        with pytest.raises(NoCapacity):
-            await again.attach()
-        await again.close()
-    finally:
-        await network.remove()
-        await network.close()
-
-
-async def test_nothing_of_an_earlier_owner_is_left_at_an_address(make: Callable[..., Network], world: World) -> None:
-    network = make("10.213.0.0/29", rest=0)
-    world.listen(world.outside, 80)
-    try:
-        await network.ensure()
-        owners = [await attach(network, NetworkPolicy(allow_cidrs=("10.77.0.0/16",))) for _ in range(6)]
-        listener = world.listen(owners[0].netns, 80)
-        world.connect(world.host, owners[0].address, 80)
-        await network.refuse(owners[0].address)
-        await network.detach(owners[0].address)
-        listener.close()
-        heir = await network.attach()
-        assert heir.address == owners[0].address
-        world.listen(heir.netns, 80)
-        assert (await network.flows(heir.address), await network.activity()) == (0, {})
-        assert world.reaches(world.host, heir.address, 80)
-        assert not world.reaches(heir.netns, INTERNET, 80)
-        assert not world.reaches(heir.netns, COMPANY, 80)
-    finally:
-        await network.remove()
-        await network.close()
-
-
-async def test_ensuring_again_disturbs_nothing(network: Network, world: World) -> None:
-    a, b = await attach(network, NetworkPolicy(allow_cidrs=("10.77.0.0/16",))), await network.attach()
-    listener = world.listen(a.netns, 80)
-    world.listen(world.outside, 80)
-    client = world.connect(world.host, a.address, 80)
-    server = listener.accept()[0]
-    await network.refuse(b.address)
-    world.listen(b.netns, 80)
-    await network.ensure()
-    client.send(b"ping")
-    server.send(server.recv(10))
-    assert client.recv(10) == b"ping"
-    assert world.reaches(a.netns, INTERNET, 80)
-    assert world.reaches(a.netns, COMPANY, 80)
-    assert not world.reaches(world.host, b.address, 80)
-    assert world.rules("list chain ip filter FORWARD").count("dovecote") == 2
-
-
-async def test_what_somebody_removed_is_healed(network: Network, world: World) -> None:
-    a = await attach(network)
-    world.listen(a.netns, 80)
-    run("ip", "-n", world.host.name, "link", "del", f"dvc{world.name}")
-    world.rules(f"delete table inet dovecote_{world.name}")
-    with pytest.raises(OSError, match=r"unreachable|No route|timed out"):
-        world.connect(world.host, a.address, 80)
-    await network.ensure()
-    assert world.reaches(world.host, a.address, 80)
-
-
-async def test_a_new_process_adopts_what_lives_and_removes_the_rest(
-    network: Network, make: Callable[..., Network], world: World
-) -> None:
-    kept = await attach(network, NetworkPolicy(internet=True, allow_cidrs=("10.77.0.0/16",)))
-    orphan = await attach(network)
-    gone = await network.attach()
-    namespaces.delete(gone.netns)
-    listener = world.listen(kept.netns, 80)
-    world.listen(world.outside, 80)
-    client = world.connect(world.host, kept.address, 80)
-    server = listener.accept()[0]
-
-    successor = make()
-    try:
-        await successor.ensure()
-        assert await successor.adopt({"kept": kept, "gone": gone}) == {"gone"}
-        client.send(b"ping")
-        server.send(server.recv(10))
-        assert client.recv(10) == b"ping"
-        assert world.reaches(kept.netns, INTERNET, 80)
-        assert await successor.flows(kept.address) == 1
-        assert not orphan.netns.exists()
-        with pytest.raises(NotFound):
-            await successor.apply(orphan.address, OPEN)
-        assert (await successor.attach()).index not in (kept.index, orphan.index, gone.index)
-        # It knows what its predecessor granted, and takes it back.
-        await successor.apply(kept.address, CLOSED)
-        assert not world.reaches(kept.netns, COMPANY, 80)
-    finally:
-        await successor.close()
-
-
-async def test_adoption_mends_wires_when_the_router_is_lost(make: Callable[..., Network], world: World) -> None:
-    network, successor = make(), make()
-    try:
-        await network.ensure()
-        a = await attach(network)
-        world.listen(a.netns, 80)
-        await network.close()
-        run("ip", "netns", "del", f"dvc-{world.name}")
-        await successor.ensure()
-        assert await successor.adopt({"a": a}) == frozenset()
-        assert world.reaches(world.host, a.address, 80)
-        await successor.apply(a.address, OPEN)
-        world.listen(world.outside, 80)
-        assert world.reaches(a.netns, INTERNET, 80)
-    finally:
-        await successor.remove()
-        await successor.close()
-
-
-async def test_removing_leaves_nothing(make: Callable[..., Network], world: World, tmp_path: Path) -> None:
-    def state() -> tuple[object, ...]:
-        netlink = namespaces.inside(world.host, lambda: Netlink(ROUTE))
-        links, routes = set(list_links(netlink)), list_routes(netlink)
-        netlink.close()
-        forward = namespaces.inside(world.host, Path("/proc/sys/net/ipv4/ip_forward").read_text)
-        tables = world.rules("list ruleset")
-        return links, routes, forward, "dovecote" in tables, tables.count("accept")
-
-    namespaces.inside(world.host, lambda: namespaces.write_sysctl("net/ipv4/ip_forward", "0"))
-    before = state()
-    network = make()
-    try:
-        await network.ensure()
-        await attach(network)
-        assert state() != before
-    finally:
-        for _ in range(2):
-            await network.remove()
-        await network.close()
-    assert state() == before
-    assert not Path("/run/netns", f"dvc-{world.name}").exists()
-    assert list(tmp_path.iterdir()) == []
-    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
-
-
-async def test_forwarding_returns_to_what_it_was_with_the_last_installation(world: World, tmp_path: Path) -> None:
-    namespaces.inside(world.host, lambda: namespaces.write_sysctl("net/ipv4/ip_forward", "0"))
-    both = [
-        Network(
-            installation=f"{world.name}{number}",
-            network=f"10.213.{number}.0/24",
-            run_dir=tmp_path / str(number),
-            dns=RESOLVER,
-            address_rest=timedelta(),
-            host_namespace=world.host,
-        )
-        for number in range(2)
-    ]
-    seen = []
-    try:
-        for network in both:
-            await network.ensure()
-    finally:
-        for network in both:
-            await network.remove()
-            await network.close()
-            seen.append(namespaces.inside(world.host, Path("/proc/sys/net/ipv4/ip_forward").read_text))
-    assert seen == ["1\n", "0\n"]
-
-
-async def test_a_range_that_the_host_already_routes_is_refused(make: Callable[..., Network], world: World) -> None:
-    run("ip", "-n", world.host.name, "route", "add", "10.213.0.0/25", "via", RESOLVER)
-    network = make()
-    try:
-        with pytest.raises(Conflict) as caught:
-            await network.ensure()
-        assert caught.value.code == "network_in_use"
-    finally:
-        await network.remove()
-        await network.close()
 
 
 def test_this_machine_has_what_it_needs() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from dovecote.host.network import Network
-from tests.system.test_network import OPEN, World, attach, make, network, run, world
+from tests.system.network_world import OPEN, World, attach, make, network, run, world
 
 __all__ = ["make", "network", "world"]
 pytestmark = [pytest.mark.system, pytest.mark.anyio]

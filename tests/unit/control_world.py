@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -163,6 +163,9 @@ class World:
 
     def running(self, name: str) -> RunningApp:
         return self.apps._apps[name]
+
+
+MakeWorld = Callable[[MemoryHost], AbstractAsyncContextManager[World]]
 
 
 async def until(is_so: Callable[[], bool] | Callable[[], Awaitable[bool]]) -> None:

@@ -15,7 +15,9 @@ from dovecote.control.apps.apps import surplus
 from dovecote.errors import Conflict, Failed, NoCapacity, NotFound
 from dovecote.model.records import App, Start
 from tests.unit.control_world import START, Load, World, until, world_on
-from tests.unit.memory_host import Clock, DiesOnStart, MemoryHost, MemoryInstance
+from tests.unit.failing_hosts import DiesOnStart
+from tests.unit.memory_host import Clock, MemoryHost
+from tests.unit.memory_instance import MemoryInstance
 
 pytestmark = pytest.mark.anyio
 

@@ -19,7 +19,7 @@ from dovecote.model.records import Revision, Start
 from dovecote.model.serving import Hook, Hooks
 from dovecote.model.sizes import NetworkPolicy
 from dovecote.model.trees import Inside as Template
-from tests.unit.memory_host import NOW
+from tests.unit.memory_instance import NOW
 
 pytestmark = pytest.mark.anyio
 SHORT = timedelta(milliseconds=200)

@@ -15,7 +15,9 @@ from dovecote.errors import Failed, NotFound
 from dovecote.model.records import Session
 from dovecote.model.states import LIVE_SESSION, SessionState
 from tests.unit.control_world import AT_ONCE, START, World, until, world_on
-from tests.unit.memory_host import Clock, FailsSave, FreezeFails, Left, MemoryHost
+from tests.unit.failing_hosts import FailsSave, FreezeFails
+from tests.unit.memory_host import Clock, MemoryHost
+from tests.unit.memory_instance import Left
 
 pytestmark = pytest.mark.anyio
 

@@ -19,7 +19,8 @@ from dovecote.model.records import Function, Session
 from dovecote.model.serving import Affinity, Hook, Hooks, Mode, Sharing
 from dovecote.model.states import SessionState
 from tests.unit.control_world import START, World, until, world_on
-from tests.unit.memory_host import Clock, DiesOnStart, MemoryHost, NoMemory, SlowStart
+from tests.unit.failing_hosts import DiesOnStart, NoMemory, SlowStart
+from tests.unit.memory_host import Clock, MemoryHost
 
 pytestmark = pytest.mark.anyio
 
