@@ -130,12 +130,19 @@ async def test_any_other_answer_is_a_failure_with_its_reason(answer: bytes, reas
     assert reason in run.reason
 
 
-async def test_a_server_that_keeps_the_connection_has_answered_all_the_same() -> None:
+async def test_a_server_that_keeps_the_connection_has_answered_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dovecote.control.sessions.hooks.CLOSES_WITHIN", SHORT.total_seconds())
     heard: list[bytes] = []
     async with _server(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", heard=heard, closes=False) as port:
         hook = Hook(path="/turn", timeout=timedelta(seconds=30))
         run = await run_hook(_inside(hook, name=INITIALIZE, port=port), INITIALIZE)
     assert run is not None
+    assert run.is_ok
+
+
+async def test_a_server_that_has_answered_may_take_its_time_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dovecote.control.sessions.hooks.CLOSES_WITHIN", 2 * SHORT.total_seconds())
+    run, _ = await _asked(b"HTTP/1.1 200 OK\r\n", closes=False)
     assert run.is_ok
 
 

@@ -22,7 +22,7 @@ INITIALIZE, PRE_FREEZE, PRE_STOP = "initialize", "pre_freeze", "pre_stop"
 METHODS = {INITIALIZE: "POST", PRE_FREEZE: "GET", PRE_STOP: "GET"}
 MOST_ANSWER = 64 << 10  # bytes of a server's answer that are read
 LONGEST_LINE = 200  # bytes of a status line
-CLOSES_WITHIN = 1.0  # seconds in which a server that has answered ends the connection
+CLOSES_WITHIN = 1.0  # seconds more in which a server that has answered ends the connection
 GIVES_UP_WITHIN = 5.0  # seconds more for a guest that does not come to an end
 
 
@@ -39,15 +39,17 @@ class Inside:
 
 
 async def run_hook(inside: Inside, name: str) -> HookRun | None:
-    """How it went, or None where the function has no such hook. Takes no longer than the hook may, and never raises."""
+    """How it went, or None where the function has no such hook. Never raises.
+
+    Takes no longer than the hook may, and a moment for its end.
+    """
     hook: Hook | None = getattr(inside.revision.hooks, name)
     if hook is None:
         return None
     began, at, seconds = perf_counter(), datetime.now(UTC), hook.timeout.total_seconds()
     reason = ""
     try:
-        async with asyncio.timeout(seconds + (GIVES_UP_WITHIN if hook.command else 0)):
-            reason = await (_ask(inside, hook, name) if hook.path else _run(inside, hook, seconds))
+        reason = await (_ask(inside, hook, name, seconds) if hook.path else _run(inside, hook, seconds))
     except TimeoutError:
         reason = f"it did not end within {seconds:.0f} s"
     except DovecoteError as error:
@@ -71,16 +73,15 @@ def failed_start(run: HookRun) -> Failed:
 
 async def _run(inside: Inside, hook: Hook, seconds: float) -> str:
     template = inside.revision.inside
-    done = await inside.guest.run(
-        Command(
-            argv=("/bin/sh", "-c", hook.command),
-            env={**inside.env},
-            cwd=template.cwd,
-            user=template.user,
-            timeout=seconds,
-        ),
-        max_output=LONGEST_REASON,
+    command = Command(
+        argv=("/bin/sh", "-c", hook.command),
+        env={**inside.env},
+        cwd=template.cwd,
+        user=template.user,
+        timeout=seconds,
     )
+    async with asyncio.timeout(seconds + GIVES_UP_WITHIN):
+        done = await inside.guest.run(command, max_output=LONGEST_REASON)
     if done.timed_out:
         return f"it did not end within {seconds:.0f} s"
     if done.exit_code == 0:
@@ -90,24 +91,33 @@ async def _run(inside: Inside, hook: Hook, seconds: float) -> str:
     return f"{how}: {words}" if words else how
 
 
-async def _ask(inside: Inside, hook: Hook, name: str) -> str:
+async def _ask(inside: Inside, hook: Hook, name: str, seconds: float) -> str:
     """By hand: of an answer that is not to be trusted nothing but the status counts."""
     if inside.start is None or not inside.start.port:
         return "there is no server to ask: the function has no start with a port"
-    reader, writer = await asyncio.open_connection(inside.address, inside.start.port, limit=MOST_ANSWER)
+    address, port = inside.address, inside.start.port
+    writer: asyncio.StreamWriter | None = None
     try:
-        writer.write(_request(METHODS[name], hook.path, f"{inside.address}:{inside.start.port}"))
-        await writer.drain()
-        line = await reader.readuntil(b"\n") if not reader.at_eof() else b""
-        with contextlib.suppress(TimeoutError, OSError):
-            # The server ends the connection, so that none of ours is in the way of freezing.
-            async with asyncio.timeout(CLOSES_WITHIN):
-                await reader.read(MOST_ANSWER)
+        async with asyncio.timeout(seconds):
+            reader, writer = await asyncio.open_connection(address, port, limit=MOST_ANSWER)
+            writer.write(_request(METHODS[name], hook.path, f"{address}:{port}"))
+            await writer.drain()
+            line = await reader.readuntil(b"\n")
+        await _closed(reader)
     except (asyncio.IncompleteReadError, asyncio.LimitOverrunError):
         return "the server ended the connection without an answer"
     finally:
-        writer.close()
+        if writer is not None:
+            writer.close()
     return _judged(line)
+
+
+async def _closed(reader: asyncio.StreamReader) -> None:
+    """The server ends the connection, so that none of ours is in the way of freezing, unless it takes its time."""
+    with contextlib.suppress(TimeoutError, OSError):
+        async with asyncio.timeout(CLOSES_WITHIN):
+            while await reader.read(MOST_ANSWER):
+                pass
 
 
 def _request(method: str, path: str, host: str) -> bytes:
