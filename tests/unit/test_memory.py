@@ -177,6 +177,20 @@ async def test_a_promise_that_had_to_be_broken_is_counted_and_told(world: World)
     assert "before its promised time" in past.last_breach.reason
 
 
+async def test_making_room_that_fails_is_heard_of(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def park(*_: object, **__: object) -> Session:
+        raise RuntimeError("nobody thought of this")
+
+    session = await _opened(world, "default", uses=500 * MIB)
+    await _quiet(world)
+    world.sessions.admitting.join(park)
+    _free(world, -100 * MIB)
+    await world.tick()
+    assert f"parking {session.id} failed" in caplog.text
+
+
 @pytest.mark.parametrize(("tier", "told"), [("vip", 1), ("default", 0)])
 async def test_a_killed_instance_breaks_a_promise(world: World, tier: str, told: int) -> None:
     before = _breaches("killed")

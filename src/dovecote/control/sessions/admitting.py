@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Protocol
 
+from dovecote.background import Background
 from dovecote.control.fleet import Host
 from dovecote.control.sessions.activity import quiet_of
 from dovecote.control.sessions.idle import awake_by
@@ -45,6 +46,7 @@ class Admitting:
         self._overcommit = overcommit
         self._coming: dict[str, tuple[Host, int]] = {}  # owner -> its host, and what it was admitted with
         self._making = asyncio.Lock()
+        self._background = Background()
         self._measured_at = 0.0
 
     def join(self, park: Park) -> None:
@@ -136,7 +138,7 @@ class Admitting:
     async def _put_to_rest(self, chosen: Sequence[Held]) -> None:
         """All of them, bounded: what takes longer goes on by itself."""
         if chosen:
-            tasks = [asyncio.ensure_future(self._rest(each)) for each in chosen]
+            tasks = [self._background.run(self._rest(each), f"parking {each.session_id}") for each in chosen]
             await asyncio.wait(tasks, timeout=ROOM_WITHIN)
 
     async def _rest(self, held: Held) -> None:
