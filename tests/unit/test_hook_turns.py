@@ -235,6 +235,14 @@ async def test_how_hooks_of_a_shared_instance_went_is_told_of_each_session_in_it
     assert not _last(await world.becomes(second, SessionState.LOST), "pre_freeze").is_ok
 
 
+async def test_a_session_that_ended_in_a_shared_instance_tells_of_its_hooks(world: World) -> None:
+    [session] = await _shared(world, "a")
+    world.clock.advance(11)
+    await world.tick()
+    await world.sessions.delete(world.tenant, session.id)
+    assert [run.hook for run in (await world.record(session)).past.hooks] == ["initialize", "pre_freeze"]
+
+
 async def test_a_session_whose_seat_came_to_nothing_says_which_hook_failed(world: World) -> None:
     world.host.exits["begin"] = 3
     with pytest.raises(Failed, match="initialize failed"):

@@ -255,6 +255,8 @@ class Sessions:
         instance_id = live.instance_id if live else session.instance_id
         if live is not None and (run := await before_stop(live, self.hooks)) is not None:
             session = replace(session, past=live.session.past.ran(run))
+        if (seat := self.seated(session.id)) is not None:
+            session = replace(session, past=seat.past)
         if (await self._functions.revision(session.tenant_id, session.revision_id)).sharing.has_seats:
             instance_id = None  # others are in it
         if session.state is not SessionState.ENDED:
