@@ -359,6 +359,22 @@ async def test_waiting_for_a_turn_ends_with_the_start_timeout(world: World, sess
     assert full.value.code == "instance_full"
 
 
+@pytest.mark.parametrize("sessions", [1, 3])
+async def test_nobody_is_sent_to_an_instance_that_died_while_he_waited(
+    world: World, monkeypatch: pytest.MonkeyPatch, sessions: int
+) -> None:
+    await shared(world, Sharing(sessions=sessions, requests=1))
+    address, _ = await ask(world, "a")
+
+    async def gone(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(world.sessions.lines, "wait", gone)
+    with pytest.raises(Failed) as failed:
+        await ask(world, "a", failed=address)
+    assert failed.value.code == "instance_dies"
+
+
 async def test_an_instance_of_ones_own_has_the_limit_too_and_a_bound_of_instances(world: World) -> None:
     await shared(world, Sharing(sessions=1, requests=1, instances=2))
     routed = [await ask(world, key) for key in "ab"]

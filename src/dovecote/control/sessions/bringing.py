@@ -9,8 +9,8 @@ from dovecote.control.sessions.hook_runs import HookRuns
 from dovecote.control.sessions.hooks import INITIALIZE, PRE_FREEZE, PRE_STOP, failed_start
 from dovecote.control.sessions.replicas import Admit, claim_replica, start_server, stop_replica
 from dovecote.control.sessions.seats import SharedInstance
-from dovecote.control.sessions.starting import wait_for_port
-from dovecote.errors import DovecoteError, Failed
+from dovecote.control.sessions.starting import instance_dies, wait_for_port
+from dovecote.errors import DovecoteError
 from dovecote.model.past import HookRun
 
 FREEZE_TRIES, FREEZE_PAUSE = 10, 0.05  # after a hook was called, whose connection may need a moment to be gone
@@ -30,7 +30,7 @@ class Bringing:
             await self.stop(instance)
             raise
         if instance.is_dead:
-            raise Failed("its instance died as it started", code="instance_dies", hint="look at its memory limit")
+            raise instance_dies()
         instance.is_ready = True
         instance.touch()
 

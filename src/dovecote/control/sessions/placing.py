@@ -19,7 +19,7 @@ from dovecote.control.sessions.lines import LOOK_EVERY, Lines, instance_full, no
 from dovecote.control.sessions.replicas import Admit
 from dovecote.control.sessions.rules import wakeable
 from dovecote.control.sessions.seats import Pool, Seat, SharedInstance, emptiest, fullest, next_turn
-from dovecote.control.sessions.starting import INSTANCE_IS_GONE
+from dovecote.control.sessions.starting import INSTANCE_IS_GONE, instance_dies
 from dovecote.errors import DovecoteError, Failed, NotFound
 from dovecote.model.ids import random_text
 from dovecote.model.records import Function, Revision, Session
@@ -107,7 +107,7 @@ class Placing:
                 instance.touch()
                 instance.places -= 1
                 instance.sent.note()
-        raise Failed("its instances die as they start", code="instance_dies", hint="look at its memory limit")
+        raise instance_dies()
 
     async def _let_go(self, instance: SharedInstance) -> None:
         """It did not answer: waits a moment for its host to say that it died, or finds out that it is gone."""

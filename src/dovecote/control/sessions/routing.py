@@ -10,7 +10,7 @@ from dovecote.control.functions import Functions
 from dovecote.control.sessions.live import Live
 from dovecote.control.sessions.rules import alive, is_over
 from dovecote.control.sessions.sessions import Sessions
-from dovecote.control.sessions.starting import INSTANCE_IS_GONE, wait_for_port
+from dovecote.control.sessions.starting import INSTANCE_IS_GONE, instance_dies, wait_for_port
 from dovecote.control.tenancy import Tenancy
 from dovecote.errors import Conflict, DovecoteError, Failed, NotFound
 from dovecote.model.ids import parse_session_key
@@ -78,12 +78,12 @@ class Routing:
             address = await self._route(session, port)
             live = self._sessions.live.get(session.id)
             if not limit or address != failed or live is None:
-                break
+                return Routed(address, session, bool(limit))
             # It lives and has refused the request: there were as many inside as may be.
             if await self._sessions.lines.wait(live.host, live.instance_id, limit):
                 live.touch()
-                break
-        return Routed(address, session, bool(limit))
+                return Routed(address, session, True)
+        raise instance_dies()
 
     async def _seat(self, function: Function, session: Session, failed: str | None) -> Routed:
         """To the instance that the session has a seat in."""
@@ -94,11 +94,11 @@ class Routing:
                 raise _no_server()
             limit = instance.revision.sharing.requests
             if not limit or instance.route != failed:
-                break
+                return Routed(instance.route, seat.session, bool(limit))
             if await self._sessions.lines.wait(instance.host, instance.instance_id, limit):
                 seat.touch()
-                break
-        return Routed(instance.route, seat.session, bool(limit))
+                return Routed(instance.route, seat.session, True)
+        raise instance_dies()
 
     async def touch(self, session_id: str) -> None:
         """The gateway saw that a stream of it is still open."""
@@ -152,9 +152,7 @@ class Routing:
                 await self._let_go(live)
                 continue
             return f"{live.address}:{port}"
-        raise Failed(
-            "its instances die as soon as they are woken", code="instance_dies", hint="look at its memory limit"
-        )
+        raise instance_dies()
 
     async def _open(self, live: Live, port: int) -> None:
         """Returns when the port takes connections, started if it is the one of the recorded start."""

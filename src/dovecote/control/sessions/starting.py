@@ -16,6 +16,11 @@ LAST_WORDS = 600  # characters of its output that an error shows
 INSTANCE_IS_GONE = frozenset({"no_such_instance", "guest_unreachable", "guest_protocol"})  # codes of errors
 
 
+def instance_dies() -> Failed:
+    """What callers are told when one instance after the other died before it could answer."""
+    return Failed("its instances die as they start", code="instance_dies", hint="look at its memory limit")
+
+
 async def ensure_started(guest: Guest, start: Start, *, user: str, env: Mapping[str, str], cwd: str) -> int:
     """The number of the server's command; started unless it runs. May be repeated."""
     for command in await guest.list_commands():
