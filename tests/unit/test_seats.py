@@ -13,11 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dovecote.control.sessions import Wishes
 from dovecote.control.sessions.seats import emptiest, fullest
 from dovecote.errors import Conflict, Failed, Gone, Invalid, NoCapacity, NotFound, Unsupported
 from dovecote.model.records import Function, Session
 from dovecote.model.serving import Affinity, Hook, Hooks, Mode, Sharing
+from dovecote.model.sizes import NetworkPolicy
 from dovecote.model.states import SessionState
+from dovecote.model.volumes import Mount
 from tests.unit.control_world import START, World, until, world_on
 from tests.unit.failing_hosts import DiesOnStart, NoMemory, SlowStart
 from tests.unit.memory_host import Clock, MemoryHost
@@ -298,6 +301,37 @@ async def test_it_has_no_files_and_no_commands_of_its_own(world: World) -> None:
         await world.write(session, b"x")
     assert refused.value.code == "shared_instance"
     assert (await world.sessions.park(world.tenant, session.id)).state is SessionState.PARKED
+
+
+async def test_it_has_no_network_no_start_no_mounts_and_no_variables_of_its_own(world: World) -> None:
+    await shared(world, Sharing(sessions=2))
+    _, session = await ask(world, "a")
+    where = (world.tenant, session.id)
+    mount, closed = Mount("vol_1", "/mnt/v"), NetworkPolicy(internet=False)
+    wishes: list[Wishes] = [
+        {"function": "chat", "env": {"A": "1"}},
+        {"function": "chat", "network": closed},
+        {"function": "chat", "mounts": [mount]},
+    ]
+    for refusing in (
+        world.sessions.set_network(*where, closed),
+        world.sessions.set_start(*where, START),
+        world.sessions.mount(*where, mount),
+        *(world.sessions.create(world.tenant, wake=False, **each) for each in wishes),
+    ):
+        with pytest.raises(Unsupported) as refused:
+            await refusing
+        assert refused.value.code == "shared_instance"
+
+
+async def test_a_session_that_is_created_or_woken_has_its_seat_before_its_first_request(world: World) -> None:
+    await shared(world, Sharing(sessions=2))
+    session = await world.sessions.create(world.tenant, function="chat", key="a", user="ann")
+    assert session.state is SessionState.READY
+    assert (await ask(world, "a"))[1].id == session.id
+    await world.sessions.park(world.tenant, session.id, reason="idle")
+    assert (await world.sessions.wake(world.tenant, session.id)).state is SessionState.READY
+    assert len(world.host.claims) == 1
 
 
 async def test_ending_a_session_leaves_the_others_in_its_instance(world: World) -> None:

@@ -36,9 +36,9 @@ def wakeable(session: Session, is_asked: bool) -> Session:
 
 def shared_instance() -> Unsupported:
     return Unsupported(
-        "the session has a seat in an instance that others are in too: it has no files and no commands of its own",
+        "the session has a seat in an instance that others are in too: it has nothing of its own in there",
         code="shared_instance",
-        hint="use a function with one session for each instance",
+        hint="files, commands, variables, mounts, a start and a network take a function with one session an instance",
     )
 
 

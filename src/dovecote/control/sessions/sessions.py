@@ -87,7 +87,16 @@ class Sessions:
         hibernating = Hibernating(self._ledger)
         parking = Parking(self._ledger, fleet, functions, self.files, hibernating, self.placing)
         self.admitting.join(parking.park)
-        waking = Waking(self._ledger, fleet, functions, self._reinstalling, self.admitting, start_timeout=start_timeout)
+        waking = Waking(
+            self._ledger,
+            fleet,
+            functions,
+            self._reinstalling,
+            self.admitting,
+            self.placing,
+            start_timeout=start_timeout,
+        )
+        self._waking = waking
         self.awake, self.wake, self.use, self.serve = waking.awake, waking.wake, waking.use, waking.serve
         watching = Watching(self._ledger, functions, waking, quiet_after=quiet_after)
         self.lease, self.release, self.activity = watching.lease, watching.release, watching.activity
@@ -111,7 +120,7 @@ class Sessions:
         """A new session. `fork_of` is a session and a tree of its: the new one begins there, of the same revision.
 
         Raises Invalid, NotFound (no_such_function, no_such_tier, no_such_template, no_such_spec, no_such_level),
-        Conflict (exists), and what waking raises.
+        Conflict (exists), Unsupported (shared_instance: variables, mounts or a network), and what waking raises.
         """
         function = await self._functions.get(tenant_id, wishes.get("function", SANDBOX))
         if not function.has_sessions:
@@ -130,15 +139,15 @@ class Sessions:
             session = replace(session, revision_id=(await self._functions.sandbox(tenant_id, **size)).id)
         if fork_of is not None:
             session = forked(session, fork_of, is_for_another=wishes.get("user") is not None)
-        if wishes.get("mounts"):
-            revision = await self._functions.revision(tenant_id, session.revision_id)
-            for mount in wishes["mounts"]:
+        if session.env or session.network is not None or wishes.get("mounts"):
+            revision = await self._waking.owning(session)
+            for mount in wishes.get("mounts", ()):
                 session = replace(session, mounts=added(session, revision, mount))
         session = await self._store.tenant(tenant_id).sessions.insert(session)
         if not wake:
             return session
         try:
-            return (await self.awake(session)).session
+            return await self._waking.warm(session)
         except DovecoteError:
             # Nobody has its id yet: it must not lie about and hold the key.
             await self.delete(tenant_id, session.id)
@@ -187,6 +196,7 @@ class Sessions:
         network = parse_policy(network) if network is not None else None
         async with self.live.lock(session_id):
             session = await self._ledger.living(tenant_id, session_id)
+            await self._waking.owning(session)
             live = self.live.get(session_id)
             if live is not None:
                 await live.host.set_network(live.instance_id, network or live.revision.network)
@@ -207,14 +217,14 @@ class Sessions:
             raise Invalid(f"not a port: {start.port}", hint="1 to 65535, or 0 for a command that opens none")
         async with self.live.lock(session_id):
             session = await self._ledger.living(tenant_id, session_id)
+            await self._waking.owning(session)
             return await self._ledger.change(session, start=start)
 
     async def mount(self, tenant_id: str, session_id: str, mount: Mount) -> Session:
         """Of a volume of the same tenant; at once where it lives, and whenever it wakes. Raises Conflict (exists)."""
         async with self.live.lock(session_id):
             session = await self._ledger.living(tenant_id, session_id)
-            revision = await self._functions.revision(tenant_id, session.revision_id)
-            mounts = added(session, revision, mount)
+            mounts = added(session, await self._waking.owning(session), mount)
             live = self.live.get(session_id)
             if live is not None:
                 await live.host.mount(live.instance_id, mount)

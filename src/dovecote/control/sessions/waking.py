@@ -17,6 +17,7 @@ from dovecote.control.sessions.hooks import INITIALIZE, failed_start
 from dovecote.control.sessions.ledger import Ledger
 from dovecote.control.sessions.lines import no_instances
 from dovecote.control.sessions.live import Live
+from dovecote.control.sessions.placing import Placing
 from dovecote.control.sessions.reinstalling import Reinstalling
 from dovecote.control.sessions.rules import recovery_point, shared_instance, wakeable
 from dovecote.control.sessions.saved import last_good
@@ -39,6 +40,7 @@ class Waking:
         functions: Functions,
         reinstalling: Reinstalling,
         admitting: Admitting,
+        placing: Placing,
         *,
         start_timeout: float,
     ) -> None:
@@ -47,13 +49,17 @@ class Waking:
         self._functions = functions
         self._reinstalling = reinstalling
         self._admitting = admitting
+        self._placing = placing
         self._start_timeout = start_timeout
         self._waking: dict[str, asyncio.Task[Live]] = {}
         self._claiming: Counter[str] = Counter()  # by function
 
     async def wake(self, tenant_id: str, session_id: str) -> Session:
         """Ready whatever it takes; with a recorded start, its port is open. Raises what claims and starts raise."""
-        live = await self.awake(await self._ledger.get(tenant_id, session_id))
+        session = await self._ledger.get(tenant_id, session_id)
+        if await self.has_seat(session):
+            return await self.warm(session)
+        live = await self.awake(session)
         start = live.session.start or live.revision.start
         if start is not None:
             await self.serve(live, start)
@@ -61,8 +67,22 @@ class Waking:
             await self._initialize(live)
         return live.session
 
+    async def warm(self, session: Session) -> Session:
+        """It has its instance, or its seat in one; without waiting for a server of its own. Raises what waking does."""
+        if not await self.has_seat(session):
+            return (await self.awake(session)).session
+        function = await self._functions.by_id(session.tenant_id, session.function_id)
+        return (await self._placing.seat(function, session)).session
+
+    async def owning(self, session: Session) -> Revision:
+        """Its revision, which gives it an instance of its own. Raises Unsupported (shared_instance)."""
+        revision = await self._functions.revision(session.tenant_id, session.revision_id)
+        if revision.sharing.has_seats:
+            raise shared_instance()
+        return revision
+
     async def has_seat(self, session: Session) -> bool:
-        """Whether its place is a seat in an instance that others are in too, which its next request gives it."""
+        """Whether its place is a seat in an instance that others are in too."""
         return (await self._functions.revision(session.tenant_id, session.revision_id)).sharing.has_seats
 
     @asynccontextmanager
@@ -164,9 +184,7 @@ class Waking:
             return await self._claim(wakeable(await self._ledger.living(session.tenant_id, session.id), is_asked))
 
     async def _claim(self, session: Session) -> Live:
-        revision = await self._functions.revision(session.tenant_id, session.revision_id)
-        if revision.sharing.has_seats:
-            raise shared_instance()
+        revision = await self.owning(session)
         with self._bounded(session, revision.sharing.instances):
             host_id = self._fleet.place(prefer=session.host_id)
             limit = SPECS[revision.spec].limits.memory_bytes if TIERS[session.tier].is_promised else None
