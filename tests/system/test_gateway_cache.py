@@ -35,33 +35,20 @@ def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(tmp_path / "now", monkeypatch)
 
 
-async def asks_at(w: World, clock: Clock, now: int, host: str = BOX) -> bool:
+async def asks_at(w: World, clock: Clock, now: int) -> bool:
     clock.set(now)
     before = len(w.asks)
-    assert (await w.get(host)).status_code == 200
+    assert (await w.get(BOX)).status_code == 200
     return len(w.asks) > before
 
 
-@pytest.mark.parametrize(("later", "asks"), [(0, False), (29, False), (60, True), (10**6, True)])
+@pytest.mark.parametrize(("later", "asks"), [(0, False), (29, False), (59, False), (60, True), (10**6, True)])
 async def test_a_route_is_used_for_two_ttl_at_most(clock: Clock, later: int, asks: bool) -> None:
     async with world() as w:
         await w.open()
         w.points_to(await w.instance("a"))
         assert await asks_at(w, clock, 1_000_000)
         assert await asks_at(w, clock, 1_000_000 + later) == asks
-
-
-async def test_what_was_learned_at_one_moment_is_not_asked_for_at_one_moment(clock: Clock) -> None:
-    """A thousand busy sessions would stand still until Python has answered for all of them."""
-    async with world() as w:
-        await w.open()
-        w.points_to(await w.instance("a"))
-        hosts = [f"{port}-{SLUG}.box.localhost" for port in range(3000, 3060)]
-        for host in hosts:
-            assert await asks_at(w, clock, 1_000_000, host)
-        asked = [sum([await asks_at(w, clock, 1_000_000 + later, host) for host in hosts]) for later in range(30, 61)]
-        assert sum(asked) == len(hosts)
-        assert max(asked) <= len(hosts) / 4
 
 
 async def test_a_clock_that_is_set_back_keeps_no_route_for_longer(clock: Clock) -> None:

@@ -6,7 +6,7 @@
 local APART = "sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts"
 local LONGEST_EVENT = 16384 -- bytes that are held back of a stream whose first event is to be changed
 
--- key -> {address, ask, session, mark, limited, public, stays}; what is learned in one TTL is dropped in the next.
+-- key -> {address, ask, session, mark, limited, public}; what is learned in one TTL is dropped after the next.
 -- A sandbox's key is its host. A function's is `<host> <credential> <mode> <session> <user>`.
 local young, old = {}, {}
 local young_specs, old_specs = {}, {} -- "<host> <credential>" -> how that function's requests name their session
@@ -27,15 +27,6 @@ local function age()
   else
     born = born + TTL
   end
-end
-
--- In the second TTL each goes at a moment of its own: Python would have to answer for all of them at once, and whoever
--- calls would wait for that.
-local function remembered(key)
-  local route = young[key]
-  if route then return route end
-  route = old[key]
-  if route and os.time() - born < route.stays then return route end
 end
 
 -- Clients of E2B may name a sandbox and its port in headers: as good as its own host name.
@@ -80,7 +71,7 @@ local function call_function(handle, headers, host)
   if spec then mode, session, theirs = find(spec, headers) end
   if mode then
     local key = caller .. " " .. mode .. " " .. session .. " " .. (spec.n and "-" or user)
-    local route = remembered(key)
+    local route = young[key] or old[key]
     if route and not session:find(" ", 1, true) then
       send(handle, route)
       if not spec.is_header_only then take(spec, headers, mode, theirs) end
@@ -110,7 +101,7 @@ function envoy_on_request(handle)
   if not host or kind == "app" then return end
   age()
   if kind == "fn" then return call_function(handle, headers, host) end
-  local route = remembered(host)
+  local route = young[host] or old[host]
   if route then send(handle, route) end
 end
 
@@ -180,8 +171,6 @@ local function learn(key, route, text)
   end
   if route.address then
     make_room()
-    local passed = os.time() - born
-    route.stays = passed + math.random() * (TTL - passed)
     young[key] = route
   end
 end
