@@ -16,12 +16,12 @@ from dovecote.control.sessions.bringing import Bringing
 from dovecote.control.sessions.idle import Move
 from dovecote.control.sessions.ledger import Ledger
 from dovecote.control.sessions.lines import LOOK_EVERY, Lines, instance_full, no_instances
+from dovecote.control.sessions.pools import Pool, Pools
 from dovecote.control.sessions.replicas import Admit
 from dovecote.control.sessions.rules import wakeable
-from dovecote.control.sessions.seats import Pool, Seat, SharedInstance, emptiest, fullest, next_turn
+from dovecote.control.sessions.seats import Seat, SharedInstance, emptiest, fullest, next_turn
 from dovecote.control.sessions.starting import INSTANCE_IS_GONE, instance_dies
 from dovecote.errors import DovecoteError, Failed, NotFound
-from dovecote.model.ids import random_text
 from dovecote.model.records import Function, Revision, Session
 from dovecote.model.sizes import TIERS
 from dovecote.model.states import LIVE_SESSION, Desired, SessionState
@@ -34,8 +34,6 @@ T = TypeVar("T")
 
 
 class Placing:
-    """Every instance's owner is `{function}:{revision}:{random}`."""
-
     def __init__(
         self, ledger: Ledger, fleet: Fleet, functions: Functions, *, start_timeout: float, lines: Lines, admit: Admit
     ) -> None:
@@ -45,7 +43,7 @@ class Placing:
         self._start_timeout = start_timeout
         self._lines = lines
         self._bringing = Bringing(start_timeout=start_timeout, admit=admit, hooks=ledger.hooks)
-        self._pools: dict[str, Pool] = {}  # by function
+        self._pools = Pools()
         self._seating: dict[str, asyncio.Task[Seat]] = {}  # by session
         self._background = Background()
 
@@ -69,7 +67,7 @@ class Placing:
     async def anyone(self, function: Function) -> SharedInstance:
         """An instance for one request of nobody's session: the one with the fewest. Raises NoCapacity (instance_full),
         and what starting raises."""
-        pool = self._pool(function)
+        pool = self._pools.of(function)
         revision = await self._functions.revision(function.tenant_id, function.revision_id)
 
         async def take() -> tuple[SharedInstance, SharedInstance]:
@@ -149,7 +147,7 @@ class Placing:
             )
             instance: SharedInstance | None = None
             try:
-                instance = self._reserve(self._pool(function), revision, session.id)
+                instance = self._reserve(self._pools.of(function), revision, session.id)
                 await self._arrived(instance)
             except BaseException as error:
                 await self._unseated(session, before, instance, f"could not be woken: {error}"[:500])
@@ -267,16 +265,9 @@ class Placing:
 
     # -- instances
 
-    def _pool(self, function: Function) -> Pool:
-        pool = self._pools.setdefault(function.id, Pool(function))
-        if function.generation >= pool.function.generation:
-            pool.function = function
-        return pool
-
     def _add(self, pool: Pool, revision: Revision) -> SharedInstance:
         host = self._fleet.host(self._fleet.place(prefer=None))
-        instance = SharedInstance(f"{pool.function.id}:{revision.id}:{random_text(10)}", revision, host)
-        pool.instances.append(instance)
+        instance = self._pools.add(pool, revision, host)
         instance.coming = self._background.run(self._come(pool, instance), f"starting {instance.owner}")
         return instance
 
@@ -298,9 +289,9 @@ class Placing:
         """They are in the way of the current revision."""
         for each in pool.empty_outdated(revision.id):
             each.is_leaving = True
-            self._background.run(self._end(pool, each), f"ending {each.owner}")
+            self._background.run(self._end(each), f"ending {each.owner}")
 
-    async def _end(self, pool: Pool, instance: SharedInstance) -> None:
+    async def _end(self, instance: SharedInstance) -> None:
         instance.is_leaving = True
         ended = False
         try:
@@ -312,15 +303,13 @@ class Placing:
 
     def died(self, death: Death) -> None:
         """Told by a host. Its sessions are seated anew by their next requests."""
-        for instance in self._all():
+        for instance in self._pools.all():
             if death.owner == instance.owner:
                 self._bury(instance, death.reason, is_own_doing=death.is_own_doing)
 
     def _bury(self, instance: SharedInstance, reason: str, *, is_own_doing: bool = False) -> None:
         instance.is_dead = True
-        pool = self._pools.get(instance.owner.partition(":")[0])
-        if pool is not None and instance in pool.instances:
-            pool.instances.remove(instance)
+        self._pools.remove(instance)
         for session_id, seat in list(instance.seats.items()):
             if seat is not None and self._ledger.seated.get(session_id) is seat:
                 del self._ledger.seated[session_id]
@@ -337,9 +326,6 @@ class Placing:
                 past = session.past.went_through(seat.instance.past)
                 await self._ledger.lose(session, death, past=past, host_id=None)
 
-    def _all(self) -> list[SharedInstance]:
-        return [instance for pool in self._pools.values() for instance in pool.instances]
-
     def _host_id(self, host: Host) -> str:
         return next(host_id for host_id, each in self._fleet.hosts().items() if each is host)
 
@@ -349,7 +335,7 @@ class Placing:
         return list(self._ledger.seated.values())
 
     def on(self, host: Host) -> list[SharedInstance]:
-        return [each for each in self._all() if each.host is host and each.is_ready]
+        return [each for each in self._pools.all() if each.host is host and each.is_ready]
 
     def due(
         self, there: Sequence[SharedInstance], observed: Mapping[str, Observed], *, quiet_after: float
@@ -362,7 +348,7 @@ class Placing:
             if seen is None:
                 self._bury(instance, UNKNOWN)
                 continue
-            pool = self._pools.get(instance.owner.partition(":")[0])
+            pool = self._pools.around(instance)
             if pool is None or self._lines.waiting(instance.instance_id):
                 continue
             quiet_for = min(seen.quiet_for, now - instance.used)
@@ -379,13 +365,12 @@ class Placing:
         return moves
 
     async def make(self, instance: SharedInstance, move: Move) -> None:
-        pool = self._pools.get(instance.owner.partition(":")[0])
-        if pool is None or not instance.is_open:
+        if not instance.is_open:
             return
         if move is Move.FREEZE:
             await self._bringing.freeze(instance)
         elif not instance.seats and not instance.places:
-            await self._end(pool, instance)
+            await self._end(instance)
 
     async def stop(self) -> None:
         """Ends what is being done; instances go on."""
@@ -396,11 +381,11 @@ class Placing:
     def take_over(self, function: Function, revision: Revision, host: Host, seen: Observed, is_frozen: bool) -> None:
         instance = SharedInstance(seen.owner, revision, host, seen.instance_id, seen.address, seen.pid, is_ready=True)
         instance.is_frozen = is_frozen
-        self._pool(function).instances.append(instance)
+        self._pools.of(function).instances.append(instance)
 
     def sit_again(self, session: Session) -> bool:
         """Whether the instance that its record names is here; then it has its seat there again."""
-        for instance in self._all():
+        for instance in self._pools.all():
             if instance.instance_id == session.instance_id:
                 seat = Seat(session, instance)
                 instance.seats[session.id] = self._ledger.seated[session.id] = seat

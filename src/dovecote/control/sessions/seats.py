@@ -14,7 +14,7 @@ from dovecote.control.sessions.lines import Sent
 from dovecote.control.sessions.replicas import inside_of
 from dovecote.errors import DovecoteError
 from dovecote.model.past import Past
-from dovecote.model.records import Function, Revision, Session
+from dovecote.model.records import Revision, Session
 
 
 @dataclass(eq=False)
@@ -78,27 +78,6 @@ class Seat:
     def touch(self) -> None:
         self.touched = time.monotonic()
         self.instance.touch()
-
-
-@dataclass(eq=False)
-class Pool:
-    """The shared instances of one function, of all its revisions."""
-
-    function: Function
-    instances: list[SharedInstance] = field(default_factory=list)
-    first: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)  # of those who look for a place, in order
-
-    def current(self, revision: Revision) -> list[SharedInstance]:
-        return [each for each in self.instances if each.is_open and each.revision.id == revision.id]
-
-    def has_room(self, revision: Revision) -> bool:
-        """Whether one more instance may be started. Those that leave count until they are gone."""
-        return not revision.sharing.instances or len(self.instances) < revision.sharing.instances
-
-    def empty_outdated(self, revision_id: str) -> list[SharedInstance]:
-        """Those of another revision that nobody holds a seat in any more."""
-        others = [each for each in self.instances if each.revision.id != revision_id]
-        return [each for each in others if each.is_ready and each.is_open and not each.seats and not each.places]
 
 
 def next_turn(
