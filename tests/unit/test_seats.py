@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dovecote.control.sessions import Wishes
+from dovecote.control.sessions.placing import Placing
 from dovecote.control.sessions.seats import emptiest, fullest
 from dovecote.errors import Conflict, Failed, Gone, Invalid, NoCapacity, NotFound, Unsupported
 from dovecote.model.records import Function, Session
@@ -251,6 +252,25 @@ async def test_after_a_restart_what_died_meanwhile_is_lost_and_strays_end(world:
     await world.functions.remove(world.tenant, function.id)
     await world.restart()
     assert not world.host.instances
+
+
+async def test_an_instance_that_nobody_could_take_over_ends_at_the_next_look(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shared(world, Sharing(sessions=2))
+    before, _ = await ask(world, "a")
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("not now")
+
+    monkeypatch.setattr(Placing, "take_over", fail)
+    await world.restart()
+    [left] = world.host.instances
+    after, _ = await ask(world, "a")
+    await world.tick()
+    assert [each.address for each in world.host.instances.values()] == [after.partition(":")[0]]
+    assert left not in world.host.instances
+    assert before != after
 
 
 async def test_a_client_that_leaves_while_it_starts_takes_nothing_from_the_others(

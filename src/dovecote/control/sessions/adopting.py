@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from dovecote.control.fleet import Host, Observed
 from dovecote.control.functions import Functions
+from dovecote.control.sessions.pools import OWNER
 from dovecote.control.sessions.sessions import Sessions
 from dovecote.errors import NotFound
 from dovecote.model.records import Session
@@ -15,8 +16,6 @@ from dovecote.model.states import LIVE_SESSION, InstanceState, SessionState
 from dovecote.store import Store
 
 log = logging.getLogger(__name__)
-
-OWNER = "fun_"  # how the owners of shared instances begin
 
 
 class AdoptingShared:

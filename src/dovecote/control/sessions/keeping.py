@@ -18,6 +18,7 @@ from dovecote.control.sessions.activity import quiet_of, rest_of
 from dovecote.control.sessions.adopting import AdoptingShared
 from dovecote.control.sessions.idle import Move, next_move
 from dovecote.control.sessions.live import Live
+from dovecote.control.sessions.replicas import stop_replica
 from dovecote.control.sessions.rules import idle_after, is_over
 from dovecote.control.sessions.seats import Seat, SharedInstance
 from dovecote.control.sessions.sessions import Sessions
@@ -161,6 +162,8 @@ class Keeping:
             by_owner = {seen.owner: seen for seen in observed}
             for instance, move in self._sessions.placing.due(shared, by_owner, quiet_after=self._quiet_after):
                 self._go_on(instance.owner, self._turn(instance, move))
+            for stray in self._sessions.placing.strays(observed):
+                self._go_on(stray.owner, stop_replica(host, stray.instance_id, stray.owner))
             self._go_on(f"memory of {id(host)}", self._sessions.admitting.tick(host))
         for seat in self._sessions.placing.seats():
             self._consider_seat(seat, now)

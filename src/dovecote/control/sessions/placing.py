@@ -44,6 +44,7 @@ class Placing:
         self._lines = lines
         self._bringing = Bringing(start_timeout=start_timeout, admit=admit, hooks=ledger.hooks)
         self._pools = Pools()
+        self.strays = self._pools.strays
         self._seating: dict[str, asyncio.Task[Seat]] = {}  # by session
         self._background = Background()
 

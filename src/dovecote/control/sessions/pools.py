@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from dovecote.control.fleet import Host
+from dovecote.control.fleet import Host, Observed
 from dovecote.control.sessions.seats import SharedInstance
 from dovecote.model.ids import random_text
 from dovecote.model.records import Function, Revision
+
+OWNER = "fun_"  # how the owners of shared instances begin
 
 
 @dataclass(eq=False)
@@ -33,7 +36,7 @@ class Pool:
 
 
 class Pools:
-    """Every instance's owner is `{function}:{revision}:{random}`."""
+    """Every instance's owner is `{function}:{revision}:{random}`, and begins with OWNER."""
 
     def __init__(self) -> None:
         self._pools: dict[str, Pool] = {}  # by function
@@ -59,6 +62,11 @@ class Pools:
         pool = self.around(instance)
         if pool is not None and instance in pool.instances:
             pool.instances.remove(instance)
+
+    def strays(self, observed: Iterable[Observed]) -> list[Observed]:
+        """Of what a host has, those that nobody knows: ending them or taking them over has failed."""
+        known = {instance.owner for instance in self.all()}
+        return [seen for seen in observed if seen.owner.startswith(OWNER) and seen.owner not in known]
 
     def all(self) -> list[SharedInstance]:
         return [instance for pool in self._pools.values() for instance in pool.instances]
