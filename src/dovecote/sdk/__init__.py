@@ -37,15 +37,25 @@ from dovecote.sdk._errors import (
     Unreachable,
     Unsupported,
 )
+from dovecote.sdk._functions import (
+    Affinity,
+    DeployEvent,
+    Destination,
+    Function,
+    Hook,
+    Hooks,
+    Invoking,
+    Revision,
+    Rules,
+    Sharing,
+)
 from dovecote.sdk._invocations import Invocation, is_genuine
-from dovecote.sdk._serving import Affinity, Destination, Hook, Hooks, Invoking, Rules, Sharing
 from dovecote.sdk._shapes import (
     App,
     AppInstance,
     Change,
     Chat,
     CommandView,
-    DeployEvent,
     Dropped,
     Event,
     Exited,
@@ -53,7 +63,6 @@ from dovecote.sdk._shapes import (
     FileChange,
     FileDiff,
     Finished,
-    Function,
     Instance,
     Key,
     Lag,
@@ -66,7 +75,6 @@ from dovecote.sdk._shapes import (
     RawEvent,
     RawOutput,
     Reinstall,
-    Revision,
     Sample,
     SandboxWishes,
     SessionView,

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
-
-from dovecote.sdk._shapes import read
 
 
 @dataclass(frozen=True)
@@ -87,15 +83,3 @@ class Tier:
     recovery_point_seconds: float
     snapshots: int
     snapshots_for_seconds: float
-
-
-def read_activity(document: Mapping[str, Any]) -> Activity:
-    breach = document.get("last_breach")
-    return replace(
-        read(Activity, document),
-        reasons=[read(Reason, each) for each in document["reasons"]],
-        next=[read(ToCome, each) for each in document["next"]],
-        hooks=[read(HookRun, each) for each in document["hooks"]],
-        moves=[read(Passage, each) for each in document["moves"]],
-        last_breach=read(Breach, breach) if breach else None,
-    )

@@ -1,15 +1,11 @@
-"""What the client gives back: frozen dataclasses, read from JSON by their fields' names."""
+"""What the client gives back: frozen dataclasses, which `_reading` fills from JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, TypedDict, TypeVar
-
-from dovecote.sdk._serving import Affinity, Destination, Hook, Hooks, Invoking, Rules, Sharing
-
-Shape = TypeVar("Shape")
+from typing import Any, TypedDict
 
 
 @dataclass(frozen=True)
@@ -269,48 +265,6 @@ class AppInstance:
 
 
 @dataclass(frozen=True)
-class Revision:
-    """What a function runs. `template` is a name, `template_digest` what it meant when the revision was made."""
-
-    id: str
-    number: int
-    is_current: bool
-    template: str
-    template_digest: str
-    spec: str
-    level: str
-    network: Network
-    env: dict[str, str]
-    start: Start | None
-    mounts: list[Mount]
-    rules: Rules
-    sharing: Sharing
-    hooks: Hooks
-    created_at: datetime
-
-
-DeployEvent = Step | Printed | Revision
-
-
-@dataclass(frozen=True)
-class Function:
-    """Called at `address` with a key, at `public_address` by anybody if it is public."""
-
-    id: str
-    name: str
-    address: str
-    path_address: str
-    public_address: str | None
-    public: bool
-    affinity: Affinity
-    affinity_header: str
-    invoking: Invoking
-    revision_id: str
-    revision: Revision
-    created_at: datetime
-
-
-@dataclass(frozen=True)
 class Chat:
     id: str
     session_id: str
@@ -468,35 +422,3 @@ Event = Started | Output | Dropped | Exited
 RawEvent = Started | RawOutput | Dropped | Exited
 
 EVENTS: dict[str, type[Event]] = {"started": Started, "output": Output, "dropped": Dropped, "exited": Exited}
-
-
-NESTED: dict[str, type[Any]] = {
-    "start": Start,
-    "reinstall": Reinstall,
-    "network": Network,
-    "affinity": Affinity,
-    "sharing": Sharing,
-    "hooks": Hooks,
-    **dict.fromkeys(("initialize", "pre_freeze", "pre_stop"), Hook),
-    "invoking": Invoking,
-    **dict.fromkeys(("on_success", "on_failure"), Destination),
-    "rules": Rules,
-    "revision": Revision,
-    "mounts": Mount,
-}
-
-
-def read(kind: type[Shape], document: Mapping[str, Any]) -> Shape:
-    """A shape from JSON. Fields that a newer server added are passed over."""
-    values: dict[str, Any] = {}
-    for each in fields(kind):  # type: ignore[arg-type]
-        if each.name not in document:
-            continue
-        value = document[each.name]
-        if value is not None and str(each.type).startswith("datetime"):
-            value = datetime.fromisoformat(value)
-        elif isinstance(value, Mapping | list) and each.name in NESTED:  # a function's `reinstall` is a command
-            nested = NESTED[each.name]
-            value = [read(nested, item) for item in value] if isinstance(value, list) else read(nested, value)
-        values[each.name] = value
-    return kind(**values)

@@ -13,9 +13,10 @@ import httpx
 from dovecote.sdk._activity import HookRun
 from dovecote.sdk._async.resources import given, pages, start_body
 from dovecote.sdk._async.transport import AsyncWire, json_lines
+from dovecote.sdk._functions import Affinity, DeployEvent, Function, Hooks, Invoking, Revision, Sharing
 from dovecote.sdk._ignoring import pack
-from dovecote.sdk._serving import Affinity, Hooks, Invoking, Sharing
-from dovecote.sdk._shapes import DeployEvent, Function, Mount, Network, Printed, Revision, Start, Step, read
+from dovecote.sdk._reading import read
+from dovecote.sdk._shapes import Mount, Network, Printed, Start, Step
 
 
 class AsyncFunctions:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 from dovecote.sdk._async.transport import AsyncWire
 from dovecote.sdk._invocations import Invocation
-from dovecote.sdk._shapes import read
+from dovecote.sdk._reading import read
 
 ITEMS = 50  # in a page: each may hold half a megabyte at the server
 

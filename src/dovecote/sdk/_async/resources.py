@@ -9,19 +9,8 @@ from typing import Any
 from dovecote.sdk._activity import HookRun, Tier
 from dovecote.sdk._async.sessions import AsyncSession
 from dovecote.sdk._async.transport import AsyncWire
-from dovecote.sdk._shapes import (
-    App,
-    AppInstance,
-    Chat,
-    Key,
-    Mount,
-    Network,
-    SessionView,
-    Start,
-    Turn,
-    User,
-    read,
-)
+from dovecote.sdk._reading import read
+from dovecote.sdk._shapes import App, AppInstance, Chat, Key, Mount, Network, SessionView, Start, Turn, User
 
 
 async def pages(wire: AsyncWire, path: str, params: Mapping[str, Any]) -> AsyncIterator[Any]:

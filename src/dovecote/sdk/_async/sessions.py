@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from dovecote.sdk._activity import Activity, read_activity
+from dovecote.sdk._activity import Activity
 from dovecote.sdk._async.commands import AsyncCommand, command_body, events_of, raw_events_of
 from dovecote.sdk._async.contexts import AsyncContexts, code_events, collect, execution_body
 from dovecote.sdk._async.copying import AsyncCopies, Progress
@@ -18,6 +18,7 @@ from dovecote.sdk._async.transport import AsyncWire
 from dovecote.sdk._async.volumes import AsyncMounts
 from dovecote.sdk._code import CodeEvent, Execution
 from dovecote.sdk._errors import CommandFailed
+from dovecote.sdk._reading import read
 from dovecote.sdk._shapes import (
     Change,
     CommandView,
@@ -32,7 +33,6 @@ from dovecote.sdk._shapes import (
     Sample,
     SessionView,
     Snapshot,
-    read,
 )
 
 WAKE_SECONDS = 90.0  # added to what a command may take
@@ -258,7 +258,7 @@ class AsyncSession:
 
     async def activity(self) -> Activity:
         """Why it is awake or rests, and what happens to it next. Does not wake it."""
-        return read_activity(await self._wire.call("GET", f"{self._path}/activity"))
+        return read(Activity, await self._wire.call("GET", f"{self._path}/activity"))
 
     async def metrics(self) -> list[Sample]:
         """What it used in the last hour, oldest first; there are none of the time that it rested. Does not wake it."""

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from dovecote.sdk._async.transport import AsyncWire, json_lines
-from dovecote.sdk._shapes import Printed, Step, Template, TemplateEvent, read
+from dovecote.sdk._reading import read
+from dovecote.sdk._shapes import Printed, Step, Template, TemplateEvent
 
 
 class AsyncTemplates:

@@ -11,8 +11,9 @@ import httpx
 
 from dovecote.sdk._async.transport import CONNECT_SECONDS
 from dovecote.sdk._errors import DovecoteError, Unreachable, error_from
+from dovecote.sdk._reading import read
 from dovecote.sdk._settings import Access
-from dovecote.sdk._shapes import Exited, read
+from dovecote.sdk._shapes import Exited
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection

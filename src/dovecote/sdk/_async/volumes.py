@@ -6,7 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from dovecote.sdk._async.transport import AsyncWire
-from dovecote.sdk._shapes import Mount, Volume, read
+from dovecote.sdk._reading import read
+from dovecote.sdk._shapes import Mount, Volume
 
 
 class AsyncVolumes:

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from dovecote.sdk._code import CODE_EVENTS, CodeEvent, ContextView, Execution
 from dovecote.sdk._errors import CommandFailed
-from dovecote.sdk._shapes import read
+from dovecote.sdk._reading import read
 from dovecote.sdk._sync.transport import Wire, json_lines
 
 

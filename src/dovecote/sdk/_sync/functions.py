@@ -13,9 +13,10 @@ from typing import IO, Any
 import httpx
 
 from dovecote.sdk._activity import HookRun
+from dovecote.sdk._functions import Affinity, DeployEvent, Function, Hooks, Invoking, Revision, Sharing
 from dovecote.sdk._ignoring import pack
-from dovecote.sdk._serving import Affinity, Hooks, Invoking, Sharing
-from dovecote.sdk._shapes import DeployEvent, Function, Mount, Network, Printed, Revision, Start, Step, read
+from dovecote.sdk._reading import read
+from dovecote.sdk._shapes import Mount, Network, Printed, Start, Step
 from dovecote.sdk._sync.resources import given, pages, start_body
 from dovecote.sdk._sync.transport import Wire, json_lines
 

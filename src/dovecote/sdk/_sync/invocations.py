@@ -8,7 +8,7 @@ import base64
 from collections.abc import Iterator, Mapping, Sequence
 
 from dovecote.sdk._invocations import Invocation
-from dovecote.sdk._shapes import read
+from dovecote.sdk._reading import read
 from dovecote.sdk._sync.transport import Wire
 
 ITEMS = 50  # in a page: each may hold half a megabyte at the server

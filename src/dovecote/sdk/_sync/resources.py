@@ -9,19 +9,8 @@ from dataclasses import asdict
 from typing import Any
 
 from dovecote.sdk._activity import HookRun, Tier
-from dovecote.sdk._shapes import (
-    App,
-    AppInstance,
-    Chat,
-    Key,
-    Mount,
-    Network,
-    SessionView,
-    Start,
-    Turn,
-    User,
-    read,
-)
+from dovecote.sdk._reading import read
+from dovecote.sdk._shapes import App, AppInstance, Chat, Key, Mount, Network, SessionView, Start, Turn, User
 from dovecote.sdk._sync.sessions import Session
 from dovecote.sdk._sync.transport import Wire
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from dovecote.sdk._activity import Activity, read_activity
+from dovecote.sdk._activity import Activity
 from dovecote.sdk._code import CodeEvent, Execution
 from dovecote.sdk._errors import CommandFailed
+from dovecote.sdk._reading import read
 from dovecote.sdk._shapes import (
     Change,
     CommandView,
@@ -27,7 +28,6 @@ from dovecote.sdk._shapes import (
     Sample,
     SessionView,
     Snapshot,
-    read,
 )
 from dovecote.sdk._sync.commands import Command, command_body, events_of, raw_events_of
 from dovecote.sdk._sync.contexts import Contexts, code_events, collect, execution_body
@@ -256,7 +256,7 @@ class Session:
 
     def activity(self) -> Activity:
         """Why it is awake or rests, and what happens to it next. Does not wake it."""
-        return read_activity(self._wire.call("GET", f"{self._path}/activity"))
+        return read(Activity, self._wire.call("GET", f"{self._path}/activity"))
 
     def metrics(self) -> list[Sample]:
         """What it used in the last hour, oldest first; there are none of the time that it rested. Does not wake it."""

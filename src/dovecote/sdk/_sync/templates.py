@@ -10,7 +10,8 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from dovecote.sdk._shapes import Printed, Step, Template, TemplateEvent, read
+from dovecote.sdk._reading import read
+from dovecote.sdk._shapes import Printed, Step, Template, TemplateEvent
 from dovecote.sdk._sync.transport import Wire, json_lines
 
 

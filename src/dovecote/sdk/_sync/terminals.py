@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx
 
 from dovecote.sdk._errors import DovecoteError, Unreachable, error_from
+from dovecote.sdk._reading import read
 from dovecote.sdk._settings import Access
-from dovecote.sdk._shapes import Exited, read
+from dovecote.sdk._shapes import Exited
 from dovecote.sdk._sync.transport import CONNECT_SECONDS
 
 if TYPE_CHECKING:

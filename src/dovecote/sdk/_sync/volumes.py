@@ -7,7 +7,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from dovecote.sdk._shapes import Mount, Volume, read
+from dovecote.sdk._reading import read
+from dovecote.sdk._shapes import Mount, Volume
 from dovecote.sdk._sync.transport import Wire
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
+
+from dovecote.sdk._shapes import Mount, Network, Printed, Start, Step
 
 
 @dataclass(frozen=True)
@@ -73,3 +76,45 @@ class Rules:
     leave_out: list[str] = field(default_factory=list)
     keep: list[str] = field(default_factory=list)
     reinstall: str | None = None
+
+
+@dataclass(frozen=True)
+class Revision:
+    """What a function runs. `template` is a name, `template_digest` what it meant when the revision was made."""
+
+    id: str
+    number: int
+    is_current: bool
+    template: str
+    template_digest: str
+    spec: str
+    level: str
+    network: Network
+    env: dict[str, str]
+    start: Start | None
+    mounts: list[Mount]
+    rules: Rules
+    sharing: Sharing
+    hooks: Hooks
+    created_at: datetime
+
+
+DeployEvent = Step | Printed | Revision
+
+
+@dataclass(frozen=True)
+class Function:
+    """Called at `address` with a key, at `public_address` by anybody if it is public."""
+
+    id: str
+    name: str
+    address: str
+    path_address: str
+    public_address: str | None
+    public: bool
+    affinity: Affinity
+    affinity_header: str
+    invoking: Invoking
+    revision_id: str
+    revision: Revision
+    created_at: datetime
