@@ -179,15 +179,17 @@ async def test_what_is_due_is_asked_for_by_what_is_to_be_done(store: Store) -> N
     assert await store.invocations_due(NOW, is_final=False, but_tenants=[B], but_functions=["fun_2"]) == [call]
 
 
-async def test_an_idempotency_key_is_one_functions_of_one_tenant(store: Store) -> None:
-    for tenant_id, function_id in ((A, "fun_1"), (A, "fun_2"), (B, "fun_1")):
+async def test_an_idempotency_key_is_one_users_of_one_function_of_one_tenant(store: Store) -> None:
+    for tenant_id, function_id, user in (
+        *((A, "fun_1", "anna"), (A, "fun_2", "anna"), (A, "fun_1", "bob"), (B, "fun_1", "anna")),
+    ):
         await store.tenant(tenant_id).invocations.insert(
-            invocation(tenant_id, function_id=function_id, idempotency_key="order-1")
+            invocation(tenant_id, function_id=function_id, user=user, idempotency_key="order-1")
         )
     await store.tenant(A).invocations.insert(invocation())
     await store.tenant(A).invocations.insert(invocation())  # none is like no other
     with pytest.raises(Conflict) as caught:
-        await store.tenant(A).invocations.insert(invocation(idempotency_key="order-1"))
+        await store.tenant(A).invocations.insert(invocation(user="anna", idempotency_key="order-1"))
     assert caught.value.code == "exists"
 
 

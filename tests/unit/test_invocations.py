@@ -274,6 +274,17 @@ async def test_an_idempotency_key_is_one_call(calls: Calls) -> None:
     assert len(calls.callee.calls) == 2
 
 
+async def test_an_idempotency_key_is_one_users(calls: Calls) -> None:
+    """Two users may count their orders alike: neither is given the other's call, nor what names its session."""
+    function = await calls.function()
+    annas, bobs = [
+        await calls.invocations.create(function, Wanted(user=user, idempotency_key="order-1"))
+        for user in ("anna", "bob")
+    ]
+    assert annas.id != bobs.id
+    assert annas.key != bobs.key
+
+
 async def test_a_cancelled_call_is_not_made(calls: Calls) -> None:
     function = await calls.function(on_failure=WEBHOOK, on_success=WEBHOOK)
     waiting = await calls.invocations.create(function, Wanted())

@@ -33,12 +33,17 @@ class Start:
 
 @dataclass(frozen=True)
 class Tenant:
-    """`webhook_secret` signs what its webhooks are told; "" until it is first needed."""
+    """`webhook_secret` signs what its webhooks are told; "" until it is first needed.
+
+    The one before it signs too until `webhook_secret_before_until`, so that receivers can change over.
+    """
 
     id: str
     name: str
     created_at: datetime
     webhook_secret: str = ""
+    webhook_secret_before: str = ""
+    webhook_secret_before_until: datetime | None = None
     generation: int = 0
 
 

@@ -130,7 +130,7 @@ INVOCATIONS = _kind(
     "invocation",
     "invocations",
     invocations.Invocation,
-    sa.UniqueConstraint("tenant_id", "function_id", "idempotency_key"),
+    sa.UniqueConstraint("tenant_id", "function_id", "user", "idempotency_key"),
     _among("ix_invocations_due", "tenant_id", "due_at", where="due_at IS NOT NULL"),
     sa.Index(None, "finished_at"),
 )

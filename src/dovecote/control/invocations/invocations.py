@@ -73,18 +73,19 @@ class Invocations:
         self.stop: Callable[[str], None] = lambda _: None
 
     async def create(self, function: Function, wanted: Wanted) -> Invocation:
-        """Written down, to be made from now on. The same idempotency key again gives the call that has it already.
+        """Written down, to be made from now on. The same user's idempotency key again gives the call that has it.
 
         Without a key of a session, where the function has sessions, it gets one of its own, and all of its attempts
         are that session's. Raises Invalid, NoCapacity (too_many).
         """
-        scope = self._store.tenant(function.tenant_id)
-        if wanted.idempotency_key is not None:
-            same = {"function_id": function.id, "idempotency_key": wanted.idempotency_key}
-            found = await scope.invocations.find(**same)
-            if found is not None:
-                return found
-        return await self._keep(self._made(function, wanted))
+        made = self._made(function, wanted)
+        return await self._same(made) or await self._keep(made)
+
+    async def _same(self, made: Invocation) -> Invocation | None:
+        if made.idempotency_key is None:
+            return None
+        same = {"function_id": made.function_id, "user": made.user, "idempotency_key": made.idempotency_key}
+        return await self._store.tenant(made.tenant_id).invocations.find(**same)
 
     async def _keep(self, made: Invocation) -> Invocation:
         scope = self._store.tenant(made.tenant_id)
@@ -98,8 +99,7 @@ class Invocations:
         try:
             kept = await scope.invocations.insert(made)
         except Conflict:
-            same = {"function_id": made.function_id, "idempotency_key": made.idempotency_key}
-            found = await scope.invocations.find(**same) if made.idempotency_key is not None else None
+            found = await self._same(made)
             if found is None:
                 raise
             return found  # another request with the same key was first
