@@ -180,11 +180,10 @@ async def test_what_is_due_is_asked_for_by_what_is_to_be_done(store: Store) -> N
 
 
 async def test_an_idempotency_key_is_one_users_of_one_function_of_one_tenant(store: Store) -> None:
-    for tenant_id, function_id, user in (
-        *((A, "fun_1", "anna"), (A, "fun_2", "anna"), (A, "fun_1", "bob"), (B, "fun_1", "anna")),
-    ):
+    owners = [(A, "fun_1", "anna"), (A, "fun_2", "anna"), (A, "fun_1", "bob"), (B, "fun_1", "anna")]
+    for tenant_id, function_id, name in owners:
         await store.tenant(tenant_id).invocations.insert(
-            invocation(tenant_id, function_id=function_id, user=user, idempotency_key="order-1")
+            invocation(tenant_id, function_id=function_id, user=name, idempotency_key="order-1")
         )
     await store.tenant(A).invocations.insert(invocation())
     await store.tenant(A).invocations.insert(invocation())  # none is like no other

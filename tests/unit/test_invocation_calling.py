@@ -9,7 +9,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +194,22 @@ async def test_a_webhook_is_signed_with_its_tenants_secret(secrets: tuple[Webhoo
     assert not is_genuine(await kept.rotate(tenant), lines["x-dovecote-signature"], body)
 
 
+async def test_a_secret_that_was_replaced_signs_for_a_while(secrets: tuple[WebhookSecrets, str]) -> None:
+    kept, tenant = secrets
+    now = datetime(2026, 11, 28, tzinfo=UTC)
+    kept._now = lambda: now
+    old = await kept.get(tenant)
+    new = await kept.rotate(tenant, overlap=timedelta(hours=1))
+    assert await kept.signing(tenant) == [new, old]
+    assert all(is_genuine(each, signature([new, old], 1000, b"x"), b"x", now=1000) for each in (new, old))
+    now += timedelta(hours=1)
+    assert await kept.signing(tenant) == [new]
+    newest = await kept.rotate(tenant, overlap=timedelta(0))
+    assert await kept.signing(tenant) == [newest] == [await kept.get(tenant)]
+    with pytest.raises(Invalid):
+        await kept.rotate(tenant, overlap=timedelta(days=31))
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0", "2130706433"])
 async def test_a_webhook_does_not_go_inside(secrets: tuple[WebhookSecrets, str], host: str) -> None:
     kept, tenant = secrets
@@ -271,7 +287,7 @@ def test_what_is_no_url_of_a_webhook(url: str) -> None:
 
 
 def test_a_signature_is_of_this_body_and_of_now() -> None:
-    made = signature("s", 1000, b"body")
+    made = signature(["s"], 1000, b"body")
     assert is_genuine("s", made, b"body", now=1200)
     for secret, sent, body, now in (
         ("t", made, b"body", 1200),
@@ -279,6 +295,7 @@ def test_a_signature_is_of_this_body_and_of_now() -> None:
         ("s", made, b"body", 1400),
         ("s", made.replace("t=1000", "t=1001"), b"body", 1200),
         ("s", "t=,v1=", b"body", 1200),
+        ("s", "t=" + "9" * 5000 + ",v1=a", b"body", 1200),
         ("s", "", b"body", 1200),
     ):
         assert not is_genuine(secret, sent, body, now=now)

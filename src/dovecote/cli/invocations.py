@@ -110,13 +110,18 @@ def replay(invocation_id: InvocationId) -> None:
 
 @commands.command()
 def secret(
-    rotate: Annotated[bool, typer.Option("--rotate", help="Make a new one, effective at once.")] = False,
+    rotate: Annotated[bool, typer.Option("--rotate", help="Make a new one.")] = False,
+    overlap: Annotated[
+        float | None, typer.Option(help="Seconds that the one before it signs too; a day if not said.", min=0)
+    ] = None,
 ) -> None:
     """Print the secret that signs your webhooks."""
     from dovecote.sdk import Dovecote
 
+    if overlap is not None and not rotate:
+        raise typer.BadParameter("--overlap goes with --rotate")
     with Dovecote() as client:
-        print(client.invocations.webhook_secret(rotate=rotate))
+        print(client.invocations.webhook_secret(rotate=rotate, overlap=overlap))
 
 
 def _content(text: str) -> bytes:

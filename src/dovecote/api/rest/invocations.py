@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from dovecote.api.rest.here import After, FunctionName, Here
 from dovecote.api.rest.shapes import Body, Page
-from dovecote.control.invocations import Wanted
+from dovecote.control.invocations import LONGEST_OVERLAP, OVERLAP, Wanted
 from dovecote.errors import Invalid
 from dovecote.model.ids import parse_id
 from dovecote.model.invocations import DEFAULT_TIMEOUT, MOST_BODY, Invocation, InvocationState
@@ -97,6 +97,15 @@ class WholeInvocationShape(InvocationShape):
     response: ResponseShape | None
 
 
+class Rotation(Body):
+    overlap_seconds: float = Field(
+        OVERLAP.total_seconds(),
+        ge=0,
+        le=LONGEST_OVERLAP.total_seconds(),
+        description="How long webhooks are signed with the secret before it too; 0 if somebody else knows that.",
+    )
+
+
 class SecretShape(BaseModel):
     secret: str = Field(description="Key of the HMAC-SHA256 in `x-dovecote-signature` of your webhooks.")
 
@@ -158,9 +167,10 @@ async def get_webhook_secret(here: Here) -> SecretShape:
     return SecretShape(secret=await here.rooms.webhook_secrets.get(here.tenant_id))
 
 
-@routes.post("/webhook-secret:rotate", summary="A new secret, effective at once")
-async def rotate_webhook_secret(here: Here) -> SecretShape:
-    return SecretShape(secret=await here.rooms.webhook_secrets.rotate(here.tenant_id))
+@routes.post("/webhook-secret:rotate", summary="A new secret; the one before it signs too for a while")
+async def rotate_webhook_secret(here: Here, change: Rotation | None = None) -> SecretShape:
+    overlap = timedelta(seconds=(change or Rotation()).overlap_seconds)
+    return SecretShape(secret=await here.rooms.webhook_secrets.rotate(here.tenant_id, overlap=overlap))
 
 
 def invocation_shape(invocation: Invocation) -> InvocationShape:

@@ -8,19 +8,23 @@ import hmac
 import ipaddress
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import httpx
 
 from dovecote.errors import Conflict, DovecoteError, Failed, Forbidden, Invalid
 from dovecote.model.ids import random_text
+from dovecote.model.records import Tenant
 from dovecote.store import Store
 
 SIGNATURE_HEADER = "x-dovecote-signature"
 SECRET_PREFIX = "whs_"
 WITHIN = 15.0  # seconds, for all of it
 TRIES = 8
+OVERLAP, LONGEST_OVERLAP = timedelta(days=1), timedelta(days=30)  # of a secret and the one before it
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -29,28 +33,44 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 class WebhookSecrets:
     """Each tenant's own, by which its receivers know that a webhook is ours."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._store = store
+        self._now = now
 
     async def get(self, tenant_id: str) -> str:
         """Made when it is first asked for."""
-        return (await self._store.tenant(tenant_id).tenants.get(tenant_id)).webhook_secret or await self.rotate(
-            tenant_id, only_if_none=True
-        )
+        tenant = await self._store.tenant(tenant_id).tenants.get(tenant_id)
+        return tenant.webhook_secret or (await self._renewed(tenant_id, timedelta(0), only_if_none=True)).webhook_secret
 
-    async def rotate(self, tenant_id: str, *, only_if_none: bool = False) -> str:
-        """A new one, used from now on."""
+    async def rotate(self, tenant_id: str, *, overlap: timedelta = OVERLAP) -> str:
+        """A new one; the one before it signs too for as long as `overlap` says. Raises Invalid."""
+        if not timedelta(0) <= overlap <= LONGEST_OVERLAP:
+            raise Invalid(f"not a time for two secrets: {overlap}", hint=f"at most {LONGEST_OVERLAP}")
+        return (await self._renewed(tenant_id, overlap)).webhook_secret
+
+    async def signing(self, tenant_id: str) -> list[str]:
+        """All that sign now, the newest first."""
+        await self.get(tenant_id)  # so that there is one
+        tenant = await self._store.tenant(tenant_id).tenants.get(tenant_id)
+        until = tenant.webhook_secret_before_until
+        is_both = tenant.webhook_secret_before and until is not None and self._now() < until
+        return [tenant.webhook_secret, *([tenant.webhook_secret_before] if is_both else [])]
+
+    async def _renewed(self, tenant_id: str, overlap: timedelta, *, only_if_none: bool = False) -> Tenant:
         tenants = self._store.tenant(tenant_id).tenants
         for _ in range(TRIES):
             tenant = await tenants.get(tenant_id)
             if only_if_none and tenant.webhook_secret:
-                return tenant.webhook_secret
-            try:
-                return (
-                    await tenants.swap(replace(tenant, webhook_secret=SECRET_PREFIX + random_text(52)))
-                ).webhook_secret
-            except Conflict:
-                continue
+                return tenant
+            goes_on = bool(tenant.webhook_secret and overlap)
+            changed = replace(
+                tenant,
+                webhook_secret=SECRET_PREFIX + random_text(52),
+                webhook_secret_before=tenant.webhook_secret if goes_on else "",
+                webhook_secret_before_until=self._now() + overlap if goes_on else None,
+            )
+            with suppress(Conflict):
+                return await tenants.swap(changed)
         raise Conflict("too many changes at once", code="busy", hint="try again")
 
 
@@ -70,11 +90,11 @@ class Webhooks:
 
     async def send(self, tenant_id: str, url: str, body: bytes) -> None:
         """Raises Forbidden (address_refused), Invalid, and Failed where another try may help."""
-        secret = await self._secrets.get(tenant_id)
+        secrets = await self._secrets.signing(tenant_id)
         headers = {
             "content-type": "application/json",
             "user-agent": "dovecote",
-            SIGNATURE_HEADER: signature(secret, int(self._clock()), body),
+            SIGNATURE_HEADER: signature(secrets, int(self._clock()), body),
         }
         try:
             async with asyncio.timeout(WITHIN):
@@ -126,10 +146,11 @@ class Webhooks:
         return is_outside(meant) or any(meant in each for each in self._allowed)
 
 
-def signature(secret: str, at: int, body: bytes) -> str:
-    """`t=<seconds>,v1=<hex>`: HMAC-SHA256 of `<seconds>.<body>`."""
-    digest = hmac.new(secret.encode(), str(at).encode() + b"." + body, hashlib.sha256).hexdigest()
-    return f"t={at},v1={digest}"
+def signature(secrets: Sequence[str], at: int, body: bytes) -> str:
+    """`t=<seconds>,v1=<hex>`, with a `v1` for each secret: HMAC-SHA256 of `<seconds>.<body>`."""
+    signed = str(at).encode() + b"." + body
+    digests = [hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest() for secret in secrets]
+    return ",".join([f"t={at}", *(f"v1={digest}" for digest in digests)])
 
 
 def is_outside(address: Address) -> bool:

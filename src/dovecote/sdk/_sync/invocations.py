@@ -84,8 +84,12 @@ class Invocations:
         """Makes one that has ended once more, for the same session; the new call."""
         return read(Invocation, self._wire.call("POST", f"/v1/invocations/{invocation_id}:replay"))
 
-    def webhook_secret(self, *, rotate: bool = False) -> str:
-        """What signs your webhooks; see `is_genuine`. Rotating makes a new one, effective at once."""
+    def webhook_secret(self, *, rotate: bool = False, overlap: float | None = None) -> str:
+        """What signs your webhooks; see `is_genuine`.
+
+        Rotating makes a new one; for `overlap` seconds, a day if not said, the one before it signs as well.
+        """
         if rotate:
-            return str((self._wire.call("POST", "/v1/webhook-secret:rotate"))["secret"])
+            asked = {"overlap_seconds": overlap} if overlap is not None else {}
+            return str((self._wire.call("POST", "/v1/webhook-secret:rotate", json=asked))["secret"])
         return str((self._wire.call("GET", "/v1/webhook-secret"))["secret"])
