@@ -99,7 +99,7 @@ class WholeInvocationShape(InvocationShape):
 
 class Rotation(Body):
     overlap_seconds: float = Field(
-        OVERLAP.total_seconds(),
+        default=OVERLAP.total_seconds(),
         ge=0,
         le=LONGEST_OVERLAP.total_seconds(),
         description="How long webhooks are signed with the secret before it too; 0 if somebody else knows that.",
