@@ -4,7 +4,7 @@
 set -eu
 
 run="python3 python3-venv ca-certificates crun runc nftables btrfs-progs mmdebstrap iproute2 gcc musl-tools xz-utils skopeo"
-test="postgresql redis-server libc6-dev erofs-utils git gdb docker-registry busybox-static"
+test="postgresql redis-server nats-server libc6-dev erofs-utils git gdb docker-registry busybox-static"
 buckets="rclone fuse3"
 bench="wrk curl libc6-dev restic zstd"
 
