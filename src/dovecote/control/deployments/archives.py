@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import lzma
 import stat
+import struct
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 from dovecote.control.templates import MAX_BYTES, MAX_FILES
-from dovecote.errors import Invalid
+from dovecote.errors import Invalid, StorageFailed
 
 ZIP = b"PK\x03\x04"
 EMPTY_ZIP = b"PK\x05\x06"
 LONGEST_LINK = 4096
+# What reading a bad one raises: each way to compress has errors of its own.
+UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(NotImplementedError, RuntimeError, ValueError, EOFError, OSError),
+)
 
 
 def as_tar(sent: Path, to: Path) -> Path:
-    """The file itself if it is a tar, else what it was made into. Raises Invalid (bad_context, too_large)."""
+    """The file itself if it is a tar, else what it was made into.
+
+    Raises Invalid (bad_context, too_large), StorageFailed (disk_full).
+    """
     with sent.open("rb") as file:
         magic = file.read(4)
     if magic not in (ZIP, EMPTY_ZIP):
@@ -24,7 +35,9 @@ def as_tar(sent: Path, to: Path) -> Path:
     try:
         with zipfile.ZipFile(sent) as archive, tarfile.open(to, "w", format=tarfile.PAX_FORMAT) as out:
             _copy(archive, out)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, OSError) as error:
+    except UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's; a bad archive has no number
+            raise StorageFailed(f"the files cannot be kept: {error}", code="disk_full") from error
         raise Invalid(f"the files cannot be used: {error}", code="bad_context") from error
     return to
 

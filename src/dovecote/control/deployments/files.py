@@ -115,8 +115,8 @@ class DeployedFiles:
                 work_dir=Path(directory),
             )
             built = await building.run(_recipe(name, build), ground)
-        # The function as it is now: it may have been changed while this was made.
-        function = await self._functions.get(function.tenant_id, function.name)
+        # The function as it is now: it may have been changed while this was made, or be another one of its name.
+        function = await self._functions.by_id(function.tenant_id, function.id)
         current = await self._functions.revision(function.tenant_id, function.revision_id)
         wanted = replace(
             current,
