@@ -381,6 +381,23 @@ async def test_a_destination_that_never_listens_is_given_up(calls: Calls) -> Non
     assert (await calls.get(inside)).deliveries == 1
 
 
+async def test_a_destination_is_given_up_however_telling_it_fails(calls: Calls) -> None:
+    """With an error that nobody thought of, or with the server that told it, time after time."""
+    calls.callee.refusals = [RuntimeError("a bug")] * 99
+    odd = await calls.invocations.create(await calls.function(on_success=WEBHOOK), Wanted())
+    for _ in range(12):
+        await calls.pass_time(LONGEST_WAIT)
+    done = await calls.get(odd)
+    assert (done.delivery, done.deliveries) == (Delivery.FAILED, deciding.MOST_DELIVERIES)
+    assert "on our side" in done.delivery_error
+    calls.callee.refusals = []
+    kept = calls.store.tenant(calls.tenant).invocations
+    last = replace(done, delivery=Delivery.PENDING, due_at=calls.now)  # the server died over the last attempt
+    await kept.swap(last)
+    await calls.settle()
+    assert ((await calls.get(odd)).delivery, calls.callee.told) == (Delivery.FAILED, [])
+
+
 async def test_a_function_hears_of_another_once_and_not_in_circles(calls: Calls) -> None:
     circle = await calls.function("circle", on_success=Destination(To.FUNCTION, "circle"))
     made = await calls.invocations.create(circle, Wanted(user="anna", key="chat7", body=b"hello"))

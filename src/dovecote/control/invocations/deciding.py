@@ -103,6 +103,11 @@ def cancelled(invocation: Invocation, now: datetime) -> Invocation:
     return _finished(invocation, InvocationState.CANCELLED, now)
 
 
+def is_told_enough(invocation: Invocation) -> bool:
+    """Whether no attempt to tell its destination is left, though nobody has heard of the last one."""
+    return invocation.deliveries >= MOST_DELIVERIES
+
+
 def delivery_claimed(invocation: Invocation, now: datetime) -> Invocation:
     return replace(invocation, deliveries=invocation.deliveries + 1, due_at=now + DELIVERY_LEASE)
 
@@ -113,7 +118,7 @@ def delivered(invocation: Invocation) -> Invocation:
 
 def not_delivered(invocation: Invocation, error: DovecoteError, now: datetime, chance: float) -> Invocation:
     told = replace(invocation, delivery_error=str(error)[:1000])
-    if not isinstance(error, PASSING) or invocation.deliveries >= MOST_DELIVERIES:
+    if not isinstance(error, PASSING) or is_told_enough(invocation):
         return replace(told, delivery=Delivery.FAILED, due_at=None)
     return replace(told, due_at=now + wait(invocation.deliveries, chance))
 

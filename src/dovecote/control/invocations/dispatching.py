@@ -142,6 +142,10 @@ class Dispatching:
         """Answers False where the function has as many calls under way as it may."""
         if not lane.room or invocation.tenant_id in lane.full_tenants():
             return True
+        if lane.is_final and deciding.is_told_enough(invocation):
+            lost = Failed("the server went away each time while it told", code="delivery_lost")
+            await self._swap(deciding.not_delivered(invocation, lost, self._now(), 0))
+            return True
         if lane.is_final:
             await self._start(lane, deciding.delivery_claimed(invocation, self._now()), self._tell)
             return True
@@ -224,10 +228,14 @@ class Dispatching:
         try:
             await self._deliver(claimed)
         except DovecoteError as error:
-            now, chance = self._now(), self._chance()
-            await self._swap(deciding.not_delivered(claimed, error, now, chance))
+            told = deciding.not_delivered(claimed, error, self._now(), self._chance())
+        except Exception:
+            log.exception("the destination of invocation %s could not be told", claimed.id)
+            ours = Failed("something went wrong on our side", code="internal")
+            told = deciding.not_delivered(claimed, ours, self._now(), self._chance())
         else:
-            await self._swap(deciding.delivered(claimed))
+            told = deciding.delivered(claimed)
+        await self._swap(told)
 
     async def _change(self, claimed: Invocation, change: Callable[[Invocation], Invocation]) -> bool:
         """Answers False, and changes nothing, where the attempt is not ours any more."""
