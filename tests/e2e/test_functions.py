@@ -267,6 +267,7 @@ def test_a_deployment_whose_server_does_not_start_says_its_last_words(
     try:
         done = run_cli(installation, *arguments)
         assert done.returncode == 1
+        assert "sending files" in done.stderr
         assert "start_failed" in done.stderr
         assert "no-luck" in done.stderr
     finally:

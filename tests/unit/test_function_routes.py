@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ from dovecote.api.rooms import Rooms
 from dovecote.control.fleet import Fleet
 from dovecote.control.metering import Metering
 from dovecote.control.snapshots import Snapshots
+from dovecote.control.templates import Building, Ground, Recipe
 from dovecote.control.volumes import Contents, Volumes
 from dovecote.errors import Conflict, Failed
 from dovecote.model.addresses import Addresses
 from dovecote.model.serving import Hook, Hooks
 from dovecote.model.states import SessionState
+from dovecote.sdk import AsyncDovecote, Revision
 from tests.unit.control_world import HOST_ID, START, World, world_on
 from tests.unit.memory_host import Clock, MemoryHost
 
@@ -55,6 +58,7 @@ class Api:
     world: World
     http: httpx.AsyncClient
     other: httpx.AsyncClient
+    key: str
 
     async def made(self, **fields: Any) -> dict[str, Any]:
         answer = await self.http.post("/v1/functions", json=SHOP | fields)
@@ -98,7 +102,7 @@ async def api_on(world: World) -> AsyncIterator[Api]:
         httpx.AsyncClient(transport=transport, base_url="http://localhost", headers={"authorization": f"Bearer {key}"})
         for key in keys
     ]
-    yield Api(world, *clients)
+    yield Api(world, clients[0], clients[1], keys[0])
     for client in clients:
         await client.aclose()
 
@@ -286,3 +290,29 @@ async def test_how_hooks_went_is_shown_of_functions_and_apps(api: Api) -> None:
     assert "exit code 3" in failed["reason"]
     assert (await api.other.get("/v1/functions/served/hooks")).status_code == 404
     assert (await api.other.get("/v1/apps/site/hooks")).status_code == 404
+
+
+async def test_a_client_hears_how_much_of_its_files_has_left(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def built(building: Building, recipe: Recipe, ground: Ground) -> Ground:
+        return ground  # trees in memory hold no directories
+
+    monkeypatch.setattr(Building, "run", built)
+    await api.made()
+    (tmp_path / "large").write_bytes(os.urandom(700_000))
+    client = AsyncDovecote(api.key, "http://localhost", transport=api.http._transport)
+    told: list[tuple[int, int]] = []
+    *_, revision = [
+        event
+        async for event in client.functions.put_files(
+            "shop", tmp_path, current=False, on_sent=lambda done, total: told.append((done, total))
+        )
+    ]
+    assert isinstance(revision, Revision)
+    assert (revision.number, revision.is_current) == (2, False)
+    (total,) = {total for _, total in told}
+    assert len(told) > 2
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    assert told[-1][0] == total > 700_000
+    await client.aclose()

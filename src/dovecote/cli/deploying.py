@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import secrets
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from dovecote.cli.progress import Following
 from dovecote.cli.show import err, say
 from dovecote.cli.template import follow
 
@@ -129,10 +130,7 @@ def deploy(client: Dovecote, directory: Path | None, wanted: Wanted, *, wait: bo
         if is_new or directory is not None:
             changes.pop("template", None)
         if directory is not None:
-            sent = client.functions.put_files(
-                wanted.name, directory, template=template, build=wanted.build or "", current=False
-            )
-            changes["files"] = followed(sent).number
+            changes["files"] = put(client, wanted, directory, template).number
         function = client.functions.update(wanted.name, **changes)
     except BaseException:
         if is_new:
@@ -143,17 +141,22 @@ def deploy(client: Dovecote, directory: Path | None, wanted: Wanted, *, wait: bo
     return function
 
 
-def followed(events: Iterable[Any]) -> Revision:
-    """Says each step, and what a build prints; answers the revision."""
-    from dovecote.sdk import Printed, Revision, Step
+def put(client: Dovecote, wanted: Wanted, directory: Path, template: str | None) -> Revision:
+    """The directory as a revision that nobody has yet. Shows how much of it is sent, and what a build prints."""
+    from dovecote.sdk import Revision
 
-    for event in events:
-        if isinstance(event, Revision):
-            return event
-        if isinstance(event, Printed):
-            err.out(event.text, end="", highlight=False)
-        elif isinstance(event, Step):
-            err.out(event.what, highlight=False)
+    assert wanted.name is not None
+    with Following() as following:
+        for event in client.functions.put_files(
+            *(wanted.name, directory),
+            template=template,
+            build=wanted.build or "",
+            current=False,
+            on_sent=lambda done, total: following.step("sending files", done, total),
+        ):
+            if isinstance(event, Revision):
+                return event
+            following.event(event)
     raise typer.Exit(1)
 
 

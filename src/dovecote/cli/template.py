@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from dovecote.cli.show import age, err, say, table
+from dovecote.cli.progress import Following
+from dovecote.cli.show import age, say, table
 
 if TYPE_CHECKING:
     from dovecote.sdk import TemplateEvent
@@ -84,23 +84,15 @@ def remove_template(name: Name) -> None:
 
 def follow(events: Iterable[TemplateEvent]) -> None:
     """A bar on a terminal, a line a step elsewhere; at last what became of it."""
-    from dovecote.sdk import Printed, Template
+    from dovecote.sdk import Template
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    before = ""
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
-        bar = bars.add_task("asking", total=None)
+    with Following() as following:
         for event in events:
             if isinstance(event, Template):
                 amount = f"{event.files} files, {size(event.total_bytes)}, " if event.files else ""
                 say(f"{event.name} is {event.state}: {amount}as {event.user}")
-            elif isinstance(event, Printed):
-                bars.console.out(event.text, end="", highlight=False)
             else:
-                bars.update(bar, description=event.what, completed=event.done, total=event.total or None)
-                if not err.is_terminal and event.what != before:
-                    err.out(event.what, highlight=False)
-                before = event.what
+                following.event(event)
 
 
 def size(count: int) -> str:

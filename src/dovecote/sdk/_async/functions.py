@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +17,8 @@ from dovecote.sdk._functions import Affinity, DeployEvent, Function, Hooks, Invo
 from dovecote.sdk._ignoring import pack
 from dovecote.sdk._reading import read
 from dovecote.sdk._shapes import Mount, Network, Printed, Start, Step
+
+PIECE = 1 << 18  # bytes that are sent at once
 
 
 class AsyncFunctions:
@@ -127,16 +129,18 @@ class AsyncFunctions:
         template: str | None = None,
         build: str = "",
         current: bool = True,
+        on_sent: Callable[[int, int], None] | None = None,
     ) -> AsyncGenerator[DeployEvent, None]:
         """A directory, over the function's template; what was put before goes. The last event is a Revision.
 
         What `.dovecoteignore` in it names is left out, and `.git`. `build` is a command that runs once in the files.
-        With `current` false no session gets the revision until `update(files=number)`.
+        With `current` false no session gets the revision until `update(files=number)`. `on_sent` is told, as the
+        files leave, how many bytes of how many.
         """
         params = {"template": template, "build": build or None, "current": "true" if current else "false"}
         with tempfile.TemporaryFile() as file:
             size = pack(Path(directory), file)
-            content = _sent(file)
+            content = _sent(file, size, on_sent)
             headers = {"content-type": "application/x-tar", "content-length": str(size)}
             path = f"/v1/functions/{name}/files"
             async with self._wire.stream("PUT", path, params=params, content=content, headers=headers) as response:
@@ -184,9 +188,11 @@ class AsyncFunctions:
         return [read(Function, each) async for each in pages(self._wire, "/v1/functions", {})]
 
 
-async def _sent(file: IO[bytes]) -> AsyncGenerator[bytes, None]:
-    while piece := file.read(1 << 20):
+async def _sent(file: IO[bytes], size: int, told: Callable[[int, int], None] | None) -> AsyncGenerator[bytes, None]:
+    while piece := file.read(PIECE):
         yield piece
+        if told is not None:
+            told(file.tell(), size)
 
 
 def _serving(affinity: Any, affinity_header: str | None, sharing: Any, hooks: Any, invoking: Any) -> dict[str, Any]:

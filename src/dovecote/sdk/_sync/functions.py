@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +19,8 @@ from dovecote.sdk._reading import read
 from dovecote.sdk._shapes import Mount, Network, Printed, Start, Step
 from dovecote.sdk._sync.resources import given, pages, start_body
 from dovecote.sdk._sync.transport import Wire, json_lines
+
+PIECE = 1 << 18  # bytes that are sent at once
 
 
 class Functions:
@@ -129,16 +131,18 @@ class Functions:
         template: str | None = None,
         build: str = "",
         current: bool = True,
+        on_sent: Callable[[int, int], None] | None = None,
     ) -> Generator[DeployEvent, None, None]:
         """A directory, over the function's template; what was put before goes. The last event is a Revision.
 
         What `.dovecoteignore` in it names is left out, and `.git`. `build` is a command that runs once in the files.
-        With `current` false no session gets the revision until `update(files=number)`.
+        With `current` false no session gets the revision until `update(files=number)`. `on_sent` is told, as the
+        files leave, how many bytes of how many.
         """
         params = {"template": template, "build": build or None, "current": "true" if current else "false"}
         with tempfile.TemporaryFile() as file:
             size = pack(Path(directory), file)
-            content = _sent(file)
+            content = _sent(file, size, on_sent)
             headers = {"content-type": "application/x-tar", "content-length": str(size)}
             path = f"/v1/functions/{name}/files"
             with self._wire.stream("PUT", path, params=params, content=content, headers=headers) as response:
@@ -186,9 +190,11 @@ class Functions:
         return [read(Function, each) for each in pages(self._wire, "/v1/functions", {})]
 
 
-def _sent(file: IO[bytes]) -> Generator[bytes, None, None]:
-    while piece := file.read(1 << 20):
+def _sent(file: IO[bytes], size: int, told: Callable[[int, int], None] | None) -> Generator[bytes, None, None]:
+    while piece := file.read(PIECE):
         yield piece
+        if told is not None:
+            told(file.tell(), size)
 
 
 def _serving(affinity: Any, affinity_header: str | None, sharing: Any, hooks: Any, invoking: Any) -> dict[str, Any]:
