@@ -6,12 +6,13 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dovecote.cli.activity import say_hooks
 from dovecote.cli.deploying import Wanted, deploy, read_project
+from dovecote.cli.options import Level, Port, StartCommand, body_of, pair, with_options
 from dovecote.cli.show import age, err, say, table
 
 if TYPE_CHECKING:
@@ -20,26 +21,10 @@ if TYPE_CHECKING:
 commands = typer.Typer(help="Functions: servers of your own, and what sessions and apps run.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="FUNCTION")]
-Env = Annotated[list[str] | None, typer.Option("--env", "-e", help="K=V; may be repeated.")]
-Modes = Annotated[str | None, typer.Option(help="none, or some of header,cookie,mcp-sse,mcp-http.")]
-Header = Annotated[str | None, typer.Option(help="The header that names a request's session.")]
-PerInstance = Annotated[
-    int | None, typer.Option(help="Sessions in an instance; with 1, each has its files for itself.")
-]
-Requests = Annotated[int | None, typer.Option(help="Requests at once in an instance; 0 for no limit.")]
-Instances = Annotated[int | None, typer.Option(help="Instances of the function; 0 for no limit.")]
-Public = Annotated[bool | None, typer.Option("--public/--private", help="Whether anybody may call it.")]
-Template = Annotated[str | None, typer.Option(help="Files that its instances start with.")]
-Spec = Annotated[str | None, typer.Option(help="nano, small, medium or large.")]
-Level = Annotated[str | None, typer.Option(help="Isolation level.")]
-Internet = Annotated[bool | None, typer.Option(help="Whether its instances reach the internet.")]
-StartCommand = Annotated[str | None, typer.Option(help="Shell command that starts its server.")]
-Port = Annotated[int | None, typer.Option(help="The port that its server opens.")]
-Ttl = Annotated[float | None, typer.Option(help="Seconds that a session lasts, from its creation.")]
-Idle = Annotated[float | None, typer.Option(help="Seconds after which an unused session is parked.")]
 
 
 @commands.command("deploy")
+@with_options
 def deploy_function(
     directory: Annotated[
         Path | None, typer.Argument(metavar="DIRECTORY", help="Its files.", exists=True, file_okay=False)
@@ -47,46 +32,18 @@ def deploy_function(
     name: Annotated[
         str | None, typer.Option("--name", "-n", help="Its host name; one that is there is changed.")
     ] = None,
-    start: StartCommand = None,
-    port: Port = None,
     image: Annotated[str | None, typer.Option(help="An image in a registry to start from, host/name:tag.")] = None,
-    template: Template = None,
     build: Annotated[str | None, typer.Option(help="Command that runs once, in the files, inside.")] = None,
-    affinity: Modes = None,
-    header: Header = None,
-    sessions: PerInstance = None,
-    requests: Requests = None,
-    instances: Instances = None,
-    ttl: Ttl = None,
-    idle_after: Idle = None,
-    env: Env = None,
-    public: Public = None,
-    spec: Spec = None,
-    level: Level = None,
-    internet: Internet = None,
     wait: Annotated[bool, typer.Option(help="Wait until it answers.")] = True,
+    *,
+    wanted: Wanted,
 ) -> None:
     """Run a directory or an image as a function, and print its addresses. Reads `dovecote.toml` in the directory."""
     from dovecote.sdk import Dovecote
 
-    wanted = read_project(directory)
-    wanted = wanted.over(
-        name=name,
-        start=start,
-        port=port,
-        image=image,
-        template=template,
-        build=build,
-        public=public,
-        spec=spec,
-        level=level,
-        internet=internet,
-        env=pairs(env) if env else None,
-        affinity=given(modes=modes_of(affinity), header=header, ttl=ttl, idle_after=idle_after),
-        sharing=given(sessions=sessions, requests=requests, instances=instances),
-    )
+    whole = read_project(directory).over(**vars(wanted)).over(name=name, image=image, build=build)
     with Dovecote() as client:
-        addresses(deploy(client, directory, wanted, wait=wait))
+        addresses(deploy(client, directory, whole, wait=wait))
 
 
 @commands.command("create")
@@ -147,39 +104,15 @@ def show_function(name: Name) -> None:
 
 
 @commands.command("update")
+@with_options
 def update_function(
     name: Name,
-    start: StartCommand = None,
-    port: Port = None,
-    template: Template = None,
-    affinity: Modes = None,
-    header: Header = None,
-    sessions: PerInstance = None,
-    requests: Requests = None,
-    instances: Instances = None,
-    ttl: Ttl = None,
-    idle_after: Idle = None,
-    env: Env = None,
-    public: Public = None,
-    spec: Spec = None,
-    level: Level = None,
-    internet: Internet = None,
+    *,
+    wanted: Wanted,
 ) -> None:
     """Change what is named and leave the rest; `--env` adds variables."""
     from dovecote.sdk import Dovecote
 
-    wanted = Wanted(
-        start=start,
-        port=port,
-        template=template,
-        public=public,
-        spec=spec,
-        level=level,
-        internet=internet,
-        env=pairs(env) if env else None,
-        affinity=given(modes=modes_of(affinity), header=header, ttl=ttl, idle_after=idle_after),
-        sharing=given(sessions=sessions, requests=requests, instances=instances),
-    )
     with Dovecote() as client:
         addresses(client.functions.update(name, **wanted.changes(client.functions.get(name))))
 
@@ -261,33 +194,3 @@ def addresses(function: Function) -> None:
         print(function.public_address)
     session = f"-H '{function.affinity.header}: me' " if "header" in function.affinity.modes else ""
     print(f'curl -H "x-dovecote-key: $DOVECOTE_API_KEY" {session}{function.path_address}')
-
-
-def body_of(data: str | None) -> bytes | None:
-    if data is None or not data.startswith("@"):
-        return data.encode() if data is not None else None
-    if data == "@-":
-        return sys.stdin.buffer.read()
-    try:
-        return Path(data[1:]).read_bytes()
-    except OSError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-def given(**fields: Any) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def modes_of(text: str | None) -> list[str] | None:
-    return [mode.strip() for mode in text.split(",")] if text is not None else None
-
-
-def pairs(texts: list[str]) -> dict[str, str]:
-    return dict(pair(text, "=") for text in texts)
-
-
-def pair(text: str, sign: str) -> tuple[str, str]:
-    name, found, value = text.partition(sign)
-    if not found or not name.strip():
-        raise typer.BadParameter(f"not NAME{sign}VALUE: {text[:60]}")
-    return name.strip(), value.strip() if sign == ":" else value

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from itertools import islice
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dovecote.cli.options import body_of, pair
 from dovecote.cli.show import age, say, table, write_bytes
 
 commands = typer.Typer(help="Asynchronous calls of functions.", no_args_is_help=True)
@@ -35,10 +34,10 @@ def create(
     with Dovecote() as client:
         made = client.invocations.create(
             function,
-            _content(data),
+            body_of(data) or b"",
             method=method,
             path=path,
-            headers=dict(_header(each) for each in header or ()),
+            headers=dict(pair(each, ":") for each in header or ()),
             session=session,
             user=user,
             delay=delay,
@@ -122,16 +121,3 @@ def secret(
         raise typer.BadParameter("--overlap goes with --rotate")
     with Dovecote() as client:
         print(client.invocations.webhook_secret(rotate=rotate, overlap=overlap))
-
-
-def _content(text: str) -> bytes:
-    if text == "@-":
-        return sys.stdin.buffer.read()
-    return Path(text[1:]).read_bytes() if text.startswith("@") else text.encode()
-
-
-def _header(text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not colon:
-        raise typer.BadParameter(f"not a header: {text!r}")
-    return name.strip(), value.strip()
