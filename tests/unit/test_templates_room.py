@@ -37,7 +37,7 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 async def test_a_session_runs_as_its_revision_says_whatever_the_template_has_become(world: World) -> None:
     session = await world.sessions.create(world.tenant)
     changed = OwnTemplate("base", "digest-of-another", Inside("root", "/root", False, {"LANG": "de_DE"}))
-    world.functions._templates = {"base": changed}
+    world.functions.bases._own = {"base": changed}
     live = await world.sessions.awake(session)
     assert live.default_user == ("user", "/home/user")
     assert live.environment == {"LANG": "C.UTF-8"}

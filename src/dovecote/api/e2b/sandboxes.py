@@ -106,7 +106,7 @@ def _template(here: Call, name: str) -> str | None:
     if name not in KNOWN:
         return name
     functions = here.rooms.functions
-    own = {*functions.templates_on_demand(), *(each.name for each in functions.templates())}
+    own = {*functions.bases.not_made(), *(each.name for each in functions.bases.made())}
     return KNOWN[name] if KNOWN[name] in own else None
 
 

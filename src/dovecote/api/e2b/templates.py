@@ -194,7 +194,7 @@ async def list_tags(here: Here, template_id: Name) -> Response:
 @routes.get("/templates")
 async def list_templates(here: Here) -> Response:
     """Tags are not listed apart."""
-    shapes = [_own_shape(each.name, each.digest) for each in here.rooms.functions.templates()]
+    shapes = [_own_shape(each.name, each.digest) for each in here.rooms.functions.bases.made()]
     bases: dict[str, list[Template]] = {}
     for template in await _all(here):
         bases.setdefault(template.name.partition(":")[0], []).append(template)
@@ -258,7 +258,7 @@ async def _of(here: Call, name: str) -> list[Template]:
 
 
 def _own(here: Call) -> set[str]:
-    return {each.name for each in here.rooms.functions.templates()}
+    return {each.name for each in here.rooms.functions.bases.made()}
 
 
 def _none(name: str) -> NotFound:

@@ -172,8 +172,8 @@ def template_shape(template: Template) -> TemplateShape:
 def _own(here: Call) -> list[TemplateShape]:
     """The installation's own, those among them that are made when they are first used too."""
     functions = here.rooms.functions
-    made = [own_shape(template) for template in functions.templates()]
-    return [*made, *(_on_demand(name) for name in functions.templates_on_demand())]
+    made = [own_shape(template) for template in functions.bases.made()]
+    return [*made, *(_on_demand(name) for name in functions.bases.not_made())]
 
 
 def own_shape(template: Own) -> TemplateShape:

@@ -102,7 +102,7 @@ class DeployedFiles:
             await receive(sent, path)
             telling.step("files received")  # the first word only now: the answer begins with it, and ends the body
             context = await asyncio.to_thread(_context, path)
-            digest, inside, start = await self._functions.pinned(function.tenant_id, name)
+            digest, inside, start = await self._functions.bases.pinned(function.tenant_id, name)
             # The build sees the function's environment; the template's own stays what it is.
             ground = Ground(digest, replace(inside, env={**inside.env, **current.env}))
             building = Building(

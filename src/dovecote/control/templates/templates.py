@@ -151,7 +151,7 @@ class Templates:
 
         Raises NotFound (no_such_template) before its first event, and what it fails for.
         """
-        own = self._functions.own
+        own = self._functions.bases.on_demand
         if own is None or name not in own.names:
             names = ", ".join(sorted(own.names)) if own is not None else BASE
             raise NotFound(f"no template {name!r} to prepare", code="no_such_template", hint=f"there are {names}")
@@ -205,7 +205,7 @@ class Templates:
         if is_image:
             made = await self._images().pull(source, scope=tenant_id, progress=telling.step)
             return Ground(made.digest, made.inside, _start(made, None)), made.source
-        return Ground(*await self._functions.pinned(tenant_id, source)), ""
+        return Ground(*await self._functions.bases.pinned(tenant_id, source)), ""
 
     def _images(self) -> Images:
         return self._fleet.host(self._fleet.place(prefer=None)).images
@@ -260,8 +260,8 @@ class Templates:
         )
 
     def _check_free(self, name: str) -> None:
-        made = {template.name for template in self._functions.templates()}
-        if name.partition(":")[0] in made.union(self._functions.templates_on_demand()):
+        made = {template.name for template in self._functions.bases.made()}
+        if name.partition(":")[0] in made.union(self._functions.bases.not_made()):
             raise Conflict(f"{name} is the installation's own", code="exists", hint="choose another name")
 
     async def _finish(self, record: Template, work: Callable[[], Awaitable[Template]]) -> Template:
