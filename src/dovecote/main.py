@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
-import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -22,7 +20,7 @@ from dovecote import __version__
 from dovecote.api import errors as api_errors
 from dovecote.api.app import build as build_api
 from dovecote.api.rooms import Rooms
-from dovecote.collecting import LOOK_EVERY, collect_now, pin_and_collect
+from dovecote.collecting import LOOK_EVERY, pin_and_collect
 from dovecote.config import Settings
 from dovecote.control.apps import Apps
 from dovecote.control.chats import Chats
@@ -31,7 +29,6 @@ from dovecote.control.fleet import Death, Fleet
 from dovecote.control.functions import Functions
 from dovecote.control.invocations import FORGET_EVERY
 from dovecote.control.metering import SAMPLE_EVERY, Metering
-from dovecote.control.references import tree_references
 from dovecote.control.sandboxes import Sandboxes
 from dovecote.control.sessions import Keeping, Routing, Sessions
 from dovecote.control.snapshots import RETAIN_EVERY, Snapshots
@@ -39,19 +36,15 @@ from dovecote.control.templates import Templates
 from dovecote.control.tenancy import Tenancy
 from dovecote.control.volumes import Contents, Volumes
 from dovecote.credentials import write_credentials
-from dovecote.errors import Conflict, DovecoteError, NotFound, Unsupported
-from dovecote.gateway import Answer, Ask, Gateway, stop_envoy
+from dovecote.errors import DovecoteError, Unsupported
+from dovecote.gateway import Answer, Ask, Gateway
 from dovecote.gateway.certificates import LOOK_EVERY as LOOK_AT_CERTIFICATE_EVERY
 from dovecote.gateway.certificates import Authority, Files
 from dovecote.gateway.directory import Directory
-from dovecote.host.assembly import LocalHost, assemble, disassemble, open_objects, recorded_templates, remove_run_dir
-from dovecote.host.doctor import Finding, examine
-from dovecote.host.doctor_store import examine_cache, examine_store
+from dovecote.host.assembly import LocalHost, assemble
+from dovecote.host.doctor import examine
 from dovecote.host.storage import cache_limit
-from dovecote.host.storage.cache_limit import CacheFigures, read_figures
-from dovecote.host.storage.check import Checked, Progress, check_store
-from dovecote.host.storage.figures import Amount, Figures, cache_amount, store_figures
-from dovecote.host.storage.garbage import Collected
+from dovecote.installation import database_url, only_server
 from dovecote.invoking import Invoking
 from dovecote.invoking import join as join_invoking
 from dovecote.mcp.http import Endpoint
@@ -76,105 +69,12 @@ def serve(settings: Settings) -> int:
     for chatty in ("alembic", "httpx", "mcp", "uvicorn"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        with _only_server(settings):
+        with only_server(settings):
             uvloop.run(_serve(settings))
     except DovecoteError as error:
         log.error("%s [%s]", error, error.code)
         return 1
     return 0
-
-
-def doctor(settings: Settings) -> list[Finding]:
-    """What this machine has and lacks, and how to get it."""
-    return [*examine(settings), examine_store(settings), examine_cache(settings)]
-
-
-def create_tenant(settings: Settings, name: str) -> str:
-    """A new tenant; answers the secret of its first API key. Raises Conflict (exists)."""
-    return uvloop.run(_create_tenant(settings, name))
-
-
-async def _create_tenant(settings: Settings, name: str) -> str:
-    store = open_store(database_url(settings))
-    await store.open()
-    try:
-        await store.migrate()
-        return (await Tenancy(store).create_tenant(name)).secret
-    finally:
-        await store.close()
-
-
-def check_storage(settings: Settings, *, deep: bool, progress: Progress) -> Checked:
-    """Every saved tree that records and logs name. Only reads, so the server may run or not; for its operator."""
-    references = _references(settings)
-    return check_store(open_objects(settings), references, deep=deep, progress=progress)
-
-
-def storage_figures(settings: Settings) -> tuple[Figures, Amount, CacheFigures]:
-    """What the object store holds and this host's cache takes. All tenants' together: for the operator only."""
-    references = _references(settings)
-    figures = store_figures(open_objects(settings), references)
-    directory = settings.data_dir / "trees"
-    return figures, cache_amount(directory), read_figures(directory) or CacheFigures()
-
-
-def collect_storage(settings: Settings, *, dry_run: bool) -> Collected:
-    """Collects garbage of the object store now. The server may run or not; for its operator."""
-    _check_records(settings)
-    return uvloop.run(_collect(settings, dry_run=dry_run))
-
-
-async def _collect(settings: Settings, *, dry_run: bool) -> Collected:
-    store = open_store(database_url(settings))
-    await store.open()
-    try:
-        return await collect_now(store, settings, dry_run=dry_run)
-    finally:
-        await store.close()
-
-
-def _check_records(settings: Settings) -> None:
-    if not settings.database_url and not (settings.data_dir / "dovecote.sqlite").exists():
-        raise NotFound(
-            f"there are no records in {settings.data_dir}",
-            code="no_installation",
-            hint="run it as the server's user, on its machine, with the same DOVECOTE_* settings",
-        )
-
-
-def _references(settings: Settings) -> dict[str, list[str]]:
-    _check_records(settings)
-    users = uvloop.run(_read_references(settings))
-    for name, digest in recorded_templates(settings).items():
-        users.setdefault(digest, []).append(f"template {name}")
-    return users
-
-
-async def _read_references(settings: Settings) -> dict[str, list[str]]:
-    store = open_store(database_url(settings))
-    await store.open()
-    try:
-        return await tree_references(store)
-    finally:
-        await store.close()
-
-
-def database_url(settings: Settings) -> str:
-    return settings.database_url or f"sqlite:///{settings.data_dir}/dovecote.sqlite"
-
-
-def teardown(settings: Settings) -> list[str]:
-    """Ends all that runs and removes mounts, namespaces, loop devices and cgroups. Files stay in the data directory.
-
-    Answers what was removed, a line each. The server must have stopped. May be repeated.
-    """
-    if not settings.run_dir.exists():
-        return []
-    with _only_server(settings):
-        removed = ["the gateway"] if stop_envoy(settings.run_dir) else []
-        removed += uvloop.run(disassemble(settings))
-    remove_run_dir(settings)
-    return removed
 
 
 @dataclass
@@ -423,23 +323,3 @@ async def _every(seconds: float, act: Callable[[], Awaitable[None]]) -> None:
         except Exception:
             log.exception("a look at sessions and apps failed, next try in %s s", seconds)
         await asyncio.sleep(seconds)
-
-
-@contextlib.contextmanager
-def _only_server(settings: Settings) -> Iterator[None]:
-    """One server for each run directory. Raises Conflict (running)."""
-    for directory, mode in ((settings.data_dir, 0o711), (settings.run_dir, 0o711), (settings.cache_dir, 0o755)):
-        directory.mkdir(parents=True, exist_ok=True)
-        directory.chmod(mode)
-    path = settings.run_dir / "serve.lock"
-    with path.open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(
-                "Dovecote is running here already", code="running", hint="`dovecote status`, or `dovecote down` first"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield

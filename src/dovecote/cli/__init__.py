@@ -1,4 +1,6 @@
-"""The command line. Talks to the server through `dovecote.sdk`; only what starts or stops one knows `dovecote.main`."""
+"""The command line. Talks to the server through `dovecote.sdk`; only what an operator does on the server's
+own machine knows `dovecote.main` and `dovecote.installation`.
+"""
 
 
 def run() -> None:

@@ -68,10 +68,10 @@ def serve() -> None:
 @app.command()
 def doctor() -> None:
     """Say what this machine has and lacks, and how to get it."""
-    from dovecote import main
+    from dovecote import installation
     from dovecote.config import read_settings
 
-    findings = main.doctor(read_settings())
+    findings = installation.doctor(read_settings())
     table(
         ("", "what", "found", "how to get it"),
         [

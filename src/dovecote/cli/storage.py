@@ -17,11 +17,11 @@ def check(
     deep: Annotated[bool, typer.Option(help="Read and hash every object too, not only its pack's length.")] = False,
 ) -> None:
     """Look for saved files that are missing or damaged; exit code 1 if there are any."""
-    from dovecote import main
+    from dovecote import installation
     from dovecote.config import read_settings
 
     with err.status("reading records and logs") as status:
-        checked = main.check_storage(
+        checked = installation.check_storage(
             read_settings(), deep=deep, progress=lambda done, all: status.update(f"{done} of {all} trees")
         )
     for damage in checked.damages:
@@ -41,10 +41,10 @@ def check(
 @commands.command("stat")
 def stat() -> None:
     """Say what the store holds, how much of it is shared, and what this host's cache takes."""
-    from dovecote import main
+    from dovecote import installation
     from dovecote.config import read_settings
 
-    figures, cache, kept = main.storage_figures(read_settings())
+    figures, cache, kept = installation.storage_figures(read_settings())
     table(
         ("what", "count", "bytes"),
         [
@@ -67,10 +67,10 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be condemned and deleted.")] = False,
 ) -> None:
     """Condemn what nothing names any more, and delete what has been condemned for a day."""
-    from dovecote import main
+    from dovecote import installation
     from dovecote.collecting import told
     from dovecote.config import read_settings
 
     with err.status("reading records, logs and manifests"):
-        done = main.collect_storage(read_settings(), dry_run=dry_run)
+        done = installation.collect_storage(read_settings(), dry_run=dry_run)
     say(f"would be: {told(done)}" if dry_run else told(done))

@@ -14,7 +14,7 @@ commands = typer.Typer(no_args_is_help=True, help="Tenants of this installation,
 @commands.command("create")
 def create(name: Annotated[str, typer.Argument(help="Name of the tenant.")]) -> None:
     """Make a tenant and its first API key, which is shown only now."""
-    from dovecote import main
+    from dovecote import installation
     from dovecote.config import read_settings
 
-    say(f"API key of {name}: {main.create_tenant(read_settings(), name)}")
+    say(f"API key of {name}: {installation.create_tenant(read_settings(), name)}")

@@ -55,7 +55,7 @@ def up(
 
 def down() -> None:
     """Stop the server and everything that it runs; sessions are found again at the next start."""
-    from dovecote import main
+    from dovecote import installation
     from dovecote.config import read_settings
 
     settings = read_settings()
@@ -63,7 +63,7 @@ def down() -> None:
     if pid is not None:
         _stop(settings, pid)
         say(f"stopped the server, pid {pid}")
-    removed = main.teardown(settings)
+    removed = installation.teardown(settings)
     for line in removed:
         say(f"removed {line}")
     if pid is None and not removed:
