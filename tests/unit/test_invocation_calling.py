@@ -6,6 +6,7 @@ import asyncio
 import base64
 import ipaddress
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from dovecote.control.invocations import Calling, WebhookSecrets, webhooks
+from dovecote.control.invocations.calling import exchange
 from dovecote.control.invocations.deciding import Broken, Reply
 from dovecote.control.invocations.webhooks import Webhooks, is_outside, parse_url, signature
 from dovecote.control.sessions import Routed
@@ -229,6 +231,24 @@ async def test_a_webhook_has_to_be_taken(secrets: tuple[WebhookSecrets, str], st
             await Webhooks(kept, allowed=LOOPBACK).send(tenant, f"http://{server.address}/", b"{}")
     assert caught.value.code == "webhook_failed"
     assert len(server.requests) == 1
+
+
+async def test_attempts_and_webhooks_read_no_authorities_again(
+    secrets: tuple[WebhookSecrets, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading them holds up everybody else's requests for longer than a call takes."""
+    kept, tenant = secrets
+    sender = Webhooks(kept, allowed=LOOPBACK)
+
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("authorities are read")
+
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", read)
+    monkeypatch.setattr(ssl.SSLContext, "load_default_certs", read)
+    async with server_that() as server:
+        await sender.send(tenant, f"http://{server.address}/", b"{}")
+        await exchange(server.address, {"host": "a"}, invocation())
+    assert len(server.requests) == 2
 
 
 async def test_a_webhook_that_hangs_is_left(

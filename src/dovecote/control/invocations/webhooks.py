@@ -87,6 +87,7 @@ class Webhooks:
         self._secrets = secrets
         self._allowed = allowed
         self._clock = clock
+        self._tls = httpx.create_ssl_context()  # once: it reads all authorities, which holds up the loop
 
     async def send(self, tenant_id: str, url: str, body: bytes) -> None:
         """Raises Forbidden (address_refused), Invalid, and Failed where another try may help."""
@@ -110,7 +111,8 @@ class Webhooks:
         """To an address that was looked at, not to a name that may lead elsewhere a moment later; no redirects."""
         there = parse_url(url)
         address = await self._resolve(there.host, there.port or (443 if there.scheme == "https" else 80))
-        transport = httpx.AsyncHTTPTransport(retries=0, limits=httpx.Limits(max_keepalive_connections=0))
+        limits = httpx.Limits(max_keepalive_connections=0)
+        transport = httpx.AsyncHTTPTransport(verify=self._tls, retries=0, limits=limits)
         timeout = httpx.Timeout(WITHIN)
         async with httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False) as client:
             request = client.build_request(
