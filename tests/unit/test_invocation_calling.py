@@ -22,6 +22,7 @@ from dovecote.control.invocations.deciding import Broken, Reply
 from dovecote.control.invocations.webhooks import Webhooks, is_outside, parse_url, signature
 from dovecote.control.sessions import Routed
 from dovecote.errors import Failed, Forbidden, Invalid, NoCapacity
+from dovecote.gateway.certificates import Authority, authority_path
 from dovecote.model.invocations import MOST_BODY
 from dovecote.model.records import Function
 from dovecote.model.serving import Destination, Invoking, To, parse_invoking
@@ -56,9 +57,9 @@ class Server:
 
 
 @asynccontextmanager
-async def server_that(**what: Any) -> AsyncIterator[Server]:
+async def server_that(tls: ssl.SSLContext | None = None, **what: Any) -> AsyncIterator[Server]:
     made = Server(**what)
-    listening = await asyncio.start_server(made.serve, "127.0.0.1", 0)
+    listening = await asyncio.start_server(made.serve, "127.0.0.1", 0, ssl=tls)
     made.address = "127.0.0.1:" + str(listening.sockets[0].getsockname()[1])
     try:
         yield made
@@ -249,6 +250,35 @@ async def test_attempts_and_webhooks_read_no_authorities_again(
         await sender.send(tenant, f"http://{server.address}/", b"{}")
         await exchange(server.address, {"host": "a"}, invocation())
     assert len(server.requests) == 2
+
+
+async def test_a_webhook_by_tls_is_sent_to_whom_its_name_belongs(
+    secrets: tuple[WebhookSecrets, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Though its connection goes to an address: a certificate of another name, or of nobody known, is refused."""
+    chain, key = Authority(tmp_path, "hooks.example").current(datetime.now(UTC))
+    (tmp_path / "chain.pem").write_text(chain)
+    (tmp_path / "key.pem").write_text(key)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "chain.pem", tmp_path / "key.pem")
+
+    async def resolve(host: str, port: int, **_: Any) -> list[Any]:
+        return [(0, 0, 0, "", ("127.0.0.1", port))]
+
+    kept, tenant = secrets
+    sender = Webhooks(kept, allowed=LOOPBACK)
+    async with server_that(tls) as server:
+        port = server.address.partition(":")[2]
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+        with pytest.raises(Failed):
+            await sender.send(tenant, f"https://hooks.example:{port}/", b"{}")
+        sender._tls.load_verify_locations(authority_path(tmp_path, "hooks.example"))
+        with pytest.raises(Failed):
+            await sender.send(tenant, f"https://other.example:{port}/", b"{}")
+        assert server.requests == []
+        await sender.send(tenant, f"https://hooks.example:{port}/", b"{}")
+    [(head, _)] = server.requests
+    assert f"host: hooks.example:{port}".encode() in head.lower()
 
 
 async def test_a_webhook_that_hangs_is_left(
