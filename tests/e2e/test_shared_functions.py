@@ -101,6 +101,17 @@ def test_never_more_requests_than_allowed_are_inside(own: Installation, client: 
         assert max(int(answer.text.split()[1]) for answer in answers) <= 3
 
 
+def test_a_request_that_waits_to_be_let_in_begins_one_session(own: Installation, client: Dovecote) -> None:
+    """Each of these finds the only instance full, most of them more than once."""
+    sharing = Sharing(sessions=40, requests=1, instances=1)
+    with function(client, "waiting", sharing) as web, ThreadPoolExecutor(12) as pool:
+        who(ask(web, own, "first"))
+        answers = list(pool.map(lambda _: ask(web, own, None), range(12)))
+        given = {answer.headers["x-dovecote-session"] for answer in answers if who(answer)}
+        assert len(given) == 12
+        assert {session.key for session in client.sessions.list(function="waiting")} == given | {"first"}
+
+
 def test_without_sessions_more_instances_answer_when_one_is_full(own: Installation, client: Dovecote) -> None:
     sharing, affinity = Sharing(requests=2, instances=2), Affinity(modes=["none"])
     start = threading.Barrier(8)

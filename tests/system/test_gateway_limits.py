@@ -45,6 +45,25 @@ async def test_a_request_that_a_full_instance_refuses_waits_its_turn_and_is_sent
     assert set(refused.values()) == {refusals}
 
 
+async def test_a_request_that_begins_a_session_and_asks_again_is_told_apart_from_others(w: World) -> None:
+    """By an id that no client chooses, so nobody comes to another one's session that way."""
+    instance, full = await w.instance("a"), f"127.0.0.1:{free_port()}"
+    made: list[str] = []
+
+    async def answer(ask: Ask) -> Answer:
+        key = ask.given or f"s{len(made)}"
+        made.extend([] if ask.given else [key])
+        address = instance.address if ask.given else full
+        return Answer(address, affinity=Affinity(), key=key, is_limited=True)
+
+    w.answers = answer
+    posts = (w.send("POST", FUNCTION, body=b"x", x_request_id="chosen", **KEY) for _ in range(10))
+    answers = await asyncio.gather(*posts)
+    assert sorted(one.headers["x-dovecote-session"] for one in answers) == sorted(made)
+    assert len(made) == 10
+    assert "chosen" not in {one.json()["headers"]["x-request-id"] for one in answers}
+
+
 @pytest.mark.parametrize("is_limited", [False, True])
 async def test_an_instance_with_a_limit_gets_a_connection_for_each_request(w: World, is_limited: bool) -> None:
     instance = await w.instance("a")

@@ -12,6 +12,7 @@ import pytest
 from dovecote.errors import DovecoteError, Invalid
 from dovecote.gateway import Answer, Ask
 from dovecote.gateway.directory import Directory
+from dovecote.gateway.question import render_note
 from dovecote.model.ids import random_text
 from dovecote.model.serving import PUBLIC_USER, Affinity, Mode
 from tests.unit.control_world import START, World, world_on
@@ -123,6 +124,18 @@ async def test_requests_that_may_begin_no_session_share_one_of_their_user(world:
     key = await calls.key(world.tenant)
     first, second, other = [await calls("chat", key, user) for user in ("ann", "ann", "bob")]
     assert first.session_id == second.session_id != other.session_id
+
+
+@pytest.mark.parametrize("cookie", ["", "dovecote-session=unknown"])
+async def test_a_request_that_asks_again_begins_no_second_session(world: World, calls: Calls, cookie: str) -> None:
+    await calls.make(Affinity(modes=(Mode.COOKIE,), strict_ids=True))
+    headers = {"cookie": cookie} if cookie else {}
+    key = await calls.key(world.tenant)
+    ask = Ask("function", "chat.fn.localhost", "chat", None, key, "", "GET", "/", headers)
+    first = await calls.directory.resolve(ask)
+    again = await calls.directory.resolve(replace(ask, failed=first.address, given=first.key))
+    assert again.session_id == first.session_id
+    assert render_note(ask, again).split(" ")[4] == "c"
 
 
 async def test_strict_ids_are_those_of_function_compute(world: World, calls: Calls) -> None:

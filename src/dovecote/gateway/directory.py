@@ -45,10 +45,11 @@ class Directory:
         )
 
     async def _routed(self, ask: Ask, caller: Caller) -> Routed:
+        """A request that begins a session begins one, however often it has to ask before it is let in."""
         function, user = caller.function, caller.user(ask.user)
         found = parse_found(ask.session(function.affinity), function.affinity)
         if found is None or (found.mode is Mode.NONE and not found.key):
-            return await self._routing.function(function, user=user, key=None, failed=ask.failed)
+            return await self._routing.function(function, user=user, key=ask.given, failed=ask.failed)
         # Strangers share a user, so what one of them made up must not be what another one guesses.
         is_made_here = found.is_made_here or (not caller.is_known and found.mode is Mode.HEADER)
         try:
@@ -65,7 +66,7 @@ class Directory:
             if found.mode is not Mode.COOKIE or error.code not in ("no_such_session", "malformed_id"):
                 raise
         # A browser cannot know that its session has ended: it is given another one.
-        return await self._routing.function(function, user=user, key=None, failed=ask.failed)
+        return await self._routing.function(function, user=user, key=ask.given, failed=ask.failed)
 
 
 def parse_found(found: Found | None, affinity: Affinity) -> Found | None:

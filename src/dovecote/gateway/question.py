@@ -47,7 +47,8 @@ class Ask:
     """What a request wants. `name` is the slug of a sandbox, the name or slug of a function, or the name of an app.
 
     `path` has its query. `found` is what names the session of a request that was on its way to a remembered
-    address: by then it is no longer in the headers. `failed` is an address that could not be reached just now.
+    address: by then it is no longer in the headers. `failed` is an address that could not be reached just now, and
+    `given` is the key of the session that the former answer to this very request was about.
     """
 
     kind: Kind
@@ -61,6 +62,7 @@ class Ask:
     headers: Mapping[str, str]
     found: Found | None = None
     failed: str | None = None
+    given: str | None = None
 
     def session(self, affinity: Affinity) -> Found | None:
         """What names its session; None where one begins."""
@@ -90,7 +92,9 @@ class Answer:
 Resolve = Callable[[Ask], Awaitable[Answer]]
 
 
-def parse_ask(method: str, path: str, headers: Headers, domain: str, *, failed: str | None = None) -> Ask:
+def parse_ask(
+    method: str, path: str, headers: Headers, domain: str, *, failed: str | None = None, given: str | None = None
+) -> Ask:
     """What the request wants, from its host. Raises NotFound (no_such_address)."""
     authority = headers.get("host", "")
     host = authority.rsplit(":", 1)[0].lower()
@@ -101,7 +105,7 @@ def parse_ask(method: str, path: str, headers: Headers, domain: str, *, failed: 
         if header not in INTERNAL_HEADERS:
             visible.add(header, value)
     path = path.removeprefix(ASK_PREFIX) or "/"
-    return Ask(kind, host, name, port, credential, user, method, path, visible, found, failed)
+    return Ask(kind, host, name, port, credential, user, method, path, visible, found, failed, given)
 
 
 def _parse_host(host: str, domain: str) -> tuple[Kind, str, int | None]:

@@ -8,6 +8,7 @@ import logging
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -37,6 +38,16 @@ REMOVE_HEADER = "x-envoy-auth-headers-to-remove"  # from the request that goes o
 
 _ADDRESS = re.compile(r"\d{1,3}(\.\d{1,3}){3}:\d{1,5}")
 
+
+@dataclass(frozen=True)
+class _Given:
+    """What a request was answered. It asks again when nothing of it could be sent to that address."""
+
+    address: str
+    key: str | None  # of its session
+    asked: int  # how often until then
+
+
 Render = Callable[[DovecoteError, str], tuple[int, Mapping[str, str], bytes]]
 """Status, headers and body of an error; the second argument is the request's id."""
 
@@ -64,7 +75,7 @@ class Wake:
         self._most_held = most_held
         self._server: asyncio.Server | None = None
         self._connections: set[_Connection] = set()
-        self._answered: OrderedDict[str, tuple[str, int]] = OrderedDict()  # request id -> last address, how many
+        self._given: OrderedDict[str, _Given] = OrderedDict()  # by the request's id, which Envoy makes
         self.waiting: Counter[str] = Counter()  # by name of app
         self.passed: Counter[str] = Counter()  # by name of app, requests that went on from here
         self.held = 0
@@ -98,7 +109,10 @@ class Wake:
                     hint="try again in a few seconds",
                     retry_after=2.0,
                 )
-            ask = parse_ask(method, path, headers, self._domain, failed=self._failed(request_id, headers))
+            given = self._given.get(request_id)
+            failed = _failed(given.address if given else headers.get(FAILED_HEADER))
+            key = given.key if given else None
+            ask = parse_ask(method, path, headers, self._domain, failed=failed, given=key)
             answer = await self._held(ask)
             if not _ADDRESS.fullmatch(answer.address):
                 raise Failed(f"not an address: {answer.address!r}", code="internal")
@@ -130,19 +144,14 @@ class Wake:
                 if not self.waiting[ask.name]:
                     del self.waiting[ask.name]
 
-    def _failed(self, request_id: str, headers: Headers) -> str | None:
-        """Only a request that could not reach the address it was given asks a second time."""
-        answered = self._answered.get(request_id)
-        failed = answered[0] if answered else headers.get(FAILED_HEADER)
-        return failed if failed and _ADDRESS.fullmatch(failed) else None
-
     def _allow(self, request_id: str, ask: Ask, answer: Answer) -> bytes:
-        asked = self._answered.get(request_id, ("", 0))[1] + 1
+        before = self._given.get(request_id)
+        asked = before.asked + 1 if before else 1
         if asked > MOST_ANSWERS and not answer.is_limited:
             raise Failed("nothing answers at this address", code="unreachable", hint="try again in a few seconds")
-        self._answered[request_id] = answer.address, asked
-        if len(self._answered) > MOST_REMEMBERED:
-            self._answered.popitem(last=False)
+        self._given[request_id] = _Given(answer.address, answer.key, asked)
+        if len(self._given) > MOST_REMEMBERED:
+            self._given.popitem(last=False)
         if ask.kind == "app":
             self.passed[ask.name] += 1
         head = f"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n{ADDRESS_HEADER}: {answer.address}\r\n"
@@ -171,6 +180,10 @@ class Wake:
 
     def left(self, connection: _Connection) -> None:
         self._connections.discard(connection)
+
+
+def _failed(address: str | None) -> str | None:
+    return address if address and _ADDRESS.fullmatch(address) else None
 
 
 class _Connection(asyncio.Protocol):
