@@ -260,6 +260,18 @@ def test_deploying_by_the_command_line(installation: Installation, dovecote: Dov
         cli(installation, "function", "rm", "shop")
 
 
+@pytest.mark.parametrize("modes", ["header", "cookie", "none"])
+def test_looking_whether_a_deployment_answers_leaves_no_session(
+    installation: Installation, dovecote: Dovecote, project: Path, modes: str
+) -> None:
+    words = ("--name", "looked", "--start", "exec python3 -u server.py", "--port", "8000", "--affinity", modes)
+    try:
+        cli(installation, "function", "deploy", str(project), *words)
+        assert dovecote.sessions.list(function="looked") == []
+    finally:
+        dovecote.functions.delete("looked")
+
+
 def test_a_deployment_whose_server_does_not_start_says_its_last_words(
     installation: Installation, dovecote: Dovecote, project: Path
 ) -> None:

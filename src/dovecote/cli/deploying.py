@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dovecote.sdk import Dovecote, Function, Revision, Start
 
 NAME = "dovecote.toml"
+COOKIE = "dovecote-session"  # has the key of a session that the server named itself
 # What the server says when nothing of the function's own could answer.
 NOT_RUNNING = frozenset({"start_failed", "start_timeout", "port_closed", "port_is_local", "instance_dies", "not_ready"})
 
@@ -165,10 +166,11 @@ def check(client: Dovecote, function: Function) -> None:
     if function.revision.start is None or not function.revision.start.port:
         say("it has no start (command and port), so it was not asked", style="yellow")
         return
-    key = f"deploy-{secrets.token_hex(8)}"
     is_named = "header" in function.affinity.modes
+    key = f"deploy-{secrets.token_hex(8)}" if is_named else None
     try:
-        answer = client.functions.call(function.name, session=key if is_named else None)
+        answer = client.functions.call(function.name, session=key)
+        key = key or answer.cookies.get(COOKIE)
         code = _code(answer.headers, answer)
         if code in NOT_RUNNING:
             error = answer.json()["error"]
@@ -177,7 +179,7 @@ def check(client: Dovecote, function: Function) -> None:
         if code is not None:
             say(f"it could not be asked: {code}", style="yellow")
     finally:
-        for session in client.sessions.list(function=function.name) if is_named else ():
+        for session in client.sessions.list(function=function.name) if key else ():
             if session.key == key:
                 session.delete()
 
