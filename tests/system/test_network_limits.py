@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -16,6 +17,7 @@ __all__ = ["make", "network", "world"]
 pytestmark = [pytest.mark.system, pytest.mark.anyio]
 
 BOUND = 20.0  # seconds
+IDLE = 3.0
 LIMIT, CLIENTS = 3, 20
 
 
@@ -108,7 +110,7 @@ async def test_a_limit_outlives_new_rules_and_a_new_process_and_ends_with_the_in
         for each in held:
             each.close()
         await successor.detach(a.address)
-        listed = run("ip", "netns", "exec", f"dvc-{world.name}", "nft", "list", "set", "inet", "dovecote", "limited")
+        listed = run("ip", "netns", "exec", f"dvc-{world.name}", "nft", "list", "table", "inet", "dovecote_limits")
         assert a.address not in listed
     finally:
         await successor.close()
@@ -127,3 +129,14 @@ async def test_an_instance_is_reached_however_many_came_and_went_before_it(netwo
     held = [world.connect(world.host, last.address, 80) for _ in range(2)]
     assert not world.reaches(world.host, last.address, 80)
     assert await network.flows(last.address) == len(held)
+
+
+async def test_a_limit_holds_after_a_time_without_connections(network: Network, world: World) -> None:
+    """Longer than the kernel's rounds in which it takes away what is not in use."""
+    a = await attach(network)
+    await network.limit(a.address, 1)
+    world.listen(a.netns, 80)
+    await asyncio.sleep(IDLE)
+    held = world.connect(world.host, a.address, 80)
+    assert not world.reaches(world.host, a.address, 80)
+    held.close()

@@ -18,6 +18,7 @@ from dovecote.errors import Failed, NotFound
 from dovecote.host.network import namespaces, policy
 from dovecote.host.network.addresses import Addresses
 from dovecote.host.network.conntrack import Conntrack, Flow
+from dovecote.host.network.limits import Limits
 from dovecote.host.network.releases import Releases
 from dovecote.host.network.resolver import find_resolver
 from dovecote.host.network.router import Router
@@ -110,6 +111,7 @@ class Network:
         self._router: Router | None = None
         self._change: _Handles | None = None
         self._look: _Handles | None = None
+        self._limits: Limits | None = None  # used by the thread of changes
         # Wires are slow to cut (the kernel waits for every processor), rules and listings are not: a thread each.
         self._wires, self._changes, self._looks = (
             ThreadPoolExecutor(1, thread_name_prefix=f"network-{name}") for name in ("wires", "changes", "looks")
@@ -131,10 +133,11 @@ class Network:
         self._router = router
         if is_new or self._change is None:
             # Not otherwise: other threads may be using them.
-            for handle in (self._change, self._look):
+            for handle in (self._change, self._look, self._limits):
                 if handle:
                     handle.close()
             self._change, self._look = (_Handles(router.sets(), router.conntrack()) for _ in range(2))
+            self._limits = router.limits()
             self._granted = _read_granted(self._change.sets)
         return is_new
 
@@ -179,8 +182,9 @@ class Network:
 
     async def limit(self, address: str, connections: int) -> None:
         """TCP connections from the host beyond so many at once are reset from now on, until it is detached."""
-        change = Change(policy.LIMITED, Element(self._owner(address), connections=connections), True)
-        await self._change_sets([change])
+        limits = self._limits
+        assert limits
+        await self._run(self._changes, partial(limits.set, self._owner(address), connections))
 
     async def refuse(self, address: str) -> None:
         """New connections from the host are reset from now on; open ones go on."""
@@ -265,11 +269,13 @@ class Network:
     def _known(self) -> frozenset[int]:
         assert self._router
         assert self._change
+        assert self._limits
         named = {
             self._addresses.index(str(element.address))
             for name in (policy.INTERNET, policy.ALLOWED, policy.DENIED, policy.REFUSED, policy.WATCHED)
             for element, _ in self._change.sets.list(name)
         }
+        named |= {self._addresses.index(str(address)) for address in self._limits.known()}
         return frozenset(self._router.known() | named)
 
     async def _drop_used(self, indexes: frozenset[int]) -> dict[int, None]:
@@ -289,12 +295,11 @@ class Network:
 
     def _forget(self, addresses: set[IPv4Address]) -> None:
         assert self._change
+        assert self._limits
+        self._limits.drop(addresses)
         for address in addresses:
             changes = self._granted.pop(address, _Granted()).changes(address, _Granted())
             changes += [Change(name, Element(address), False) for name in policy.MARKS]
-            # With a number of its own: for an element without one the kernel (6.18) gives back a use of its connection
-            # tracking that it never took, and after some of them every packet is `invalid`.
-            changes.append(Change(policy.LIMITED, Element(address, connections=1), False))
             self._change.sets.apply(changes)
         self._change.conntrack.delete(self._change.conntrack.of(addresses))
 
@@ -323,10 +328,10 @@ class Network:
             executor.shutdown(wait=False)
 
     def _close_handles(self) -> None:
-        for handle in (self._router, self._change, self._look):
+        for handle in (self._router, self._change, self._look, self._limits):
             if handle:
                 handle.close()
-        self._router = self._change = self._look = None
+        self._router = self._change = self._look = self._limits = None
         self._granted = {}
 
     def _ready(self) -> Router:

@@ -13,7 +13,6 @@ GATEWAY = IPv4Address("169.254.1.1")  # default route and name server inside eve
 UPLINK = "host"  # the router's link to the host
 TABLE = "dovecote"  # in the router
 INTERNET, ALLOWED, DENIED, REFUSED, ACTIVE = "internet", "allowed", "denied", "refused", "active"
-LIMITED = "limited"  # each address with the number of connections that it takes
 WATCHED, SENT = "watched", "sent_lately"  # addresses whose traffic with the outside counts, and when they had some
 MARKS = (REFUSED, ACTIVE, SENT)  # sets of addresses that may be in them; nothing of it outlives an instance
 ACTIVE_SECONDS = 3600
@@ -112,9 +111,6 @@ def render_router(plan: Plan) -> str:
 
     What an instance sends is judged in one place, before routing, packet by packet: so a change of policy holds for
     open connections too, and the answer is the same whether or not another instance has the address.
-
-    An element of `limited` matches while its address has more connections than the element says: the kernel counts
-    them at the first packet of each, so never one too many is inside.
     """
     size = plan.network.num_addresses
     return f"""
@@ -126,7 +122,6 @@ table inet {TABLE} {{
   set {DENIED} {{ type ipv4_addr . ipv4_addr; flags interval; }}
   set {REFUSED} {{ type ipv4_addr; }}
   set {ACTIVE} {{ type ipv4_addr; size {size}; flags dynamic,timeout; timeout {ACTIVE_SECONDS}s; }}
-  set {LIMITED} {{ type ipv4_addr; size {size}; flags dynamic; ct count over 1; }}
   set {WATCHED} {{ type ipv4_addr; }}
   set {SENT} {{ type ipv4_addr; size {size}; flags dynamic,timeout; timeout {ACTIVE_SECONDS}s; }}
   set open_flows {{ type ipv4_addr; size {size}; flags dynamic; }}
@@ -175,7 +170,6 @@ table inet {TABLE} {{
     ct state invalid drop
     ip daddr @{REFUSED} meta l4proto tcp ct state new reject with tcp reset
     ip daddr @{REFUSED} meta l4proto != tcp ct state new reject with icmp admin-prohibited
-    meta l4proto tcp ct state new ip daddr @{LIMITED} reject with tcp reset
     update @{ACTIVE} {{ ip daddr }}
     accept
   }}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dovecote.host.network import links, namespaces, policy
 from dovecote.host.network.conntrack import Conntrack
+from dovecote.host.network.limits import Limits, render_table
 from dovecote.host.network.netlink import ROUTE, Message, Netlink
 from dovecote.host.network.nftables import Rules
 from dovecote.host.network.sets import Sets
@@ -49,6 +50,7 @@ class Router:
         self._netlink, rules = namespaces.inside(self.path, self._prepare)
         try:
             rules.run(policy.render_router(self.plan))
+            rules.run(render_table(policy.UPLINK))
         finally:
             rules.close()
         uplink = Uplink(self.plan, self._host)
@@ -74,6 +76,9 @@ class Router:
 
     def sets(self) -> Sets:
         return namespaces.inside(self.path, lambda: Sets(policy.TABLE))
+
+    def limits(self) -> Limits:
+        return namespaces.inside(self.path, Limits)
 
     def conntrack(self) -> Conntrack:
         return namespaces.inside(self.path, Conntrack)

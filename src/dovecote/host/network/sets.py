@@ -28,41 +28,26 @@ _NFTABLES = 10
 _BEGIN, _END = 0x10, 0x11
 _NEW, _GET, _DELETE = (_NFTABLES << 8 | number for number in (12, 13, 14))
 _TABLE, _SET, _ELEMENTS = 1, 2, 3
-_KEY, _EXPIRATION, _EXPRESSION, _KEY_END = 1, 5, 7, 10
-_NAME, _DATA = 1, 2  # of an expression
-_COUNT, _FLAGS, _IS_OVER = 1, 2, 1  # of a `connlimit`
+_KEY, _EXPIRATION, _KEY_END = 1, 5, 10
 _INET, _UNSPEC = 1, 0
 
 
 @dataclass(frozen=True)
 class Element:
-    """An address in a set, or with `destination` an address and a network that it may reach.
-
-    With `connections` it matches while more than so many are open to it.
-    """
+    """An address in a set, or with `destination` an address and a network that it may reach."""
 
     address: IPv4Address
     destination: IPv4Network | None = None
-    connections: int = 0
 
     def pack(self) -> bytes:
         if self.destination is None:
-            return nested(1, nested(_KEY, attribute(1, self.address.packed)) + self._pack_limit())
+            return nested(1, nested(_KEY, attribute(1, self.address.packed)))
         first, last = self.destination.network_address, self.destination.broadcast_address
         return nested(
             1,
             nested(_KEY, attribute(1, self.address.packed + first.packed)),
             nested(_KEY_END, attribute(1, self.address.packed + last.packed)),
         )
-
-    def _pack_limit(self) -> bytes:
-        if not self.connections:
-            return b""
-        limit = b"".join(
-            attribute(kind, value.to_bytes(4, "big"))
-            for kind, value in ((_COUNT, self.connections), (_FLAGS, _IS_OVER))
-        )
-        return nested(_EXPRESSION, text(_NAME, "connlimit") + nested(_DATA, limit))
 
 
 @dataclass(frozen=True)
