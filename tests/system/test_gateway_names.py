@@ -100,6 +100,19 @@ async def test_a_path_is_made_plain_before_it_is_used(w: World) -> None:
     assert b'"path": "/b/c"' in answer
 
 
+async def test_callers_may_speak_http_1_0(w: World) -> None:
+    """A cold and a warm request; without a host it is for the API, which is not there in this world."""
+    w.points_to(await w.instance("a"))
+    for name, expected in ((BOX, b'"path": "/old"'), (BOX, b'"path": "/old"'), (None, b"unreachable")):
+        reader, writer = await asyncio.open_connection("127.0.0.1", w.port)
+        host = f"host: {name}\r\n" if name else ""
+        writer.write(f"GET /old HTTP/1.0\r\n{host}\r\n".encode())
+        answer = await asyncio.wait_for(reader.read(), BOUND)
+        writer.close()
+        assert expected in answer
+        assert b"transfer-encoding" not in answer
+
+
 async def test_a_function_can_be_called_by_path(w: World) -> None:
     Serving(w, Affinity(modes=(Mode.COOKIE,)), await w.instance("a"))
     first = await w.get("localhost", "/fn/chat/a/b?c=d", **KEY)

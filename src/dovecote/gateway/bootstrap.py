@@ -137,6 +137,8 @@ def _front_listeners(front: Front, sockets: Sockets) -> list[Json]:
         "request_headers_timeout": "30s",
         **_reports(stream_log(sockets.streams), front),
         "max_request_headers_kb": 64,
+        # nginx speaks 1.0 to what is behind it unless told otherwise, and so do simple health checks.
+        "http_protocol_options": {"accept_http_10": True, "default_host_for_http_10": front.domain},
         "http2_protocol_options": {
             "max_concurrent_streams": 256,
             "initial_stream_window_size": BUFFER_BYTES,
