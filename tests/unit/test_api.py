@@ -121,7 +121,9 @@ async def test_a_wrong_field_is_named(http: httpx.AsyncClient) -> None:
         answer = await http.post("/v1/sessions", json=body)
         assert problem(answer) == (400, "invalid")
         assert field in answer.json()["error"]["message"]
-    assert problem(await http.post("/v1/sessions", content=b"{")) == (400, "invalid")
+    not_json = await http.post("/v1/sessions", content=b"{")
+    assert problem(not_json) == (400, "invalid")
+    assert not_json.json()["error"]["message"].startswith("the body is not JSON: ")
     assert problem(await http.get("/v1/sessions?limit=0")) == (400, "invalid")
 
 
