@@ -121,9 +121,11 @@ async def test_a_wrong_field_is_named(http: httpx.AsyncClient) -> None:
         answer = await http.post("/v1/sessions", json=body)
         assert problem(answer) == (400, "invalid")
         assert field in answer.json()["error"]["message"]
-    not_json = await http.post("/v1/sessions", content=b"{")
-    assert problem(not_json) == (400, "invalid")
-    assert not_json.json()["error"]["message"].startswith("the body is not JSON: ")
+    is_json = {"content-type": "application/json"}
+    for said, headers in (("not JSON: ", is_json), ("not declared as JSON", {})):
+        answer = await http.post("/v1/sessions", content=b"{", headers=headers)
+        assert problem(answer) == (400, "invalid")
+        assert said in answer.json()["error"]["message"]
     assert problem(await http.get("/v1/sessions?limit=0")) == (400, "invalid")
 
 

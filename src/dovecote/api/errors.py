@@ -102,10 +102,11 @@ def meaning(error: HTTPException, method: str, path: str) -> DovecoteError:
 def invalid_fields(problems: Iterable[Mapping[str, Any]]) -> errors.Invalid:
     """One error from what pydantic found; it names the first field that is wrong and counts the others."""
     found = list(problems)
-    first = found[0] if found else {"loc": (), "msg": "not valid"}
+    first: Mapping[str, Any] = found[0] if found else {"loc": (), "msg": "not valid"}
     if first.get("type") == "json_invalid":
-        why = (first.get("ctx") or {}).get("error", "")
-        return errors.Invalid(f"the body is not JSON: {why}"[:500], hint="/v1/openapi.json says what this route takes")
+        return errors.Invalid(f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}"[:500])
+    if first["loc"] == ("body",) and isinstance(first.get("input"), bytes):
+        return errors.Invalid("the body is not declared as JSON", hint="send `content-type: application/json`")
     place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path", "header"))
     message = f"{place}: {first['msg']}" if place else f"the body: {first['msg']}"
     more = f"; {len(found) - 1} more fields are wrong" if len(found) > 1 else ""
