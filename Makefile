@@ -41,7 +41,7 @@ types: setup
 check: lint types ## Style, imports, types, and that the generated client is current
 
 test: setup packages-test ## Every test, with real parts
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 stress: setup packages-test ## Kill everything at random instants and compare what comes back; STRESS="--rounds 20 --seed 7"
 	$(BIN)/python -m stress.guest --minutes 5
