@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -20,11 +21,45 @@ from dovecote.control.sandboxes import (
     Stat,
     Watchers,
 )
-from dovecote.errors import DeadlineExceeded, Invalid, NotFound
+from dovecote.errors import DeadlineExceeded, Failed, Invalid, NotFound
 from tests.unit.context_guest import ContextGuest, contexts_of
 from tests.unit.fake_tenancy import NOW
 
 Statuses: TypeAlias = list[CommandStatus]
+
+
+class EchoConnection:
+    """To a server that sends back what it is sent, to the end of it; `is_deaf`: it takes nothing."""
+
+    def __init__(self, *, is_deaf: bool = False) -> None:
+        self.is_deaf = is_deaf
+        self.took = b""
+        self.has_ended = self.is_closed = False
+        self.failure: Exception | None = None
+        self._echoes: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def receive(self) -> bytes:
+        data = await self._echoes.get()
+        if self.failure is not None:
+            raise self.failure
+        return data
+
+    async def send(self, data: bytes) -> None:
+        if self.is_deaf:
+            await asyncio.Event().wait()
+        self.took += data
+        self._echoes.put_nowait(data)
+
+    def end(self) -> None:
+        self.has_ended = True
+        self._echoes.put_nowait(b"")
+
+    def fail(self, failure: Exception) -> None:
+        self.failure = failure
+        self._echoes.put_nowait(b"")
+
+    def close(self) -> None:
+        self.is_closed = True
 
 
 @dataclass
@@ -52,6 +87,9 @@ class FakeSandboxes:
     largest_piece: int = 0
     guest: ContextGuest = field(default_factory=ContextGuest)
     received: int = 0
+    is_deaf_inside: bool = False
+    open_ports: frozenset[int] = frozenset({8000})
+    connections: list[EchoConnection] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.watchers = Watchers(self._begin)
@@ -59,6 +97,17 @@ class FakeSandboxes:
     @property
     def contexts(self) -> Contexts:
         return contexts_of(self.guest)
+
+    @asynccontextmanager
+    async def dial(self, tenant_id: str, session_id: str, port: int) -> AsyncGenerator[EchoConnection, None]:
+        if port not in self.open_ports:
+            raise Failed(f"nothing listens on port {port}", code="port_closed", hint="start a server there")
+        connection = EchoConnection(is_deaf=self.is_deaf_inside)
+        self.connections.append(connection)
+        try:
+            yield connection
+        finally:
+            connection.close()
 
     async def run(self, tenant_id: str, session_id: str, **arguments: Any) -> Finished:
         self.calls.append(arguments)

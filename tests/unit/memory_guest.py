@@ -95,7 +95,7 @@ class MemoryGuest(Guest):
                 pass
         if not self._is_there():
             raise Failed("the guest does not answer", code="guest_unreachable")
-        return PortState(is_open=port in ports, loopback=False)
+        return PortState(is_open=port in ports, loopback=port in self._instance.local_ports)
 
     async def read_file(
         self, path: str, *, user: str, offset: int = 0, length: int | None = None

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 
-from dovecote.control.fleet import SERVER_TAG, Claim, Command, Death, Leftover, Memory, Observed, Placed
+from dovecote.control.fleet import SERVER_TAG, Claim, Command, Connection, Death, Leftover, Memory, Observed, Placed
 from dovecote.errors import Conflict, NotFound, StorageFailed, Unsupported
 from dovecote.host.guest import Guest
 from dovecote.model.sizes import NetworkPolicy
@@ -341,6 +341,9 @@ class MemoryHost(Calls):
         self._get(instance_id)
         await asyncio.sleep(0)
         return self.flows[instance_id]
+
+    async def dial(self, instance_id: str, port: int, *, loopback: bool = False) -> Connection:
+        return self._get(instance_id).dial(port, loopback)
 
     async def usage(self, instance_id: str) -> dict[str, int | float]:
         used = sum(map(len, self._get(instance_id).files.values()))

@@ -40,6 +40,7 @@ STATUS_OF_CODE: dict[str, int] = {
     "guest_failed": 502,
     "start_failed": 502,
     "hook_failed": 502,
+    "connection_reset": 502,
     "port_closed": 502,
     "port_is_local": 502,
     "not_ready": 503,

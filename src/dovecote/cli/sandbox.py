@@ -14,6 +14,7 @@ from dovecote.cli.execute import SessionId, execute, pairs
 from dovecote.cli.following import follow
 from dovecote.cli.metrics import metrics
 from dovecote.cli.network import network
+from dovecote.cli.port import port
 from dovecote.cli.shell import shell
 from dovecote.cli.show import age, problem, table
 
@@ -109,26 +110,6 @@ def _list_directory(client: Dovecote, session_id: str, path: str) -> None:
 
 
 @commands.command()
-def port(
-    session_id: SessionId,
-    number: Annotated[int | None, typer.Argument(metavar="PORT", help="All that are open if left out.")] = None,
-) -> None:
-    """Print the address of a port, or list the ports that something listens on."""
-    from dovecote.sdk import Dovecote
-
-    with Dovecote() as client:
-        its = client.sessions.get(session_id)
-        if number is not None:
-            print(its.url(number))
-            return
-        found = its.ports()
-    table(
-        ("port", "address", "note"),
-        [(p.port, p.address, "on 127.0.0.1 only: not reachable" if p.loopback_only else "") for p in found],
-    )
-
-
-@commands.command()
 def logs(
     session_id: SessionId,
     number: Annotated[int | None, typer.Argument(help="A command's number; the started server's if left out.")] = None,
@@ -168,6 +149,7 @@ async def _logs(session_id: str, number: int | None, *, goes_on: bool) -> None:
 commands.command("exec", context_settings={"allow_interspersed_args": False})(execute)
 commands.command()(shell)
 commands.command()(cp)
+commands.command()(port)
 commands.command()(network)
 commands.command()(metrics)
 for act in (session.snapshot, session.fork, session.rm):

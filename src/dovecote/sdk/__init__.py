@@ -37,6 +37,7 @@ from dovecote.sdk._errors import (
     Unreachable,
     Unsupported,
 )
+from dovecote.sdk._forwards import AsyncForward, Forward
 from dovecote.sdk._functions import (
     Affinity,
     DeployEvent,
@@ -107,6 +108,7 @@ __all__ = [
     "AsyncContexts",
     "AsyncDovecote",
     "AsyncFiles",
+    "AsyncForward",
     "AsyncSandbox",
     "AsyncSession",
     "AsyncTerminal",
@@ -140,6 +142,7 @@ __all__ = [
     "Files",
     "Finished",
     "Forbidden",
+    "Forward",
     "Function",
     "Gone",
     "Hook",

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import httpx
 
 from dovecote.sdk._errors import Unauthenticated
 
@@ -35,3 +39,17 @@ def find_access(api_key: str | None, url: str | None) -> Access:
             "no API key", code="no_key", hint=f"set DOVECOTE_API_KEY; the server's first run leaves one in {path}"
         )
     return Access(str(found_url).rstrip("/"), str(found_key))
+
+
+def socket_address(url: str, path: str, query: Mapping[str, Any] | None = None) -> str:
+    """Of a WebSocket of that server; `localhost` needs no resolver."""
+    server = httpx.URL(url)
+    is_here = server.host == "localhost" or server.host.endswith(".localhost")
+    return str(
+        server.copy_with(
+            scheme="wss" if server.scheme == "https" else "ws",
+            host="127.0.0.1" if is_here else server.host,
+            path=server.path.rstrip("/") + path,
+            params=dict(query or {}),
+        )
+    )

@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from dovecote.api import errors
-from dovecote.api.rest import activity, commands, contexts, files, pages, tenancy, terminals, watches
+from dovecote.api.rest import activity, commands, contexts, files, forwards, pages, tenancy, terminals, watches
 from dovecote.api.rest import apps as app_routes
 from dovecote.api.rest import chats as chat_routes
 from dovecote.api.rest import functions as function_routes
@@ -48,7 +48,7 @@ def build(rooms: Rooms, is_ready: Callable[[], bool], version: str) -> FastAPI:
     )
     app.state.rooms = rooms
     app.state.is_ready = is_ready
-    inside = (session_routes, activity, snapshot_routes, commands, files, watches, contexts, terminals)
+    inside = (session_routes, activity, snapshot_routes, commands, files, watches, contexts, terminals, forwards)
     outside = (app_routes, function_routes, invocation_routes, chat_routes, tenancy, volume_routes, template_routes)
     for part in (*inside, *outside, pages):
         app.include_router(part.routes)

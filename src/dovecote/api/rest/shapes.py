@@ -254,7 +254,7 @@ class WatcherShape(BaseModel):
 
 class PortShape(BaseModel):
     port: int
-    loopback_only: bool = Field(description="It listens on 127.0.0.1 only, so the gateway cannot reach it.")
+    loopback_only: bool = Field(description="It listens on 127.0.0.1 only: a forward reaches it, the gateway cannot.")
     address: str
 
 

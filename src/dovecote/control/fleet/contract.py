@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from dovecote.host.guest import Guest
-from dovecote.host.instances import Claim, Leftover, Memory, Observed, Placed
+from dovecote.host.instances import Claim, Connection, Leftover, Memory, Observed, Placed
 from dovecote.host.storage.images import Images
 from dovecote.host.storage.volumes import Volumes
 from dovecote.model.sizes import NetworkPolicy
@@ -127,6 +127,12 @@ class Host(Protocol):
 
     async def connections(self, instance_id: str) -> int:
         """Open over TCP from outside now. Called where somebody waits for room in it, and once a tick."""
+
+    async def dial(self, instance_id: str, port: int, *, loopback: bool = False) -> Connection:
+        """TCP to a port of it, and to nothing else; `loopback` is the instance's own, where its level lets anyone in.
+
+        Called when a user forwards a port. Raises Failed (port_closed, port_is_local).
+        """
 
     def memory(self) -> Memory:
         """What the machine has left. Called before each claim, and every tick."""

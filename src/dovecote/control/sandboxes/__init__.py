@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 
-from dovecote.control.fleet import Guest
+from dovecote.control.fleet import Connection, Guest
 from dovecote.control.sandboxes.contexts import Context, Contexts
 from dovecote.control.sandboxes.executions import Accepted, Began, Ended, Fault, Happening, Printed, Result, Truncated
 from dovecote.control.sandboxes.watchers import Watchers
 from dovecote.control.sessions import Live, Sessions
-from dovecote.errors import Invalid, NotFound
+from dovecote.errors import Failed, Invalid, NotFound
 from dovecote.host.guest import (
     Command,
     CommandStatus,
@@ -34,6 +34,7 @@ __all__ = [
     "Accepted",
     "Began",
     "CommandStatus",
+    "Connection",
     "Context",
     "Contexts",
     "Dropped",
@@ -303,6 +304,26 @@ class Sandboxes:
     async def ports(self, tenant_id: str, session_id: str) -> list[Port]:
         async with self._sessions.use(tenant_id, session_id) as live:
             return await live.guest.ports()
+
+    @asynccontextmanager
+    async def dial(self, tenant_id: str, session_id: str, port: int) -> AsyncGenerator[Connection, None]:
+        """TCP to one of its ports, those on its loopback too; for the recorded one its server is started.
+
+        It stays awake while that is open. Raises Failed (port_closed, port_is_local).
+        """
+        async with self._sessions.use(tenant_id, session_id) as live:
+            is_local = False
+            try:
+                await self._sessions.ensure_open(live, port)
+            except Failed as error:
+                if error.code != "port_is_local":
+                    raise
+                is_local = True
+            connection = await live.host.dial(live.instance_id, port, loopback=is_local)
+            try:
+                yield connection
+            finally:
+                connection.close()
 
     # -- inside
 

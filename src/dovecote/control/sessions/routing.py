@@ -10,7 +10,7 @@ from dovecote.control.functions import Functions
 from dovecote.control.sessions.live import Live
 from dovecote.control.sessions.rules import alive, is_over
 from dovecote.control.sessions.sessions import Sessions
-from dovecote.control.sessions.starting import INSTANCE_IS_GONE, instance_dies, wait_for_port
+from dovecote.control.sessions.starting import INSTANCE_IS_GONE, instance_dies
 from dovecote.control.tenancy import Tenancy
 from dovecote.errors import Conflict, DovecoteError, Failed, NotFound
 from dovecote.model.ids import parse_session_key
@@ -158,11 +158,7 @@ class Routing:
         """Returns when the port takes connections, started if it is the one of the recorded start."""
         live.enter()
         try:
-            start = live.session.start or live.revision.start
-            if start is not None and start.port == port:
-                await self._sessions.serve(live, start)
-            else:
-                await wait_for_port(live.guest, port, server=None, timeout=0)
+            await self._sessions.ensure_open(live, port)
         finally:
             live.leave()
 

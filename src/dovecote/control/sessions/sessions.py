@@ -97,7 +97,7 @@ class Sessions:
             start_timeout=start_timeout,
         )
         self._waking = waking
-        self.awake, self.wake, self.use, self.serve = waking.awake, waking.wake, waking.use, waking.serve
+        self.awake, self.wake, self.use, self.ensure_open = waking.awake, waking.wake, waking.use, waking.ensure_open
         watching = Watching(self._ledger, functions, waking, quiet_after=quiet_after)
         self.lease, self.release, self.activity = watching.lease, watching.release, watching.activity
         self.freeze, self.rest, self.park, self.rewind = parking.freeze, parking.rest, parking.park, parking.rewind

@@ -85,7 +85,7 @@ def _closed(port: int, *, loopback: bool) -> Failed:
         return Failed(
             f"port {port} is open on 127.0.0.1 only",
             code="port_is_local",
-            hint="let the server listen on 0.0.0.0",
+            hint="let the server listen on 0.0.0.0, or forward the port",
         )
     return Failed(
         f"nothing listens on port {port}",

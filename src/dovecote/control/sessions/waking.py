@@ -102,6 +102,14 @@ class Waking:
         await self._serve(live, start)
         await self._initialize(live)
 
+    async def ensure_open(self, live: Live, port: int) -> None:
+        """Returns when a port takes connections; its server is started if it is the recorded one. Raises Failed."""
+        start = live.session.start or live.revision.start
+        if start is not None and start.port == port:
+            await self.serve(live, start)
+        else:
+            await wait_for_port(live.guest, port, server=None, timeout=0)
+
     async def _initialize(self, live: Live) -> None:
         """Once for an instance, for all who wait for it; whoever comes after a failure tries again.
 

@@ -1,5 +1,6 @@
 """Instances: what runs on this host, for whom."""
 
+from dovecote.host.instances.connections import Connection
 from dovecote.host.instances.instance import Claim, Death, Leftover, Memory, Observed, Placed
 from dovecote.host.instances.instances import Instances
 from dovecote.host.instances.looking import SERVER_TAG
@@ -10,6 +11,7 @@ from dovecote.host.instances.warm import WarmPool
 __all__ = [
     "SERVER_TAG",
     "Claim",
+    "Connection",
     "Death",
     "Instances",
     "Leftover",

@@ -6,6 +6,7 @@ import asyncio
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orjson
 from pydantic import TypeAdapter
@@ -20,6 +21,9 @@ from dovecote.model.sizes import Limits, NetworkPolicy
 from dovecote.model.states import InstanceState, check_instance_move
 from dovecote.model.trees import Workspace
 from dovecote.model.volumes import Mount
+
+if TYPE_CHECKING:
+    from dovecote.host.instances.connections import Connection
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,7 @@ class Instance:
     protocol: int = VERSION  # that its guest speaks
     is_dead: bool = False  # its first process ended by itself
     buried: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    connections: set[Connection] = field(default_factory=set, repr=False)  # from here to its ports
 
     @property
     def socket(self) -> Path:

@@ -17,6 +17,7 @@ from dovecote.host.instances.adopting import Adoption, answer_again
 from dovecote.host.instances.capturing import capture
 from dovecote.host.instances.checkpoints import Checkpoints
 from dovecote.host.instances.claiming import Claiming
+from dovecote.host.instances.connections import Connection, dial
 from dovecote.host.instances.hibernating import awaken, hibernate
 from dovecote.host.instances.instance import (
     Death,
@@ -332,6 +333,9 @@ class Instances:
 
     async def connections(self, instance_id: str) -> int:
         return await self._parts.network.flows(self._present.get(instance_id).address)
+
+    async def dial(self, instance_id: str, port: int, *, loopback: bool = False) -> Connection:
+        return await dial(self._present.get(instance_id), self._parts.network, port, loopback=loopback)
 
     async def usage(self, instance_id: str) -> dict[str, int | float]:
         instance = self._present.get(instance_id)

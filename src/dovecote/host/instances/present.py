@@ -123,6 +123,8 @@ class Present:
             # Its files are not offered to anybody now: something of it may still write to them.
             log.exception("%s of %s is not gone, it is looked at again at the next start", instance.id, claim.owner)
         finally:
+            for connection in list(instance.connections):
+                connection.cut()  # what came of its end before that is still received
             # Last: whoever waits for it finds the leftover.
             if self._by_owner.get(claim.owner) is instance:
                 del self._by_owner[claim.owner]

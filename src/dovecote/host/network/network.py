@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -202,6 +203,11 @@ class Network:
         assert handles
         await self._run(self._changes, partial(handles.sets.apply, changes))
 
+    async def socket_inside(self, address: str) -> socket.socket:
+        """For TCP, not connected, in the namespace of the instance: its loopback is the instance's own."""
+        index = self._addresses.index(str(self._owner(address)))
+        return await self._run(self._looks, partial(_open_inside, self._ready().namespace(index)))
+
     async def flows(self, address: str) -> int:
         """TCP connections from the host to it over which something may still come: begun, open or half closed."""
         return await self._counting.call(self._owner(address))
@@ -363,6 +369,11 @@ def _read_granted(sets: Sets) -> dict[IPv4Address, _Granted]:
             networks: dict[str, Any] = {kind: getattr(before, kind) | {element.destination}}
             granted[element.address] = replace(before, **networks)
     return granted
+
+
+def _open_inside(namespace: Path) -> socket.socket:
+    kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    return namespaces.inside(namespace, lambda: socket.socket(socket.AF_INET, kind))
 
 
 def _now() -> float:

@@ -7,12 +7,10 @@ from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import httpx
-
 from dovecote.sdk._async.transport import CONNECT_SECONDS
 from dovecote.sdk._errors import DovecoteError, Unreachable, error_from
 from dovecote.sdk._reading import read
-from dovecote.sdk._settings import Access
+from dovecote.sdk._settings import Access, socket_address
 from dovecote.sdk._shapes import Exited
 
 if TYPE_CHECKING:
@@ -48,7 +46,7 @@ class AsyncTerminal:
 
         try:
             self._connecting = connect(
-                _address(self._access.url, self._path, self._query),
+                socket_address(self._access.url, self._path, self._query),
                 additional_headers={"authorization": f"Bearer {self._access.api_key}"},
                 open_timeout=CONNECT_SECONDS,
                 max_size=LONGEST_PIECE,
@@ -139,19 +137,6 @@ class AsyncTerminal:
             self.exited = read(Exited, said)
         elif kind == "error":
             raise error_from(int(said["status"]), json.dumps(said).encode())
-
-
-def _address(url: str, path: str, query: Mapping[str, Any]) -> str:
-    server = httpx.URL(url)
-    is_here = server.host == "localhost" or server.host.endswith(".localhost")
-    return str(
-        server.copy_with(
-            scheme="wss" if server.scheme == "https" else "ws",
-            host="127.0.0.1" if is_here else server.host,
-            path=server.path.rstrip("/") + path,
-            params=dict(query),
-        )
-    )
 
 
 def _lost(why: str) -> DovecoteError:

@@ -13,6 +13,7 @@ from typing import Any, Self
 from dovecote.sdk._activity import Activity
 from dovecote.sdk._code import CodeEvent, Execution
 from dovecote.sdk._errors import CommandFailed
+from dovecote.sdk._forwards import Forward, OnProblem
 from dovecote.sdk._reading import read
 from dovecote.sdk._shapes import (
     Change,
@@ -237,6 +238,15 @@ class Session:
 
     def ports(self) -> list[Port]:
         return [read(Port, each) for each in (self._wire.call("GET", f"{self._path}/ports"))["items"]]
+
+    def forward(
+        self, port: int, *, host: str = "127.0.0.1", local_port: int = 0, on_problem: OnProblem | None = None
+    ) -> Forward:
+        """One of its ports on this machine, for any protocol over TCP, to use as a context manager.
+
+        `address` says where; `local_port` 0 is any that is free. Ports on the session's own 127.0.0.1 are reached too.
+        """
+        return Forward(self._wire.access, f"{self._path}/ports/{port}/tcp", host, local_port, on_problem)
 
     def set_start(self, command: str, port: int, cwd: str = "", env: Mapping[str, str] | None = None) -> SessionView:
         """Records how its server is started whenever it wakes; `wake` then starts it."""

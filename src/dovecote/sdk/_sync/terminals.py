@@ -9,11 +9,9 @@ from collections.abc import Generator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import httpx
-
 from dovecote.sdk._errors import DovecoteError, Unreachable, error_from
 from dovecote.sdk._reading import read
-from dovecote.sdk._settings import Access
+from dovecote.sdk._settings import Access, socket_address
 from dovecote.sdk._shapes import Exited
 from dovecote.sdk._sync.transport import CONNECT_SECONDS
 
@@ -50,7 +48,7 @@ class Terminal:
 
         try:
             self._connecting = connect(
-                _address(self._access.url, self._path, self._query),
+                socket_address(self._access.url, self._path, self._query),
                 additional_headers={"authorization": f"Bearer {self._access.api_key}"},
                 open_timeout=CONNECT_SECONDS,
                 max_size=LONGEST_PIECE,
@@ -141,19 +139,6 @@ class Terminal:
             self.exited = read(Exited, said)
         elif kind == "error":
             raise error_from(int(said["status"]), json.dumps(said).encode())
-
-
-def _address(url: str, path: str, query: Mapping[str, Any]) -> str:
-    server = httpx.URL(url)
-    is_here = server.host == "localhost" or server.host.endswith(".localhost")
-    return str(
-        server.copy_with(
-            scheme="wss" if server.scheme == "https" else "ws",
-            host="127.0.0.1" if is_here else server.host,
-            path=server.path.rstrip("/") + path,
-            params=dict(query),
-        )
-    )
 
 
 def _lost(why: str) -> DovecoteError:

@@ -1,0 +1,133 @@
+"""Connections from a host to a port of one instance: what keeps a session awake, and how one ends."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from dovecote.control.sessions import keeping
+from dovecote.errors import DovecoteError, Failed, NotFound
+from dovecote.host.instances import Connection
+from dovecote.model.records import Session
+from dovecote.model.states import SessionState
+from tests.unit.control_world import START, World, world_on
+from tests.unit.memory_host import Clock, MemoryHost
+from tests.unit.memory_instance import MemoryInstance
+
+pytestmark = pytest.mark.anyio
+
+S = SessionState
+
+
+@pytest.fixture
+async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    monkeypatch.setattr(keeping, "RETRY_LOST_AFTER", 0.0)
+    async with world_on(MemoryHost(Clock()), tmp_path, monkeypatch) as world:
+        yield world
+
+
+def its(world: World, session: Session) -> MemoryInstance:
+    found = world.host.of(session.id)
+    assert found is not None
+    return found
+
+
+async def test_a_port_is_reached_while_something_listens_and_its_session_stays_awake(world: World) -> None:
+    session = await world.sessions.create(world.tenant)
+    instance = its(world, session)
+    with pytest.raises(Failed) as closed:
+        async with world.sandboxes.dial(world.tenant, session.id, 9000):
+            pass
+    assert closed.value.code == "port_closed"
+    instance.open_ports.add(9000)
+    async with world.sandboxes.dial(world.tenant, session.id, 9000) as connection:
+        await connection.send(b"hello")
+        assert instance.dialed[0].recv(10) == b"hello"
+        world.clock.advance(100)
+        await world.tick()
+        assert (await world.sessions.get(world.tenant, session.id)).state is S.READY
+    assert instance.dialed[0].recv(10) == b""
+    world.clock.advance(100)
+    await world.tick()
+    assert (await world.sessions.get(world.tenant, session.id)).state is S.FROZEN
+
+
+async def test_a_port_on_the_loopback_is_dialed_there(world: World) -> None:
+    session = await world.sessions.create(world.tenant)
+    its(world, session).local_ports.add(9000)
+    async with world.sandboxes.dial(world.tenant, session.id, 9000) as connection:
+        its(world, session).dialed[0].sendall(b"local")
+        assert await connection.receive() == b"local"
+
+
+async def test_a_parked_session_wakes_and_its_recorded_server_is_started(world: World) -> None:
+    session = await world.sessions.create(world.tenant)
+    await world.sessions.set_start(world.tenant, session.id, START)
+    await world.sessions.park(world.tenant, session.id)
+    async with world.sandboxes.dial(world.tenant, session.id, START.port):
+        assert len(world.host.starts()) == 1
+        assert len(its(world, session).dialed) == 1
+
+
+async def test_nobody_dials_into_the_session_of_another_tenant(world: World) -> None:
+    session = await world.sessions.create(world.tenant)
+    its(world, session).open_ports.add(9000)
+    with pytest.raises(NotFound):
+        async with world.sandboxes.dial(world.other, session.id, 9000):
+            pass
+    assert its(world, session).dialed == []
+
+
+# -- one connection
+
+
+@pytest.fixture
+async def ends() -> tuple[Connection, socket.socket, list[Connection]]:
+    """Ours, the server's, and those that were left."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        here = socket.create_connection(listener.getsockname())
+        there = listener.accept()[0]
+    here.setblocking(False)
+    there.settimeout(10)
+    left: list[Connection] = []
+    return Connection(here, left.append), there, left
+
+
+Ends = tuple[Connection, socket.socket, list[Connection]]
+
+
+async def test_each_side_ends_by_itself(ends: Ends) -> None:
+    connection, server, left = ends
+    await connection.send(b"question")
+    connection.end()
+    assert (server.recv(100), server.recv(100)) == (b"question", b"")
+    server.sendall(b"answer")
+    server.close()
+    assert (await connection.receive(), await connection.receive()) == (b"answer", b"")
+    connection.close()
+    assert left == [connection]
+
+
+async def test_who_leaves_without_an_end_is_seen_to_break_off(ends: Ends) -> None:
+    connection, server, _ = ends
+    connection.close()
+    with pytest.raises(ConnectionResetError):
+        server.recv(1)
+
+
+async def test_the_end_of_the_instance_wakes_who_waits(ends: Ends) -> None:
+    connection, server, _ = ends
+    receiving = asyncio.ensure_future(connection.receive())
+    sending = asyncio.ensure_future(connection.send(bytes(64 << 20)))
+    await asyncio.sleep(0)
+    connection.cut()
+    for waiting in (receiving, sending):
+        with pytest.raises(DovecoteError) as broken:
+            await asyncio.wait_for(waiting, 10)
+        assert broken.value.code == "connection_reset"
+    connection.close()
+    server.close()
