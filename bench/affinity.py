@@ -46,20 +46,20 @@ class Called:
 
 def throughput(bench: Bench) -> list[Row]:
     """Requests a second to ten sessions, each of an instance of its own."""
-    with _own_instances(bench) as called:
+    with own_instances(bench) as called:
         return [_loaded(bench, "affinity_throughput", called)]
 
 
 def throughput_1000(bench: Bench) -> list[Row]:
     """The same to a thousand sessions in ten instances."""
     sharing = Sharing(sessions=SHARED_BY, instances=MANY // SHARED_BY)
-    with _shared_instances(bench, "many", sharing, MANY) as called:
+    with shared_instances(bench, "many", sharing, MANY) as called:
         return [_loaded(bench, "affinity_throughput_1000", called, seconds=ROUTES_LIVE)]
 
 
 def throughput_limited(bench: Bench) -> list[Row]:
     """The same to ten sessions of a function with a limit of requests, which takes a connection for each request."""
-    with _shared_instances(bench, "limited", Sharing(requests=LIMIT), 10) as called:
+    with shared_instances(bench, "limited", Sharing(requests=LIMIT), 10) as called:
         return [_loaded(bench, "affinity_throughput_limited", called)]
 
 
@@ -68,7 +68,7 @@ def added_latency(bench: Bench) -> list[Row]:
     added, rivals = [], []
     own = bench.installation().port
     with (
-        _own_instances(bench) as called,
+        own_instances(bench) as called,
         _fixed(bench, called) as port,
         _Caller(called, own) as ours,
         _Caller(called, port) as fixed,
@@ -84,14 +84,14 @@ def added_latency(bench: Bench) -> list[Row]:
 
 
 @contextmanager
-def _own_instances(bench: Bench) -> Iterator[Called]:
+def own_instances(bench: Bench) -> Iterator[Called]:
     installation = bench.installation()
     with responding.sessions(bench, 10) as (client, sessions):
         yield _woken(client, installation.api_key, f"sandbox.fn.localhost:{installation.port}", sessions)
 
 
 @contextmanager
-def _shared_instances(bench: Bench, name: str, sharing: Sharing, count: int) -> Iterator[Called]:
+def shared_instances(bench: Bench, name: str, sharing: Sharing, count: int) -> Iterator[Called]:
     installation = bench.installation()
     host, keys = f"{name}.fn.localhost:{installation.port}", [f"chat-{number}" for number in range(count)]
     with responding.function(bench, name, sharing) as client:

@@ -105,27 +105,27 @@ def cpu_share(bench: Bench) -> list[Row]:
             Project("first", FIRST, Path()).write_sources(session)
             _until_saved(installation)
             idle = _idle_share(installation)
-            server, inside, began = _server_cpu(installation), _inside_cpu(session), time.monotonic()
+            server, inside, began = server_cpu(installation), _inside_cpu(session), time.monotonic()
             session.run(f"cd {AT} && {INSTALL}", timeout=SECONDS, check=True)
             inside = _inside_cpu(session) - inside
             _until_saved(installation)
-            spent = _server_cpu(installation) - server - idle * (time.monotonic() - began)
+            spent = server_cpu(installation) - server - idle * (time.monotonic() - began)
             ours.append(spent / inside)
     return [row("checkpoint_cpu_share", "share", ours, "the install itself", [1.0])]
 
 
 def _idle_share(installation: Installation) -> float:
     """CPU seconds a second that the server takes with the same session there and nothing to save."""
-    before, began = _server_cpu(installation), time.monotonic()
+    before, began = server_cpu(installation), time.monotonic()
     time.sleep(IDLE_SECONDS)
-    return (_server_cpu(installation) - before) / (time.monotonic() - began)
+    return (server_cpu(installation) - before) / (time.monotonic() - began)
 
 
 def _inside_cpu(session: Session) -> float:
     return float(session.instance().usage["cpu_seconds"])
 
 
-def _server_cpu(installation: Installation) -> float:
+def server_cpu(installation: Installation) -> float:
     """Seconds of the server's process and of those that it has waited for."""
     assert installation.process is not None
     fields = Path(f"/proc/{installation.process.pid}/stat").read_text().rpartition(")")[2].split()

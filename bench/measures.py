@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.e2e.installation import Installation, free_network, until
 
-from bench import affinity, checkpointing, hibernating, lookups, responding, restoring, sandboxes, stored
+from bench import affinity, asking, checkpointing, hibernating, lookups, responding, restoring, sandboxes, stored
 from bench.figures import Row, row
 from bench.rivals import Crun
 from bench.volumes import quota_set
@@ -240,6 +240,7 @@ MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
     "affinity_throughput_1000": affinity.throughput_1000,
     "affinity_throughput_limited": affinity.throughput_limited,
     "affinity_added_latency": affinity.added_latency,
+    "ask_cpu": asking.ask_cpu,
     "lookup_parked_1m_sqlite": lookups.sqlite,
     "lookup_parked_1m_postgresql": lookups.on_postgresql,
     "memory": memory,

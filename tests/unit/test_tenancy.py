@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 from blake3 import blake3
 
 from dovecote.control.tenancy import NewKey, Principal, Tenancy
-from dovecote.control.tenancy.keys import RecentKeys
 from dovecote.control.tenancy.tenancy import KEY_TTL
 from dovecote.errors import Conflict, Invalid, NotFound, Unauthenticated
 from dovecote.store import Store, open_store
@@ -170,11 +168,3 @@ async def test_names_and_tiers_that_can_be(first: NewKey, tenancy: Tenancy) -> N
     with pytest.raises(NotFound) as caught:
         await tenancy.user(first.key.tenant_id, "new", "gold")
     assert caught.value.code == "no_such_tier"
-
-
-def test_recent_keys_are_bounded_and_the_oldest_goes_first(clock: Clock) -> None:
-    recent = RecentKeys(ttl=10, most=2, clock=clock)
-    principal = Principal("ten_a", "key_1")
-    for digest in ("1", "2", "1", "3"):
-        recent.put(digest, replace(principal, key_id=digest))
-    assert [recent.get(digest) is not None for digest in ("1", "2", "3")] == [True, False, True]

@@ -28,7 +28,7 @@ class Directory:
         """Raises what waking raises; the caller holds the request meanwhile."""
         if ask.kind == "box":
             assert ask.port is not None
-            return Answer(await self._routing.box(ask.name, ask.port))
+            return Answer(await self._routing.box(ask.name, ask.port, ask.failed))
         if ask.kind == "app":
             return Answer(await self._apps.route(ask.name), learn=False)
         caller = await find_caller(self._tenancy, self._functions, ask.name, ask.credential)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Unpack
 
 from dovecote.control.functions.bases import Bases, OnDemand
@@ -28,10 +29,13 @@ from dovecote.model.serving import (
 from dovecote.model.sizes import NetworkPolicy
 from dovecote.model.trees import Template
 from dovecote.model.volumes import Mount, apart
+from dovecote.recent import Recent
 from dovecote.store import Store
 
 SANDBOX = "sandbox"  # every tenant has this function
 TRIES = 8
+RECENT_TTL = 10.0  # seconds that other replicas may call a function as it was before a change
+MOST_RECENT = 10_000
 
 
 class Functions:
@@ -51,6 +55,8 @@ class Functions:
         self._level = level
         self._levels = levels
         self._revisions: dict[str, Revision] = {}  # immutable, hence kept; bounded below
+        # By tenant and name, and by no tenant and slug.
+        self._recent: Recent[tuple[str, str], Function] = Recent(ttl=RECENT_TTL, most=MOST_RECENT)
 
     async def create(
         self,
@@ -149,7 +155,7 @@ class Functions:
         """Stores the function as it is given, with a next revision unless that is its current one."""
         scope = self._store.tenant(function.tenant_id)
         if revision == await self.revision(function.tenant_id, function.revision_id):
-            return await scope.functions.swap(function)
+            return await self._swapped(function)
         await self.add_revision(function, revision, is_current=True)
         return await scope.functions.get(function.id)
 
@@ -157,18 +163,26 @@ class Functions:
         """The next one, which says what this one says. Raises Conflict (stale)."""
         number = await self._next_number(function.tenant_id, function.id)
         revision = _numbered(revision, function.id, number)
-        async with self._store.tenant(function.tenant_id).together() as t:
-            if is_current:
-                await t.functions.swap(replace(function, revision_id=revision.id))
-            await t.revisions.insert(revision)
+        try:
+            async with self._store.tenant(function.tenant_id).together() as t:
+                if is_current:
+                    await t.functions.swap(replace(function, revision_id=revision.id))
+                await t.revisions.insert(revision)
+        finally:
+            self._recent.forget()
         return revision
 
     async def rollback(self, function: Function, number: int) -> Function:
         """Runs an earlier revision again, or a later one. Raises NotFound (no_such_revision), Conflict."""
         await self.check_own(function)
-        scope = self._store.tenant(function.tenant_id)
         found = await self._by_number(function.tenant_id, function.id, number)
-        return await scope.functions.swap(replace(function, revision_id=found.id))
+        return await self._swapped(replace(function, revision_id=found.id))
+
+    async def _swapped(self, function: Function) -> Function:
+        try:
+            return await self._store.tenant(function.tenant_id).functions.swap(function)
+        finally:
+            self._recent.forget()
 
     async def _by_number(self, tenant_id: str, function_id: str, number: int) -> Revision:
         found = await self._store.tenant(tenant_id).revisions.find(function_id=function_id, number=number)
@@ -335,8 +349,19 @@ class Functions:
             return made
 
     async def by_slug(self, slug: str) -> Function | None:
-        """Of any tenant: whoever knows the slug may ask, and no function has a name that looks like one."""
-        return await self._store.everyone().functions.find(slug=slug) if is_slug(slug) else None
+        """Of any tenant: whoever knows the slug may call it, and no function has a name that looks like one.
+
+        From memory, as `called`.
+        """
+        if not is_slug(slug):
+            return None
+        return await self._recent.get(("", slug), partial(self._store.everyone().functions.find, slug=slug))
+
+    async def called(self, tenant_id: str, name: str) -> Function:
+        """As `get`, for who calls it: on the warm path this asks nobody. Changes made here show at once."""
+        found = await self._recent.get((tenant_id, name), partial(self.get, tenant_id, name))
+        assert found is not None
+        return found
 
     async def by_id(self, tenant_id: str, function_id: str) -> Function:
         """Raises NotFound (no_such_function)."""
@@ -348,7 +373,10 @@ class Functions:
 
     async def remove(self, tenant_id: str, function_id: str) -> None:
         """Forgets a function; its revisions stay for whoever still runs them. May be repeated."""
-        await self._store.tenant(tenant_id).functions.delete(function_id)
+        try:
+            await self._store.tenant(tenant_id).functions.delete(function_id)
+        finally:
+            self._recent.forget()
 
     async def list(self, tenant_id: str, *, after: str | None = None, limit: int = 100) -> Sequence[Function]:
         return await self._store.tenant(tenant_id).functions.list(after=after, limit=limit)

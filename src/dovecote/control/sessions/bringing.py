@@ -55,10 +55,11 @@ class Bringing:
         """Returns when its server takes connections, started unless it runs."""
         guest, start = instance.host.guest(instance.instance_id), instance.revision.start
         assert start is not None
-        if (await guest.wait_port(start.port, 0)).is_open:
-            return
-        server = await start_server(instance.inside)
-        await wait_for_port(guest, start.port, server=server, timeout=self._start_timeout)
+        instance.is_serving = False
+        if not (await guest.wait_port(start.port, 0)).is_open:
+            server = await start_server(instance.inside)
+            await wait_for_port(guest, start.port, server=server, timeout=self._start_timeout)
+        instance.is_serving = True
 
     async def thaw(self, instance: SharedInstance) -> None:
         async with instance.turning:

@@ -27,7 +27,7 @@ async def find_caller(tenancy: Tenancy, functions: Functions, label: str, creden
     function = await functions.by_slug(label)
     if function is None:
         tenant_id = (await tenancy.authenticate(credential)).tenant_id
-        return Caller(await functions.get(tenant_id, label), is_known=True)
+        return Caller(await functions.called(tenant_id, label), is_known=True)
     is_known = False
     if credential or not function.is_public:
         is_known = (await tenancy.authenticate(credential)).tenant_id == function.tenant_id

@@ -11,7 +11,7 @@ from dovecote.control.sessions.hook_runs import HookRuns
 from dovecote.control.sessions.live import Live, LiveSessions
 from dovecote.control.sessions.metrics import BREACHES
 from dovecote.control.sessions.rules import alive
-from dovecote.control.sessions.seats import Seat
+from dovecote.control.sessions.seats import Seats
 from dovecote.errors import NotFound
 from dovecote.model.past import HookRun, Past
 from dovecote.model.records import Session
@@ -25,7 +25,7 @@ class Ledger:
         self._store = store
         self.live = LiveSessions()
         self.hooks = HookRuns()
-        self.seated: dict[str, Seat] = {}  # by session
+        self.seated = Seats()
 
     async def stored(self, tenant_id: str, session_id: str) -> Session:
         """The record, whatever is true of it by now. Raises NotFound."""
@@ -38,6 +38,12 @@ class Ledger:
         if session is None or (session.state is SessionState.ENDED and not is_ended):
             raise NotFound("no sandbox has this address", code="no_such_session", hint="it may have been deleted")
         return session
+
+    def placed(self, function_id: str, user_id: str, key: str) -> Session | None:
+        """The session that a caller names so, if it has an instance here or a seat in one: no record knows more."""
+        name = (function_id, user_id, key)
+        place = self.live.named(name) or self.seated.named(name)
+        return place.session if place else None
 
     async def get(self, tenant_id: str, session_id: str) -> Session:
         live = self.live.get(session_id)

@@ -33,6 +33,7 @@ class Live:
     seen: Observed | None = None  # at the last tick
     memory_bytes: int = 0  # measured now and then, without what is cached
     initializing: asyncio.Task[HookRun] | None = field(default=None, repr=False)
+    open_ports: set[int] = field(default_factory=set, repr=False)  # that took connections when last looked at
 
     @property
     def guest(self) -> Guest:
@@ -94,12 +95,18 @@ class InstanceView:
     usage: Mapping[str, int | float]
 
 
+def name_of(session: Session) -> tuple[str, str, str]:
+    """What its caller names it by; of all that live no two are named alike."""
+    return session.function_id, session.user_id, session.key
+
+
 class LiveSessions:
-    """By id and by slug; with one lock for each session, so that its moves come one after the other."""
+    """By id, slug and name; with one lock for each session, so that its moves come one after the other."""
 
     def __init__(self) -> None:
         self._by_id: dict[str, Live] = {}
         self._by_slug: dict[str, Live] = {}
+        self._by_name: dict[tuple[str, str, str], Live] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def get(self, session_id: str) -> Live | None:
@@ -108,17 +115,23 @@ class LiveSessions:
     def by_slug(self, slug: str) -> Live | None:
         return self._by_slug.get(slug)
 
+    def named(self, name: tuple[str, str, str]) -> Live | None:
+        return self._by_name.get(name)
+
     def all(self) -> list[Live]:
         return list(self._by_id.values())
 
     def add(self, live: Live) -> None:
         self._by_id[live.session.id] = live
         self._by_slug[live.session.slug] = live
+        self._by_name[name_of(live.session)] = live
 
     def drop(self, session_id: str) -> Live | None:
         live = self._by_id.pop(session_id, None)
         if live is not None:
             self._by_slug.pop(live.session.slug, None)
+            if self.named(name := name_of(live.session)) is live:
+                del self._by_name[name]
         return live
 
     def lock(self, session_id: str) -> asyncio.Lock:

@@ -57,7 +57,7 @@ class Pausing:
     async def _pause(self, session: Session, reason: str, hibernate: bool | None = None) -> Session:
         """Called under its lock."""
         live = self._ledger.live.get(session.id)
-        if session.id in self._ledger.seated:
+        if self._ledger.seated.get(session.id) is not None:
             session = await self._parking.put_away(session, reason)
             return await self._ledger.change(session, desired=Desired.PARKED, timeout_at=None)
         if live is not None and live.is_ready and live.is_initialized:

@@ -50,9 +50,10 @@ class Placing:
 
     # -- callers
 
-    async def seat(self, function: Function, session: Session) -> Seat:
+    async def seat(self, function: Function, session: Session, *, is_doubted: bool = True) -> Seat:
         """The session's seat, its instance awake and answering. One seating for all who wait for it.
 
+        Whether a server that was seen to answer still does is looked at where it `is_doubted`, else left to a request.
         Raises NoCapacity (no_instances), Conflict (paused), Gone (session_expired), and what starting raises.
         """
 
@@ -61,11 +62,11 @@ class Placing:
             seat.instance.places += 1
             return seat.instance, seat
 
-        seat = await self._answering(take)
+        seat = await self._answering(take, is_doubted)
         seat.touch()
         return seat
 
-    async def anyone(self, function: Function) -> SharedInstance:
+    async def anyone(self, function: Function, *, is_doubted: bool = True) -> SharedInstance:
         """An instance for one request of nobody's session: the one with the fewest. Raises NoCapacity (instance_full),
         and what starting raises."""
         pool = self._pools.of(function)
@@ -87,16 +88,17 @@ class Placing:
                 raise
             return instance, instance
 
-        return await self._answering(take)
+        return await self._answering(take, is_doubted)
 
-    async def _answering(self, take: Callable[[], Awaitable[tuple[SharedInstance, T]]]) -> T:
+    async def _answering(self, take: Callable[[], Awaitable[tuple[SharedInstance, T]]], is_doubted: bool) -> T:
         """What was taken, once its instance answers. `take` counts the caller among its `places`."""
         for _ in range(DEATHS_IN_A_ROUTE):
             instance, taken = await take()
             try:
                 instance.touch()
                 await self._bringing.thaw(instance)
-                await self._bringing.serve(instance)
+                if is_doubted or not instance.is_serving:
+                    await self._bringing.serve(instance)
                 return taken
             except DovecoteError as error:
                 if error.code not in INSTANCE_IS_GONE:
@@ -199,12 +201,13 @@ class Placing:
             # Since it came. Whoever asks finds no instance there, and a new seat.
             self._note_loss(seat, Death(instance.instance_id, instance.owner, "its instance died"))
             return seat
-        instance.seats[session.id] = self._ledger.seated[session.id] = seat
+        instance.seats[session.id] = seat
+        self._ledger.seated.take(seat)
         return seat
 
     async def leave(self, session: Session, reason: str) -> Session:
         """Its seat is free and nothing of it is lost: it has no files. Called under its lock; may be repeated."""
-        seat = self._ledger.seated.pop(session.id, None)
+        seat = self._ledger.seated.leave(session.id)
         known: dict[str, object] = {}
         if seat is not None:
             unused_for = timedelta(seconds=time.monotonic() - seat.touched)
@@ -220,7 +223,7 @@ class Placing:
                 )
         except BaseException:
             if seat is not None and not seat.instance.is_dead:
-                self._ledger.seated[session.id] = seat
+                self._ledger.seated.take(seat)
             raise
         if seat is not None:
             _free(seat)
@@ -228,7 +231,7 @@ class Placing:
 
     def ended(self, session_id: str) -> None:
         """Frees the seat of a session whose end is recorded. Called under its lock; may be repeated."""
-        seat = self._ledger.seated.pop(session_id, None)
+        seat = self._ledger.seated.leave(session_id)
         if seat is not None:
             _free(seat)
 
@@ -313,7 +316,7 @@ class Placing:
         self._pools.remove(instance)
         for session_id, seat in list(instance.seats.items()):
             if seat is not None and self._ledger.seated.get(session_id) is seat:
-                del self._ledger.seated[session_id]
+                self._ledger.seated.leave(session_id)
                 self._note_loss(seat, Death(instance.instance_id, instance.owner, reason, is_own_doing))
         instance.seats.clear()
 
@@ -333,7 +336,7 @@ class Placing:
     # -- as time goes by
 
     def seats(self) -> list[Seat]:
-        return list(self._ledger.seated.values())
+        return self._ledger.seated.all()
 
     def on(self, host: Host) -> list[SharedInstance]:
         return [each for each in self._pools.all() if each.host is host and each.is_ready]
@@ -389,7 +392,8 @@ class Placing:
         for instance in self._pools.all():
             if instance.instance_id == session.instance_id:
                 seat = Seat(session, instance)
-                instance.seats[session.id] = self._ledger.seated[session.id] = seat
+                instance.seats[session.id] = seat
+                self._ledger.seated.take(seat)
                 return True
         return False
 

@@ -40,9 +40,9 @@ class Routing:
         self._functions = functions
         self._tenancy = tenancy
 
-    async def box(self, slug: str, port: int) -> str:
+    async def box(self, slug: str, port: int, failed: str | None = None) -> str:
         """Where the port of the sandbox with that slug is, `ip:port`, open. The slug is the right to ask."""
-        return await self._route(await self._sessions.by_slug(slug), port)
+        return await self._route(await self._sessions.by_slug(slug), port, is_doubted=failed is not None)
 
     async def function(
         self, function: Function, *, user: str, key: str | None, is_made_here: bool = False, failed: str | None = None
@@ -57,7 +57,7 @@ class Routing:
         if not function.has_sessions:
             if not _port(current.start):
                 raise _no_server()
-            instance = await self._sessions.placing.anyone(function)
+            instance = await self._sessions.placing.anyone(function, is_doubted=failed is not None)
             return Routed(instance.route, None, bool(current.sharing.requests))
         if key is not None:
             parse_session_key(key, is_strict=function.affinity.strict_ids)
@@ -75,7 +75,7 @@ class Routing:
         if not port:
             raise _no_server()
         for _ in range(DEATHS_IN_A_ROUTE):
-            address = await self._route(session, port)
+            address = await self._route(session, port, is_doubted=failed is not None)
             live = self._sessions.live.get(session.id)
             if not limit or address != failed or live is None:
                 return Routed(address, session, bool(limit))
@@ -88,7 +88,7 @@ class Routing:
     async def _seat(self, function: Function, session: Session, failed: str | None) -> Routed:
         """To the instance that the session has a seat in."""
         for _ in range(DEATHS_IN_A_ROUTE):
-            seat = await self._sessions.placing.seat(function, session)
+            seat = await self._sessions.placing.seat(function, session, is_doubted=failed is not None)
             instance = seat.instance
             if not instance.port:
                 raise _no_server()
@@ -113,17 +113,16 @@ class Routing:
             await self._sessions.end(session.tenant_id, session.id, reason)
 
     async def _by_key(self, function: Function, user: str, key: str | None, is_made_here: bool) -> Session:
-        owner = await self._tenancy.user(function.tenant_id, user)
-        sessions = self._store.tenant(function.tenant_id).sessions
+        owner_id = await self._tenancy.user_id(function.tenant_id, user)
         for _ in range(TRIES):
             if key is not None:
-                found = await sessions.find(user_id=owner.id, function_id=function.id, key=key, live_marker="live")
+                found = await self._named(function, owner_id, key)
                 if found is not None and not is_over(found):
                     return found
                 if found is not None:
                     await self._sessions.expire(found.tenant_id, found.id)
                 if is_made_here or function.affinity.refuses_reuse:
-                    await self._refuse_ended(function, owner.id, key)
+                    await self._refuse_ended(function, owner_id, key)
                 if is_made_here:
                     raise NotFound("no session has this id", code="no_such_session", hint="begin a new one")
             try:
@@ -134,6 +133,12 @@ class Routing:
                 continue  # another request of the same session was first
         raise Conflict(f"session {key} comes and goes", code="busy", hint="try again")
 
+    async def _named(self, function: Function, user_id: str, key: str) -> Session | None:
+        sessions = self._store.tenant(function.tenant_id).sessions
+        return self._sessions.placed(function.id, user_id, key) or await sessions.find(
+            user_id=user_id, function_id=function.id, key=key, live_marker="live"
+        )
+
     async def _refuse_ended(self, function: Function, user_id: str, key: str) -> None:
         """Raises Gone (session_expired) where the last session of the key has ended."""
         sessions = self._store.tenant(function.tenant_id).sessions
@@ -141,9 +146,12 @@ class Routing:
         if last is not None:
             alive(last)
 
-    async def _route(self, session: Session, port: int) -> str:
+    async def _route(self, session: Session, port: int, *, is_doubted: bool) -> str:
+        """A port that was seen open is, until a request finds that it is not."""
         for _ in range(DEATHS_IN_A_ROUTE):
             live = await self._sessions.awake(session)
+            if port in live.open_ports and not is_doubted:
+                return f"{live.address}:{port}"
             try:
                 await self._open(live, port)
             except DovecoteError as error:
@@ -156,9 +164,11 @@ class Routing:
 
     async def _open(self, live: Live, port: int) -> None:
         """Returns when the port takes connections, started if it is the one of the recorded start."""
+        live.open_ports.discard(port)
         live.enter()
         try:
             await self._sessions.ensure_open(live, port)
+            live.open_ports.add(port)
         finally:
             live.leave()
 

@@ -11,6 +11,7 @@ from dovecote.control.fleet import Host
 from dovecote.control.sessions.hooks import Inside
 from dovecote.control.sessions.idle import Move
 from dovecote.control.sessions.lines import Sent
+from dovecote.control.sessions.live import name_of
 from dovecote.control.sessions.replicas import inside_of
 from dovecote.errors import DovecoteError
 from dovecote.model.past import Past
@@ -30,6 +31,7 @@ class SharedInstance:
     pid: int = 0
     is_ready: bool = False
     is_frozen: bool = False
+    is_serving: bool = False  # its server took connections when it was last looked at
     is_leaving: bool = False  # it takes nobody any more
     is_dead: bool = False
     seats: dict[str, Seat | None] = field(default_factory=dict)  # by session; None while it is on its way there
@@ -78,6 +80,32 @@ class Seat:
     def touch(self) -> None:
         self.touched = time.monotonic()
         self.instance.touch()
+
+
+class Seats:
+    """Those that are taken, by session and by its name."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Seat] = {}
+        self._by_name: dict[tuple[str, str, str], Seat] = {}
+
+    def get(self, session_id: str) -> Seat | None:
+        return self._by_id.get(session_id)
+
+    def named(self, name: tuple[str, str, str]) -> Seat | None:
+        return self._by_name.get(name)
+
+    def all(self) -> list[Seat]:
+        return list(self._by_id.values())
+
+    def take(self, seat: Seat) -> None:
+        self._by_id[seat.session.id] = self._by_name[name_of(seat.session)] = seat
+
+    def leave(self, session_id: str) -> Seat | None:
+        seat = self._by_id.pop(session_id, None)
+        if seat is not None and self.named(name := name_of(seat.session)) is seat:
+            del self._by_name[name]
+        return seat
 
 
 def next_turn(

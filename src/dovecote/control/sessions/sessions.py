@@ -73,7 +73,7 @@ class Sessions:
         self._reinstalling = Reinstalling(self._ledger.swap, timeout=reinstall_timeout)
         self._background = Background()
         # What other rooms ask of sessions, whichever noun answers it.
-        self.get, self.by_slug = self._ledger.get, self._ledger.by_slug
+        self.get, self.by_slug, self.placed = self._ledger.get, self._ledger.by_slug, self._ledger.placed
         self.lines = Lines(longest=start_timeout)
         self.admitting = Admitting(self._ledger, overcommit=overcommit)
         self.placing = Placing(
@@ -280,10 +280,10 @@ class Sessions:
                 ended_at=datetime.now(UTC),
                 live_marker=session.id,
             )
-            # Again: one may have been taken just before the end. Whoever takes one from now on finds the end.
-            await self._forget_snapshots(session)
         self.live.drop(session.id)
         self.placing.ended(session.id)
+        # Again: one may have been taken just before the end. Whoever takes one from now on finds the end.
+        await self._forget_snapshots(session)
         for host_id, host in self._fleet.hosts().items():
             # Any host that had it once may have an orphan.
             await _end(host, instance_id if session.host_id in (None, host_id) else None, session.id)

@@ -1,10 +1,8 @@
-"""Secrets of API keys, and the short memory of those that were good a moment ago."""
+"""Secrets of API keys, and whom they are of."""
 
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from blake3 import blake3
@@ -47,26 +45,3 @@ def digest_of(secret: str) -> str:
     A plain hash is enough: the secret is random, not a password, and cannot be found by trying.
     """
     return blake3(secret.encode()).hexdigest()
-
-
-class RecentKeys:
-    """Principals by digest, each for `ttl` seconds after it was read from the store, at most `most` of them."""
-
-    def __init__(self, *, ttl: float, most: int, clock: Callable[[], float]) -> None:
-        self._ttl = ttl
-        self._most = most
-        self._clock = clock
-        self._known: OrderedDict[str, tuple[Principal, float]] = OrderedDict()  # the oldest first
-
-    def get(self, digest: str) -> Principal | None:
-        principal, until = self._known.get(digest, (None, 0.0))
-        return principal if self._clock() < until else None
-
-    def put(self, digest: str, principal: Principal) -> None:
-        self._known.pop(digest, None)
-        self._known[digest] = principal, self._clock() + self._ttl
-        while len(self._known) > self._most:
-            self._known.popitem(last=False)
-
-    def forget(self, digest: str) -> None:
-        self._known.pop(digest, None)

@@ -8,17 +8,21 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
+from math import inf
 
-from dovecote.control.tenancy.keys import NewKey, Principal, RecentKeys, digest_of, is_secret, new_secret
+from dovecote.control.tenancy.keys import NewKey, Principal, digest_of, is_secret, new_secret
 from dovecote.errors import Conflict, Invalid, NotFound, Unauthenticated
 from dovecote.model.ids import new_id, parse_name
 from dovecote.model.records import ApiKey, Tenant, User
 from dovecote.model.sizes import TIERS
+from dovecote.recent import Recent
 from dovecote.store import Store
 
 FIRST_TENANT = "default"
 KEY_TTL = 10.0  # seconds that a revoked key may still work on other replicas
 MOST_RECENT_KEYS = 10_000
+MOST_RECENT_USERS = 50_000
 LONGEST_NAME = 200
 TRIES = 8
 
@@ -26,7 +30,9 @@ TRIES = 8
 class Tenancy:
     def __init__(self, store: Store, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
-        self._recent = RecentKeys(ttl=KEY_TTL, most=MOST_RECENT_KEYS, clock=clock)
+        self._recent: Recent[str, Principal] = Recent(ttl=KEY_TTL, most=MOST_RECENT_KEYS, clock=clock)
+        # A user is never renamed nor removed, so what is remembered of one stays true.
+        self._user_ids: Recent[tuple[str, str], str] = Recent(ttl=inf, most=MOST_RECENT_USERS)
 
     # -- tenants
 
@@ -67,14 +73,14 @@ class Tenancy:
         if not is_secret(secret):
             raise _bad_key()
         digest = digest_of(secret)
-        if principal := self._recent.get(digest):
-            return principal
-        key = await self._store.everyone().keys.find(digest=digest)
-        if key is None or key.revoked_at is not None:
+        principal = await self._recent.get(digest, partial(self._principal, digest))
+        if principal is None:
             raise _bad_key()
-        principal = Principal(tenant_id=key.tenant_id, key_id=key.id)
-        self._recent.put(digest, principal)
         return principal
+
+    async def _principal(self, digest: str) -> Principal | None:
+        key = await self._store.everyone().keys.find(digest=digest)
+        return Principal(tenant_id=key.tenant_id, key_id=key.id) if key and key.revoked_at is None else None
 
     async def create_key(self, tenant_id: str, name: str) -> NewKey:
         """Raises NotFound for a tenant that is not there, Invalid."""
@@ -98,7 +104,7 @@ class Tenancy:
                     key = await keys.swap(replace(key, revoked_at=datetime.now(UTC)))
             except Conflict:
                 continue
-            self._recent.forget(key.digest)
+            self._recent.forget()
             return key
         raise _busy()
 
@@ -120,6 +126,16 @@ class Tenancy:
                 found = await users.find(name=name)  # another request was first
         if found is None:
             raise _busy()
+        return found
+
+    async def user_id(self, tenant_id: str, name: str) -> str:
+        """Of the user of that name, made if need be: on the warm path this asks nobody. Raises Invalid."""
+
+        async def read() -> str:
+            return (await self.user(tenant_id, name)).id
+
+        found = await self._user_ids.get((tenant_id, name), read)
+        assert found is not None
         return found
 
     async def find_user(self, tenant_id: str, name: str) -> User | None:
