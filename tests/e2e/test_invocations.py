@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
 
-from dovecote.sdk import Destination, Dovecote, DovecoteError, Invocation, Invoking, Start, is_genuine
+from dovecote.sdk import Affinity, Destination, Dovecote, DovecoteError, Invocation, Invoking, Start, is_genuine
 from tests.e2e.installation import Installation, running, until
 
 pytestmark = pytest.mark.e2e
 
-# Says which instance it is and how often it was called. `/slow` takes 3 s, `/fail` fails, `/second` fails but once.
+# Says which instance it is and how often it was called. `/slow` takes 3 s, `/fail` fails, `/second` fails but once,
+# and `/mcp` gives out an id as MCP servers do.
 WORKER = """exec python3 -u -c '
 import http.server, json, os, time, uuid
 me, seen, failed = uuid.uuid4().hex, [], set()
@@ -31,9 +32,12 @@ class Answer(http.server.BaseHTTPRequestHandler):
         fails = self.path == "/fail" or (self.path == "/second" and id not in failed)
         failed.add(id)
         said = {"me": me, "body": body, "attempt": attempt, "key": self.headers["x-dovecote-session"], "seen": seen}
+        said.update(path=self.path, cookie=self.headers["cookie"], mcp=self.headers["mcp-session-id"])
         text = json.dumps(said).encode()
         self.send_response(500 if fails else 200)
         self.send_header("content-length", str(len(text)))
+        if self.path == "/mcp":
+            self.send_header("mcp-session-id", "theirs.1")
         self.end_headers()
         self.wfile.write(text)
 http.server.ThreadingHTTPServer(("0.0.0.0", int(os.environ["PORT"])), Answer).serve_forever()
@@ -53,8 +57,10 @@ def client(own: Installation) -> Iterator[Dovecote]:
 
 
 @contextmanager
-def worker(client: Dovecote, name: str, invoking: Invoking | None = None) -> Iterator[str]:
-    client.functions.create(name, start=Start(WORKER, 8000), invoking=invoking)
+def worker(
+    client: Dovecote, name: str, invoking: Invoking | None = None, affinity: Affinity | None = None
+) -> Iterator[str]:
+    client.functions.create(name, start=Start(WORKER, 8000), invoking=invoking, affinity=affinity)
     try:
         yield name
     finally:
@@ -231,3 +237,70 @@ def test_a_request_to_the_functions_address_is_done_later(
         assert answer.headers["x-dovecote-session"] == "chat7"
         done = ended(client, client.invocations.get(answer.headers["x-dovecote-invocation-id"]))
         assert (done.state, done.path, said(done)["body"], done.session) == ("succeeded", "/work", "hello", "chat7")
+
+
+Named = dict[str, str]
+
+
+def by_cookie(first: httpx.Response) -> tuple[str, Named]:
+    return "/work", {"cookie": f"a=1; {first.headers['set-cookie'].partition(';')[0]}"}
+
+
+def by_mcp_id(first: httpx.Response) -> tuple[str, Named]:
+    return "/mcp", {"mcp-session-id": first.headers["mcp-session-id"]}
+
+
+def by_query(first: httpx.Response) -> tuple[str, Named]:
+    key = first.headers["mcp-session-id"].partition(".")[0]
+    return f"/messages?a=b&session_id={key}.theirs", {}
+
+
+@pytest.mark.parametrize("way", ["host", "path", "api"])
+@pytest.mark.parametrize(
+    ("modes", "name_it"),
+    [(["cookie"], by_cookie), (["mcp-http"], by_mcp_id), (["mcp-http", "mcp-sse"], by_query)],
+    ids=["cookie", "mcp-http", "mcp-sse"],
+)
+def test_whatever_names_a_session_names_it_for_asynchronous_calls_too(
+    own: Installation,
+    client: Dovecote,
+    way: str,
+    modes: list[str],
+    name_it: Callable[[httpx.Response], tuple[str, Named]],
+) -> None:
+    name = f"{name_it.__name__.replace('_', '-')}-{way}"
+    port = own.settings.port
+    with worker(client, name, affinity=Affinity(modes=modes)):
+        key = {"x-dovecote-key": own.api_key}
+        by_host = {**key, "host": f"{name}.fn.localhost:{port}"}
+        by_path, prefix = {**key, "host": f"localhost:{port}"}, f"/fn/{name}" if way == "path" else ""
+        headers = by_path if way == "path" else by_host
+        first = httpx.post(f"{own.url}{prefix}/mcp", headers=headers, timeout=60)
+        assert first.status_code == 200, first.text
+        path, named = name_it(first)
+        if way == "api":
+            call = client.invocations.create(name, b"hello", path=path, headers=named)
+        else:
+            later = httpx.post(f"{own.url}{prefix}{path}", headers=headers | named | {"x-dovecote-invoke": "async"})
+            assert later.status_code == 202, later.text
+            call = client.invocations.get(later.headers["x-dovecote-invocation-id"])
+        done = ended(client, call)
+        assert done.state == "succeeded", done.error
+        heard = said(done)
+        assert heard["me"] == first.json()["me"]
+        assert len(client.sessions.list(function=name)) == 1
+        # Its server knows nothing of keys of ours.
+        assert (heard["cookie"], heard["mcp"]) == (None, "theirs.1" if path == "/mcp" else None)
+        assert heard["path"] == path.replace(f"{done.session}.", "")
+        if path == "/mcp":
+            assert done.response is not None
+            assert done.response["headers"]["mcp-session-id"] == named["mcp-session-id"]
+
+
+def test_an_mcp_session_that_nobody_has_is_refused_before_anything_is_kept(own: Installation, client: Dovecote) -> None:
+    with worker(client, "no-such", affinity=Affinity(modes=["mcp-http"])):
+        headers = {"host": f"no-such.fn.localhost:{own.settings.port}", "x-dovecote-key": own.api_key}
+        unknown = {"x-dovecote-invoke": "async", "mcp-session-id": "nobody.theirs"}
+        answer = httpx.post(f"{own.url}/mcp", headers=headers | unknown)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_such_session")
+        assert list(client.invocations.each(function="no-such")) == []

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dovecote.gateway import Answer, Ask
-from dovecote.gateway.affinity import find
+from dovecote.model.naming import find
 from dovecote.model.serving import Affinity, Mode
 from tests.system.gateway_world import BOUND, Serving, World, free_port, until, world
 

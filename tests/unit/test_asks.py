@@ -10,9 +10,9 @@ import pytest
 
 from dovecote.control.sessions import find_caller
 from dovecote.errors import Gone, NotFound, Unauthenticated
-from dovecote.gateway.affinity import Found
 from dovecote.gateway.directory import Directory
 from dovecote.gateway.question import Answer, Ask, Headers
+from dovecote.model.naming import Found
 from dovecote.model.records import Session
 from dovecote.model.serving import Affinity, Mode, Sharing
 from dovecote.store import Store

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from dovecote.errors import Gone, NotFound
-from dovecote.gateway.affinity import Found
 from dovecote.gateway.directory import Directory
 from dovecote.gateway.question import Answer, Ask, Headers
+from dovecote.model.naming import Found
 from dovecote.model.records import Function
 from dovecote.model.serving import Affinity, Mode, Sharing
 from tests.unit.control_world import START, World, world_on

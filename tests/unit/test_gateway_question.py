@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dovecote.errors import DovecoteError, NotFound
-from dovecote.gateway.affinity import Found
 from dovecote.gateway.question import Answer, Ask, Headers, needs_taking, parse_ask, render_note
+from dovecote.model.naming import Found
 from dovecote.model.serving import Affinity, Mode
 
 SLUG = "abcdefghijkmnpqrstuvwxyz23"

@@ -55,7 +55,7 @@ async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
             metering=nothing,
             contents=nothing,
             deployments=world.deployments,
-            invocations=Invocations(world.store, world.functions),
+            invocations=Invocations(world.store, world.functions, holds=world.routing.holds),
             webhook_secrets=WebhookSecrets(world.store),
         )
         app = build(rooms, tools=nothing_here, is_ready=lambda: True, version="0.0.0")

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.anyio
 
 WEBHOOK = Destination(To.WEBHOOK, "https://example.com/done")
 DIED = Failed("the instance gave no whole answer", code="instance_died")
+EVERY = (Mode.HEADER, Mode.COOKIE, Mode.MCP_HTTP, Mode.MCP_SSE)
 State = InvocationState
 
 
@@ -63,6 +64,11 @@ class Callee:
         self.told.append(done)
 
 
+async def one(function: Function, user: str, key: str) -> bool:
+    """The only session that there is: the user's, of that key."""
+    return (user, key) == ("ann", "there")
+
+
 class Calls:
     """The room over a store; `now` goes on only when told to."""
 
@@ -71,7 +77,7 @@ class Calls:
         self.now = NOW
         self.callee = Callee()
         self.functions = Functions(store, templates={"base": BASE}, level="crun", levels=frozenset({"crun"}))
-        self.invocations = Invocations(store, self.functions, now=lambda: self.now)
+        self.invocations = Invocations(store, self.functions, holds=one, now=lambda: self.now)
         self.dispatching = self.dispatcher()
 
     def dispatcher(self, at_once: int = 10) -> Dispatching:
@@ -149,6 +155,36 @@ async def test_all_attempts_of_a_call_without_a_key_are_one_sessions(calls: Call
         calls.tenant, "stateless", start=START, affinity=Affinity(modes=(Mode.NONE,))
     )
     assert (await calls.invocations.create(stateless, Wanted(key="chat7"))).key is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "path", "user", "key"),
+    [
+        ({"Cookie": "dovecote-session=there"}, "/", "ann", "there"),
+        ({"cookie": "dovecote-session=there"}, "/", "bob", None),  # it is another user's
+        ({"cookie": "dovecote-session=gone"}, "/", "ann", None),
+        ({"cookie": "dovecote-session=\xff"}, "/", "ann", None),
+        ({"mcp-session-id": "there.x"}, "/", "ann", "there"),
+        ({}, "/m?session_id=there.x", "ann", "there"),
+        ({"x-dovecote-session": "mine", "cookie": "dovecote-session=there"}, "/", "ann", "mine"),
+    ],
+)
+async def test_a_request_names_its_session_as_its_function_has_it(
+    calls: Calls, headers: dict[str, str], path: str, user: str, key: str | None
+) -> None:
+    function = await calls.functions.create(calls.tenant, "named", start=START, affinity=Affinity(modes=EVERY))
+    wanted = Wanted(path=path, headers=tuple(headers.items()), user=user)
+    made = await calls.invocations.create(function, wanted)
+    assert made.key == key or (key is None and len(made.key or "") == 26)
+    assert "there" not in str(made.headers) + made.path
+
+
+@pytest.mark.parametrize("id", ["gone.x", "x", "", "there"])
+async def test_an_mcp_session_that_is_not_there_is_refused(calls: Calls, id: str) -> None:
+    function = await calls.functions.create(calls.tenant, "named", start=START, affinity=Affinity(modes=EVERY))
+    with pytest.raises(NotFound) as caught:
+        await calls.invocations.create(function, Wanted(headers=(("mcp-session-id", id),), user="ann"))
+    assert caught.value.code == "no_such_session"
 
 
 @pytest.mark.parametrize("failure", [Reply(503), Reply(429), Broken(DIED, was_sent=True)])

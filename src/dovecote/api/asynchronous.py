@@ -20,7 +20,15 @@ from dovecote.control.sessions import find_caller
 from dovecote.control.tenancy import Tenancy
 from dovecote.errors import DovecoteError, Invalid
 from dovecote.model.ids import new_id
-from dovecote.model.invocations import DEFAULT_TIMEOUT, MOST_BODY, Invocation, parse_idempotency_key, too_large
+from dovecote.model.invocations import (
+    DEFAULT_TIMEOUT,
+    MOST_BODY,
+    Invocation,
+    joined,
+    parse_idempotency_key,
+    too_large,
+)
+from dovecote.model.naming import find
 from dovecote.model.records import Function
 from dovecote.model.serving import PUBLIC_USER, Mode
 
@@ -96,9 +104,10 @@ class Asynchronous:
             raise Invalid(f"not a way to invoke: {headers[INVOKE_HEADER][:60]!r}", hint="`async`, or leave it out")
         caller = await find_caller(self._tenancy, self._functions, label, headers.get("x-dovecote-key", ""))
         function, affinity = caller.function, caller.function.affinity
-        # Who has no key of the tenant's chooses no user, and no session where ids are made here.
-        key = headers.get(affinity.header) if caller.is_known or affinity.has(Mode.HEADER) else None
-        again = headers.get("idempotency-key")
+        named = find(affinity, method, path, joined(headers.items()))
+        # Who has a key of the tenant's may name any session here, as by the API.
+        key = headers.get(affinity.header) if caller.is_known and not affinity.has(Mode.HEADER) else None
+        again, said = headers.get("idempotency-key"), named.key if named else ""
         wanted = Wanted(
             method=method,
             path=path,
@@ -109,11 +118,11 @@ class Asynchronous:
             is_stranger=not caller.is_known,
             delay=_seconds(headers, DELAY_HEADER, timedelta(0)),
             timeout=_seconds(headers, TIMEOUT_HEADER, DEFAULT_TIMEOUT),
-            idempotency_key=again if again is None or caller.is_known else _strangers(key or "", again),
+            idempotency_key=again if again is None or caller.is_known else _strangers(said, again),
         )
         made = await self._invocations.create(function, wanted)
-        if not caller.is_known and again is not None:
-            made = replace(made, key=wanted.key)  # the call may have been there: its session is another one's
+        if not caller.is_known and again is not None and made.key != said:
+            made = replace(made, key=None)  # the call may have been there: its session is another one's
         return 202, _told(function, made), _render(made)
 
 

@@ -9,9 +9,9 @@ from dovecote.control.functions import Functions
 from dovecote.control.sessions import Caller, Routed, Routing, find_caller
 from dovecote.control.tenancy import Tenancy
 from dovecote.errors import Gone, Invalid, NotFound
-from dovecote.gateway.affinity import Found
 from dovecote.gateway.question import Answer, Ask
 from dovecote.model.ids import parse_strict_key
+from dovecote.model.naming import Found
 from dovecote.model.records import Session
 from dovecote.model.serving import Affinity, Mode
 from dovecote.model.sizes import TIERS

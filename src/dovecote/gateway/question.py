@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dovecote.errors import Failed, NotFound
-from dovecote.gateway.affinity import Found, begins_stream, find, render_spec
+from dovecote.gateway.affinity import render_spec
 from dovecote.gateway.clusters import ASK_HEADER, INTERNAL_HEADERS
+from dovecote.model.naming import Found, begins_stream, find
 from dovecote.model.serving import Affinity, Mode
 
 MOST_KEY = 1024  # characters of a cache key; a longer one is asked each time

@@ -68,6 +68,10 @@ def is_slug(text: str) -> bool:
     return _SLUG.fullmatch(text) is not None
 
 
+def is_session_key(text: str) -> bool:
+    return _SESSION_KEY.fullmatch(text) is not None
+
+
 def parse_session_key(text: str, *, is_strict: bool = False) -> str:
     """A session's key as the client chose it. 1-200 characters of `[A-Za-z0-9_.:@-]`.
 
@@ -79,7 +83,7 @@ def parse_session_key(text: str, *, is_strict: bool = False) -> str:
             code="malformed_id",
             hint="use 1 to 64 of the characters A-Z a-z 0-9 _ -, not a dash first",
         )
-    if not _SESSION_KEY.fullmatch(text):
+    if not is_session_key(text):
         raise Invalid(
             f"not a session key: {text[:60]!r}",
             code="malformed_id",

@@ -130,6 +130,15 @@ def parse_path(text: str) -> str:
     return text
 
 
+def joined(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """By name in lower case; one that comes again is joined, cookies as browsers do."""
+    headers: dict[str, str] = {}
+    for name, value in pairs:
+        name = name.lower()
+        headers[name] = f"{headers[name]}{'; ' if name == 'cookie' else ', '}{value}" if name in headers else value
+    return headers
+
+
 def parse_headers(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Those that may be kept and sent on, names in lower case. Raises Invalid, also for too many.
 

@@ -33,7 +33,9 @@ class NewInvocation(Body):
     body: str | None = Field(None, max_length=MOST_BODY + 1, description="As text.")
     body_base64: str | None = Field(None, max_length=MOST_BASE64 + 1, description="As bytes, in place of `body`.")
     session: str | None = Field(
-        None, description="Key of its session. Without one, where the function has sessions, it gets one of its own."
+        None,
+        description="Key of its session. Without one it is what `headers` and `path` name; where they name none and "
+        "the function has sessions, it gets one of its own.",
     )
     user: str = Field("default", min_length=1, max_length=200, description="Your own name for its user.")
     delay_seconds: float = Field(0.0, ge=0, le=86400, description="How long to wait before it is made.")

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import ssl
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Protocol
 
 import httpx
@@ -14,7 +15,9 @@ from dovecote.control.invocations.deciding import Broken, Reply
 from dovecote.control.sessions import Routed
 from dovecote.errors import DeadlineExceeded, DovecoteError, Failed, NoCapacity
 from dovecote.model.invocations import MOST_BODY, MOST_HEADERS, Invocation
+from dovecote.model.naming import MCP_HEADER, STATELESS_KEY, marked
 from dovecote.model.records import Function
+from dovecote.model.serving import Mode
 
 CONNECT_SECONDS = 5.0
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody
@@ -72,7 +75,9 @@ class Calling:
             if routed.session is not None and routed.session.id != invocation.session_id:
                 await placed(routed.session.id)
             outcome = await self._send(function, invocation, routed)
-            if not isinstance(outcome, Broken) or outcome.was_sent:
+            if not isinstance(outcome, Broken):
+                return _given_out(function, invocation, outcome)
+            if outcome.was_sent:
                 return outcome
             failed = routed.address
         return Broken(NoCapacity("its instance takes no more connections now", code="busy"), was_sent=False)
@@ -142,6 +147,14 @@ async def exchange(address: str, headers: dict[str, str], invocation: Invocation
         is_truncated,
         _retry_after(response.headers.get("retry-after", "")),
     )
+
+
+def _given_out(function: Function, invocation: Invocation, reply: Reply) -> Reply:
+    """An id that an MCP server gives out leads its client back to this session."""
+    theirs = reply.headers.get(MCP_HEADER)
+    if theirs is None or invocation.key in (None, STATELESS_KEY) or not function.affinity.has(Mode.MCP_HTTP):
+        return reply
+    return replace(reply, headers={**reply.headers, MCP_HEADER: marked(invocation.key, theirs)})
 
 
 def _kept(headers: httpx.Headers) -> dict[str, str]:

@@ -6,16 +6,18 @@ import base64
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 from dovecote.control.functions import Functions
 from dovecote.control.invocations.deciding import cancelled
-from dovecote.errors import Conflict, Invalid, NoCapacity
-from dovecote.model.ids import new_id, parse_session_key, parse_strict_key, random_text
+from dovecote.errors import Conflict, Invalid, NoCapacity, NotFound
+from dovecote.model.ids import is_session_key, new_id, parse_session_key, parse_strict_key, random_text
 from dovecote.model.invocations import (
     DEFAULT_TIMEOUT,
     MOST_HOPS,
     Invocation,
     InvocationState,
+    joined,
     parse_body,
     parse_delay,
     parse_headers,
@@ -24,7 +26,9 @@ from dovecote.model.invocations import (
     parse_path,
     parse_timeout,
 )
+from dovecote.model.naming import find, taken
 from dovecote.model.records import Function
+from dovecote.model.serving import Mode
 from dovecote.store import Store
 
 LONGEST_NAME = 200  # of a user
@@ -41,8 +45,9 @@ class Wanted:
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
     user: str = "default"
-    key: str | None = None  # of the session
-    is_stranger: bool = False  # shares its user with others, so a key that it names must be one that we gave out
+    key: str | None = None  # of the session; without one the request itself may name it, as its function has it
+    is_key_ours: bool = False  # only we give it out, so that its session must be there
+    is_stranger: bool = False  # shares its user with others, so a key in its header must be one that we gave out
     delay: timedelta = timedelta(0)
     timeout: timedelta = DEFAULT_TIMEOUT
     idempotency_key: str | None = None
@@ -60,14 +65,26 @@ class Wanted:
             parse_idempotency_key(self.idempotency_key)
 
 
+class Holds(Protocol):
+    """Whether the user has a session of that key; see `Routing.holds`."""
+
+    async def __call__(self, function: Function, user: str, key: str) -> bool: ...
+
+
 class Invocations:
     """`queued` is called when something is to be looked at sooner than it was; `stop` ends an attempt under way."""
 
     def __init__(
-        self, store: Store, functions: Functions, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        store: Store,
+        functions: Functions,
+        *,
+        holds: Holds,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._store = store
         self._functions = functions
+        self._holds = holds
         self._now = now
         self.queued: Callable[[], None] = lambda: None
         self.stop: Callable[[str], None] = lambda _: None
@@ -75,11 +92,32 @@ class Invocations:
     async def create(self, function: Function, wanted: Wanted) -> Invocation:
         """Written down, to be made from now on. The same user's idempotency key again gives the call that has it.
 
-        Without a key of a session, where the function has sessions, it gets one of its own, and all of its attempts
-        are that session's. Raises Invalid, NoCapacity (too_many).
+        Where the function has sessions and nothing names one, it gets one of its own, and all of its attempts are that
+        session's. Raises Invalid, NotFound (no_such_session), NoCapacity (too_many).
         """
-        made = self._made(function, wanted)
+        made = self._made(function, await self._named(function, wanted))
         return await self._same(made) or await self._keep(made)
+
+    async def _named(self, function: Function, wanted: Wanted) -> Wanted:
+        """With the key that its request names, and without what in the request only the gateway understands."""
+        if wanted.key is not None:
+            return wanted
+        headers = joined(wanted.headers)
+        found = find(function.affinity, wanted.method, wanted.path, headers)
+        if found is None or (found.mode is Mode.NONE and not found.key):
+            return wanted
+        if found.mode is Mode.HEADER:
+            return replace(wanted, key=found.key, is_key_ours=wanted.is_stranger)
+        if not found.is_made_here:
+            return replace(wanted, key=found.key)
+        is_there = is_session_key(found.key) and await self._holds(function, wanted.user, found.key)
+        if found.mode is Mode.COOKIE:
+            # A browser cannot know that its session has ended: it is given another one.
+            return replace(wanted, key=found.key) if is_there else wanted
+        if not is_there:
+            raise NotFound("no session has this id", code="no_such_session", hint="begin a new one")
+        path, headers = taken(found, wanted.path, headers)
+        return replace(wanted, key=found.key, is_key_ours=True, path=path, headers=tuple(headers.items()))
 
     async def _same(self, made: Invocation) -> Invocation | None:
         if made.idempotency_key is None:
@@ -118,7 +156,7 @@ class Invocations:
             function=function.name,
             user=wanted.user,
             key=(wanted.key or random_text()) if function.has_sessions else None,
-            is_key_ours=wanted.is_stranger and wanted.key is not None,
+            is_key_ours=wanted.is_key_ours,
             method=parse_method(wanted.method),
             path=wanted.path,
             headers=_without(parse_headers(wanted.headers), function.affinity.header),
@@ -211,7 +249,7 @@ class Invocations:
             body=base64.b64decode(found.body),
             user=found.user,
             key=found.key,
-            is_stranger=found.is_key_ours,
+            is_key_ours=found.is_key_ours,
             timeout=found.timeout,
         )
         return await self._keep(replace(self._made(function, wanted), replay_of=found.id))

@@ -100,6 +100,12 @@ class Routing:
                 return Routed(instance.route, seat.session, True)
         raise instance_dies()
 
+    async def holds(self, function: Function, user: str, key: str) -> bool:
+        """Whether the caller has a session of that key, awake or not. Raises Invalid (malformed_name)."""
+        owner = await self._tenancy.find_user(function.tenant_id, user)
+        found = await self._named(function, owner.id, key) if owner else None
+        return found is not None and not is_over(found)
+
     async def touch(self, session_id: str) -> None:
         """The gateway saw that a stream of it is still open."""
         for held in (self._sessions.live.get(session_id), self._sessions.seated(session_id)):
