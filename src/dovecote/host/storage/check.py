@@ -12,7 +12,7 @@ from dovecote.host.storage.bucket import Bucket
 from dovecote.host.storage.frames import unpack
 from dovecote.host.storage.index import Piece
 from dovecote.host.storage.manifest import Entry, Part
-from dovecote.host.storage.packs import neighbours
+from dovecote.host.storage.runs import Run, runs_of
 from dovecote.host.storage.slots import every_slot
 from dovecote.host.storage.stored import parse_payload, read_locations, read_part, read_root
 
@@ -155,28 +155,23 @@ class _Check:
 
     def _read_objects(self, entries: Sequence[Entry], located: Mapping[bytes, tuple[Piece, ...]]) -> list[str]:
         new = {d: pieces for d, pieces in located.items() if _place(d, pieces) not in self._objects}
-        wanted: dict[str, list[tuple[Piece, bytes]]] = {}
         for digest, pieces in new.items():
-            if len(pieces) == 1:
-                wanted.setdefault(pieces[0].pack, []).append((pieces[0], digest))
-            else:
+            if len(pieces) > 1:
                 self._objects[_place(digest, pieces)] = self._read_large(digest, pieces)
-        for pieces_of_pack in wanted.values():
-            for run in neighbours(pieces_of_pack):
-                self._read_run(run)
+        for run in runs_of(new):
+            self._read_run(run)
         bad = {d: fault for d, pieces in located.items() if (fault := self._objects[_place(d, pieces)])}
         return [f"/{e.path.decode(errors='backslashreplace')}: {bad[e.digest]}" for e in entries if e.digest in bad]
 
-    def _read_run(self, run: list[tuple[Piece, bytes]]) -> None:
-        pack, start = run[0][0].pack, run[0][0].offset
-        end = max(piece.offset + piece.stored for piece, _ in run)
+    def _read_run(self, run: Run) -> None:
         try:
-            data = self._bucket.get_range(pack, start, end - start)
+            data = self._bucket.get_range(run.pack, run.start, run.end - run.start)
         except NotFound:
-            self._objects.update({_place(d, (piece,)): f"{pack} is missing or too short" for piece, d in run})
+            fault = f"{run.pack} is missing or too short"
+            self._objects.update({_place(digest, (piece,)): fault for digest, piece in run.wanted})
             return
-        for piece, digest in run:
-            frame = data[piece.offset - start : piece.offset - start + piece.stored]
+        for digest, piece in run.wanted:
+            frame = data[piece.offset - run.start : piece.offset - run.start + piece.stored]
             self._objects[_place(digest, (piece,))] = _verify(digest, [piece], iter([frame]))
 
     def _read_large(self, digest: bytes, pieces: tuple[Piece, ...]) -> str:

@@ -6,7 +6,7 @@ import os
 import secrets
 import stat
 import struct
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from dovecote.errors import StorageFailed
-from dovecote.host.storage.disk import disk_errors, write_all
+from dovecote.host.storage.disk import disk_errors, write_all, write_at
 from dovecote.host.storage.manifest import DIRS, Entry, Kind
 from dovecote.host.storage.objects import object_name
 
@@ -28,6 +28,7 @@ _DIRENT = struct.Struct("<QHBx")
 _EXTENDED = 1
 _PLAIN, _INLINE, _CHUNKS = 0 << 1, 2 << 1, 4 << 1  # where an inode's content is
 _INLINE_MAX = 2048  # more goes to blocks of its own, so that an inode never has to straddle blocks
+_ZEROS = memoryview(bytes(BLOCK))
 _HOLE = b"\xff\xff\xff\xff"  # the only chunk of a file: its bytes are in the object
 _XATTR_HEADER = bytes(12)
 _XATTR_PREFIXES = ((b"user.", 1), (b"trusted.", 4), (b"security.", 6))
@@ -65,9 +66,25 @@ class Contents:
         self._places = places  # digest -> offset, bytes
         self._there: set[bytes] = set()
 
-    def put(self, digest: bytes, data: bytes) -> None:
-        """`data` has just been hashed to `digest`."""
-        self.put_pieces(digest, [data])
+    def put_all(self, objects: Iterable[tuple[bytes, memoryview]]) -> None:
+        """Contents that have just been hashed to their digests. Neighbours in the image are written at once."""
+        pieces: list[bytes | memoryview] = []
+        begin = end = 0
+        done = []
+        for digest, data in objects:
+            at, size = self._places[digest]
+            if len(data) != size:
+                raise _other_size(digest)
+            if at != end:
+                self._write(pieces, begin)
+                pieces, begin = [], at
+            pieces.append(data)
+            if size % BLOCK:
+                pieces.append(_ZEROS[size % BLOCK :])
+            end = at + -(-size // BLOCK) * BLOCK
+            done.append(digest)
+        self._write(pieces, begin)
+        self._there.update(done)
 
     def put_pieces(self, digest: bytes, pieces: Iterable[bytes]) -> None:
         """The same for what is too large to be held. Whoever gives the pieces raises when they are not `digest`."""
@@ -75,18 +92,23 @@ class Contents:
         end = at + size
         for piece in pieces:
             if at + len(piece) > end:
-                raise StorageFailed(f"object {digest.hex()} is larger than its tree says", code="corrupt")
-            with disk_errors("the image cannot be written"):
-                view = memoryview(piece)
-                while view:
-                    done = os.pwrite(self._fd, view, at)
-                    at, view = at + done, view[done:]
+                raise _other_size(digest)
+            self._write([piece], at)
+            at += len(piece)
         if at != end:
-            raise StorageFailed(f"object {digest.hex()} is smaller than its tree says", code="corrupt")
+            raise _other_size(digest)
         self._there.add(digest)
+
+    def _write(self, pieces: list[bytes | memoryview], at: int) -> None:
+        with disk_errors("the image cannot be written"):
+            write_at(self._fd, pieces, at)
 
     def missing(self, digests: Iterable[bytes]) -> list[bytes]:
         return [digest for digest in digests if digest not in self._there]
+
+
+def _other_size(digest: bytes) -> StorageFailed:
+    return StorageFailed(f"object {digest.hex()} has another size than its tree says", code="corrupt")
 
 
 def write_image(
@@ -94,7 +116,7 @@ def write_image(
     path: Path,
     *,
     uuid: bytes,
-    inside: Collection[bytes] = (),
+    inside: Sequence[bytes] = (),
     fill: Callable[[Contents], None] | None = None,
 ) -> str:
     """Writes the image of a whole tree (sorted, root first) atomically; returns the blake3 of its metadata in hex.
@@ -104,8 +126,8 @@ def write_image(
     Images that may be layers of one overlay need different ids (`uuid`, 16 bytes): only so does overlayfs remember
     where a file came from that was copied up, and gives it one inode number for all of its names and for good.
 
-    Files point at their objects, except those `inside`: of these the image has the contents itself, which `fill` is
-    called to write. One large file is written many times faster than thousands of small ones.
+    Files point at their objects, except those `inside`: of these the image has the contents itself, in that order,
+    which `fill` is called to write. One large file is written many times faster than thousands of small ones.
 
     Mount it with `mount -t erofs`, and over it `lowerdir=IMAGE::OBJECTS,metacopy=on,redirect_dir=on`.
     """
@@ -151,17 +173,18 @@ class _Plan:
     places: dict[bytes, tuple[int, int]]  # of contents inside: offset, bytes
 
 
-def _plan(entries: Sequence[Entry], inside: Collection[bytes]) -> _Plan:
+def _plan(entries: Sequence[Entry], inside: Sequence[bytes]) -> _Plan:
     nodes, number_of = _nodes(entries)
+    sizes = dict.fromkeys(inside, 0)
     for node in nodes:
-        _measure(node, inside)
+        _measure(node, sizes)
     end, inodes_end = _place(nodes)
     places: dict[bytes, tuple[int, int]] = {}
+    for digest, size in sizes.items():
+        places[digest] = (end, size)
+        end += -(-size // BLOCK) * BLOCK
     for node in nodes:
         if node.is_inside:
-            if node.entry.digest not in places:
-                places[node.entry.digest] = (end, node.size)
-                end += -(-node.size // BLOCK) * BLOCK
             node.block = places[node.entry.digest][0] // BLOCK
     return _Plan(nodes, number_of, inodes_end, end, places)
 
@@ -210,7 +233,7 @@ def _nodes(entries: Sequence[Entry]) -> tuple[list[_Node], dict[bytes, int]]:
     return nodes, number_of
 
 
-def _measure(node: _Node, inside: Collection[bytes]) -> None:
+def _measure(node: _Node, sizes: dict[bytes, int]) -> None:
     e = node.entry
     extra: list[tuple[bytes, bytes]] = []
     if e.kind in DIRS:
@@ -221,8 +244,10 @@ def _measure(node: _Node, inside: Collection[bytes]) -> None:
         node.size = len(e.target)
         if node.size <= _INLINE_MAX and not e.xattrs:
             node.layout, node.tail = _INLINE, node.size
-    elif e.kind is Kind.FILE and e.size and e.digest in inside:
-        node.is_inside, node.size = True, e.size
+    elif e.kind is Kind.FILE and e.size and e.digest in sizes:
+        if sizes.setdefault(e.digest, e.size) not in (0, e.size):
+            raise _other_size(e.digest)
+        node.is_inside, node.size, sizes[e.digest] = True, e.size, e.size
     elif e.kind is Kind.FILE and e.size:
         node.layout, node.tail, node.size = _CHUNKS, len(_HOLE), e.size
         node.xattrs = _POINTER + object_name(e.digest).encode() + b"\0\0"

@@ -9,18 +9,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
 from dovecote.errors import StorageFailed
 from dovecote.host.storage.disk import boot_id, disk_errors
-from dovecote.host.storage.erofs import write_image
+from dovecote.host.storage.erofs import Contents, write_image
+from dovecote.host.storage.fetching import Fetching
 from dovecote.host.storage.fold import LEFT_OUT
 from dovecote.host.storage.keys import Keys
 from dovecote.host.storage.manifest import DIRS, Entry
 from dovecote.host.storage.objects import ObjectCache, hash_file
-from dovecote.host.storage.packs import Sink
 from dovecote.host.storage.settling import Interruptible, Settling
 from dovecote.host.storage.stored import Manifests, binary, naming, objects_of
 
@@ -32,7 +31,6 @@ _LOCKS = 64
 _FORGOTTEN = "forgotten"
 _RECORD, _IMAGE = re.compile(r"([0-9a-f]{64})\.json"), re.compile(r"([0-9a-f]{64})\.erofs")
 Stamp = tuple[int, int, int, int, int]
-Fetch = Callable[[Manifests, list[bytes], Sink], None]
 
 
 class ImageFiles:
@@ -42,14 +40,16 @@ class ImageFiles:
     trees be forgotten first.
     """
 
-    def __init__(self, cache_dir: Path, cache: ObjectCache, *, read: Callable[[str], Manifests], fetch: Fetch) -> None:
+    def __init__(
+        self, cache_dir: Path, cache: ObjectCache, *, read: Callable[[str], Manifests], fetching: Fetching
+    ) -> None:
         self._directory = cache_dir / "images"
         with disk_errors("the cache directory cannot be made"):
             self._directory.mkdir(mode=0o700, exist_ok=True)
         self.keys = Keys(cache_dir / "parts")
         self._cache = cache
         self._read = read
-        self._fetch = fetch
+        self._fetching = fetching
         self._boot = boot_id()
         self._trusted: dict[str, Stamp] = {}
         self._used: dict[str, float] = {}
@@ -69,7 +69,7 @@ class ImageFiles:
         """Sees to all objects of a tree, without an image. Call in a use of the cache."""
         with self._lock(digest), naming(digest):
             tree = self._read(digest)
-            self._fetch(tree, self._cache.missing(objects_of(tree.entries)), self._cache)
+            self._fetching.fetch(tree, self._cache.missing(objects_of(tree.entries)), self._cache)
             self.used(digest)
             record = self._read_record(digest)
             if not record.get("parts") or record.get(_FORGOTTEN):
@@ -100,12 +100,16 @@ class ImageFiles:
         tree = self._read(digest)
         missing = self._cache.missing(objects_of(tree.entries))
         if len(missing) < MANY:
-            self._fetch(tree, missing, self._cache)
+            self._fetching.fetch(tree, missing, self._cache)
             return self._write(digest, path, tree, record)
         # Thousands of files are slow to make, and somebody waits: the image has their contents until `settle`.
-        uuid = binary(digest)[:16]
+        located = self._fetching.locate(tree, missing)
+
+        def fill(contents: Contents) -> None:
+            self._fetching.bring(tree, located, contents)
+
         with disk_errors("the image cannot be written"):
-            write_image(tree.entries, path, uuid=uuid, inside=set(missing), fill=partial(self._fetch, tree, missing))
+            write_image(tree.entries, path, uuid=binary(digest)[:16], inside=list(located), fill=fill)
         stamp = self._note_image(digest, path, tree, image="")
         self._settling.add(digest)
         return stamp
@@ -126,7 +130,7 @@ class ImageFiles:
         with naming(digest), self._cache.uses.use():
             tree = self._read(digest)
             missing = self._cache.missing(objects_of(tree.entries))
-            self._fetch(tree, missing, Interruptible(self._cache, stop))
+            self._fetching.fetch(tree, missing, Interruptible(self._cache, stop))
             with self._lock(digest):
                 stop()
                 self._trusted[digest] = self._write(digest, self.path(digest), tree, {})

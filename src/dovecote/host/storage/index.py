@@ -8,9 +8,8 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dovecote.host.storage.disk import boot_id, disk_errors
 
@@ -18,8 +17,7 @@ _QUERY = 500  # names in one question
 _SWEPT = 200_000  # rows that one look for what is lost reads: a second
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """One zstd frame inside a pack. An object is one piece, or several when it is large."""
 
     pack: str

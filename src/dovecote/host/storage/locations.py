@@ -13,6 +13,7 @@ _PACK_NAME = re.compile(r"packs/[0-9a-f]{2}/[0-9a-f]{62}")
 _LOCATIONS = struct.Struct("<4sII")
 _LOCATIONS_MAGIC = b"DVL1"
 _WHERE = struct.Struct("<IIII")  # pack number, offset, stored, raw
+_ONE = struct.Struct("<IIIII")  # number of pieces, and the first
 
 
 def render_locations(digests: Sequence[bytes], located: dict[bytes, tuple[Piece, ...]]) -> bytes:
@@ -50,7 +51,9 @@ def _head(raw: bytes) -> tuple[int, list[str], int]:
 
 def _row(raw: bytes, at: int, names: list[str]) -> tuple[tuple[Piece, ...], int]:
     """Of one object, and where it ends."""
-    (pieces,) = struct.unpack_from("<I", raw, at)
+    pieces, n, o, s, r = _ONE.unpack_from(raw, at)
+    if pieces == 1 and r <= PIECE_BYTES:  # nearly all of them
+        return (Piece(names[n], o, s, r),), at + _ONE.size
     end = at + 4 + pieces * _WHERE.size
     if not pieces or end > len(raw):
         raise ValueError("bad number of pieces")

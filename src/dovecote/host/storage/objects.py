@@ -58,7 +58,7 @@ class ObjectCache:
     def path(self, digest: bytes) -> Path:
         return self.objects_dir / object_name(digest)
 
-    def put(self, digest: bytes, data: bytes) -> None:
+    def put(self, digest: bytes, data: bytes | memoryview) -> None:
         """Keeps `data`, which the caller has just hashed to `digest` and which `missing` named."""
         if len(data) > CHUNK or not data or not data[0]:  # large, or perhaps all zeros: room for holes
             with self.writer() as part:
@@ -79,6 +79,11 @@ class ObjectCache:
                 with suppress(FileNotFoundError):
                     os.unlink(path)
                 raise
+
+    def put_all(self, objects: Iterable[tuple[bytes, memoryview]]) -> None:
+        """The same of many."""
+        for digest, data in objects:
+            self.put(digest, data)
 
     def put_pieces(self, digest: bytes, pieces: Iterable[bytes]) -> None:
         """The same for what is too large to be held. Whoever gives the pieces raises when they are not `digest`."""
@@ -134,11 +139,12 @@ class ObjectCache:
         The others stay here until the use ends that the caller is in.
         """
         result, doubtful = [], []
+        access = os.access  # unlike a stat it raises nothing, which costs most where little is here
         for some in batched(digests, _AT_ONCE):
             with self.uses.lock:
                 for digest in some:
                     self.uses.touch(digest)
-                    if not os.path.lexists(self._prefix + object_name(digest)):
+                    if not access(self._prefix + object_name(digest), os.F_OK, follow_symlinks=False):
                         result.append(digest)
                     elif digest not in self._verified:
                         doubtful.append(digest)
@@ -189,7 +195,7 @@ class Part:
         self._size = 0
         self.kept = False
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         for at in range(0, len(data), CHUNK):
             piece = data[at : at + CHUNK] if len(data) > CHUNK else data
             if len(piece) >= 4096 and piece == _ZEROS[: len(piece)]:

@@ -20,15 +20,15 @@ from dovecote.host.storage.condemned import Standing, State
 from dovecote.host.storage.frames import PIECE_BYTES, corrupt, pack, render_pack, unpack
 from dovecote.host.storage.index import Index, Piece
 from dovecote.host.storage.objects import CHUNK, ObjectCache
+from dovecote.host.storage.runs import Located, Run, runs_of, unpack_run
 
 PACK_BYTES = 32 << 20  # a pack is closed when it holds so much, so it ends below this plus one piece
 LARGE_FRAME = 4 << 20  # a frame of so much is a pack of its own, so that it waits for no other in memory
 SMALL = 4 << 20  # files up to here are held in memory whole
 WORKERS = 2
+FETCHERS = 4  # some of them wait for the store
 _BATCH_FILES = 64
 _BATCH_BYTES = 8 << 20
-_RUN_BYTES = 4 << 20  # of one request, so that asking, unpacking and writing overlap
-_GAP = 256 << 10  # unwanted bytes between two wanted ones that are cheaper to read than to ask twice
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -51,7 +51,7 @@ class Content:
 class Sink(Protocol):
     """Where fetched objects go."""
 
-    def put(self, digest: bytes, data: bytes) -> None: ...
+    def put_all(self, objects: Iterable[tuple[bytes, memoryview]]) -> None: ...
 
     def put_pieces(self, digest: bytes, pieces: Iterable[bytes]) -> None: ...
 
@@ -98,30 +98,15 @@ class Packs:
         self._confirmed.add(pack)
         self.standing.note(pack)
 
-    def fetch(self, located: dict[bytes, tuple[Piece, ...]], into: Sink | None = None) -> None:
+    def fetch(self, located: Located, into: Sink | None = None) -> None:
         """Brings objects into the cache, or elsewhere, each checked by its hash. Raises StorageFailed `corrupt`."""
         to = into or self.cache
-        single: dict[str, list[tuple[Piece, bytes]]] = {}
-        large: list[tuple[bytes, tuple[Piece, ...]]] = []
-        for digest, pieces in located.items():
-            if len(pieces) == 1:
-                single.setdefault(pieces[0].pack, []).append((pieces[0], digest))
-            else:
-                large.append((digest, pieces))
-        runs = [run for wanted in single.values() for run in neighbours(wanted)]
-        in_threads(partial(self._fetch_run, to), runs)
-        in_threads(partial(self._fetch_large, to), large)
+        in_threads(partial(self._fetch_run, to), runs_of(located), FETCHERS)
+        in_threads(partial(self._fetch_large, to), [each for each in located.items() if len(each[1]) > 1])
         self.cache.note_checked(located)
 
-    def _fetch_run(self, to: Sink, run: list[tuple[Piece, bytes]]) -> None:
-        start = run[0][0].offset
-        end = max(piece.offset + piece.stored for piece, _ in run)
-        data = memoryview(self._read(run[0][0].pack, start, end - start))
-        for piece, digest in run:
-            raw = unpack(data[piece.offset - start : piece.offset - start + piece.stored], piece.raw)
-            if blake3(raw).digest() != digest:
-                raise corrupt(f"object {digest.hex()} in {piece.pack} has other content")
-            to.put(digest, raw)
+    def _fetch_run(self, to: Sink, run: Run) -> None:
+        to.put_all(unpack_run(run, self._read(run.pack, run.start, run.end - run.start)))
 
     def _fetch_large(self, to: Sink, wanted: tuple[bytes, tuple[Piece, ...]]) -> None:
         digest, pieces = wanted
@@ -370,28 +355,14 @@ def _read_ahead(batch: Sequence[Source]) -> Iterator[tuple[Source, bytes]]:
             yield source, data
 
 
-def in_threads(call: Callable[[A], B], items: Sequence[A]) -> list[B]:
+def in_threads(call: Callable[[A], B], items: Sequence[A], workers: int = WORKERS) -> list[B]:
     """Results in order. The first error stops what has not begun."""
     if len(items) < 2:
         return [call(item) for item in items]
-    with ThreadPoolExecutor(WORKERS, thread_name_prefix="storage") as pool:
+    with ThreadPoolExecutor(workers, thread_name_prefix="storage") as pool:
         futures = [pool.submit(call, item) for item in items]
         try:
             return [future.result() for future in futures]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def neighbours(wanted: list[tuple[Piece, bytes]]) -> list[list[tuple[Piece, bytes]]]:
-    """Neighbours that are worth one request, each of bounded length."""
-    wanted.sort(key=lambda w: w[0].offset)
-    runs: list[list[tuple[Piece, bytes]]] = []
-    end = start = 0
-    for piece, digest in wanted:
-        if not runs or piece.offset - end > _GAP or piece.offset + piece.stored - start > _RUN_BYTES:
-            runs.append([])
-            start = piece.offset
-        runs[-1].append((piece, digest))
-        end = piece.offset + piece.stored
-    return runs

@@ -74,9 +74,10 @@ class Interruptible:
         self._to = to
         self._stop = stop
 
-    def put(self, digest: bytes, data: bytes) -> None:
-        self._stop()
-        self._to.put(digest, data)
+    def put_all(self, objects: Iterable[tuple[bytes, memoryview]]) -> None:
+        for each in objects:
+            self._stop()
+            self._to.put_all([each])
 
     def put_pieces(self, digest: bytes, pieces: Iterable[bytes]) -> None:
         self._stop()

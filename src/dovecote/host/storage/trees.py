@@ -17,6 +17,7 @@ from dovecote.host.storage.bucket import Bucket
 from dovecote.host.storage.change import Change, applied, combined, plan_change, render_change
 from dovecote.host.storage.condemned import Clock, Standing, State, boottime, salted
 from dovecote.host.storage.disk import disk_errors
+from dovecote.host.storage.fetching import Fetching
 from dovecote.host.storage.fold import DEFAULT_RULES, Bounds, Plan, Rules, plan_delta, plan_directory
 from dovecote.host.storage.frames import pack
 from dovecote.host.storage.image_files import ImageFiles, left_out
@@ -35,7 +36,7 @@ from dovecote.host.storage.manifest import (
     split,
 )
 from dovecote.host.storage.objects import ObjectCache
-from dovecote.host.storage.packs import Packs, PackWriter, Sink
+from dovecote.host.storage.packs import Packs, PackWriter
 from dovecote.host.storage.stored import (
     Manifests,
     binary,
@@ -102,7 +103,9 @@ class Trees:
         self._packs = Packs(bucket, self._index, self.cache, self._standing)
         self._paths: OrderedDict[str, frozenset[bytes]] = OrderedDict()
         self._paths_lock = threading.Lock()
-        self.image_files = ImageFiles(cache_dir, self.cache, read=self._manifests, fetch=self._fetch)
+        self.image_files = ImageFiles(
+            cache_dir, self.cache, read=self._manifests, fetching=Fetching(bucket, self._packs)
+        )
 
     @property
     def objects_dir(self) -> Path:
@@ -302,25 +305,6 @@ class Trees:
         reboot only, and the record of the check counts for one boot.
         """
         return self.image_files.ensure(digest)
-
-    def _fetch(self, tree: Manifests, missing: list[bytes], into: Sink) -> None:
-        located = self._packs.locate(missing)
-        if len(located) == len(missing):
-            try:
-                self._packs.fetch(located, into)
-                return
-            except StorageFailed as error:
-                if error.code != "corrupt":
-                    raise
-                # The hints in the store may know a place that this host's index does not.
-                missing = into.missing(missing)
-        wanted = set(missing)
-        for _, part, entries in tree.parts:
-            if not wanted.isdisjoint(objects_of(entries)):
-                hints = self._hints(part, entries)
-                self._packs.fetch({d: pieces for d, pieces in hints.items() if d in wanted}, into)
-                wanted -= hints.keys()
-                self._index.add(hints)
 
     def _hints(self, part: str, entries: Sequence[Entry]) -> dict[bytes, tuple[Piece, ...]]:
         return read_locations(self._bucket, part, entries)
