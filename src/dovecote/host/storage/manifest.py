@@ -131,17 +131,16 @@ def join(parts: Iterable[tuple[bytes, Sequence[Entry]]]) -> list[Entry]:
     for path, entries in parts:
         if path:
             prefix = path + b"/"
-            whole += [e._replace(path=prefix + e.path if e.path else path) for e in entries]
+            whole += [Entry(prefix + e[0] if e[0] else path, *e[1:]) for e in entries]
         else:
             whole += entries
-    whole.sort(key=lambda e: order(e.path))
+    whole.sort(key=lambda e: order(e[0]))
     dirs = {e.path for e in whole if e.kind in DIRS}
     previous = None
-    for entry in whole:
-        parent = entry.path.rpartition(b"/")[0]
-        if entry.path == previous or (entry.path and parent not in dirs) or len(entry.path) > MAX_PATH:
-            raise _corrupt(f"parts do not fit together at {entry.path[:200]!r}")
-        previous = entry.path
+    for path, *_ in whole:
+        if path == previous or (path and path.rpartition(b"/")[0] not in dirs) or len(path) > MAX_PATH:
+            raise _corrupt(f"parts do not fit together at {path[:200]!r}")
+        previous = path
     if not whole or whole[0].path or whole[0].kind not in DIRS:
         raise _corrupt("a tree without a root directory")
     _check_links(whole)
@@ -229,36 +228,42 @@ def _render_xattrs(xattrs: tuple[tuple[bytes, bytes], ...]) -> bytes:
     return struct.pack("<H", len(lines)) + b"".join(lines)
 
 
-def parse_part(path: bytes, raw: bytes) -> list[Entry]:
-    """The entries of a part. Raises StorageFailed `corrupt` for anything that render_part would not write."""
+def parse_part(path: bytes, raw: bytes, times: Sequence[int] = ()) -> list[Entry]:
+    """The entries of a part, with these `times` where it has none itself.
+
+    Raises StorageFailed `corrupt` for anything that render_part would not write.
+    """
     try:
-        return list(_parse_part(path, raw))
+        return list(_parse_part(path, raw, times))
     except (struct.error, ValueError, IndexError) as error:
         raise _corrupt(f"a manifest that cannot be read: {error}") from error
 
 
-def _parse_part(path: bytes, raw: bytes) -> Iterator[Entry]:
+def _parse_part(path: bytes, raw: bytes, times: Sequence[int]) -> Iterator[Entry]:
     magic, count, set_count, heap_size = _PART.unpack_from(raw)
     heap_at = _PART.size + count * _RECORD.size
     sets_at = heap_at + heap_size
     if magic != _PART_MAGIC or count > MAX_ENTRIES or set_count > count or sets_at > len(raw):
         raise ValueError("bad header")
+    if times and len(times) != count:
+        raise ValueError("another number of times")
     heap = raw[heap_at:sets_at]
     xattr_sets = _parse_xattr_sets(raw[sets_at:], set_count)
     prefix = path + b"/" if path else b""
     full: list[bytes] = []
     at = 0
-    last: bytes | None = None
+    last = last_order = b""
     kinds = {int(k): k for k in Kind}
     for shared, more, number, mode, uid, gid, mtime_ns, size, link, xattrs in _RECORD.iter_unpack(
         raw[_PART.size : heap_at]
     ):
-        kind = kinds[number] if number in kinds else _refuse("kind")
-        name = (last or b"")[:shared] + heap[at : at + more]
-        if len(name) != shared + more or (last is not None and order(name) <= order(last)) or not _is_path(name):
+        kind = kinds.get(number) or _refuse("kind")
+        name = last[:shared] + heap[at : at + more]
+        name_order = order(name)
+        if len(name) != shared + more or (full and name_order <= last_order) or not _is_path(name):
             raise ValueError("bad path")
         at += more
-        last = name
+        last, last_order = name, name_order
         digest = target = link_path = b""
         if kind is Kind.FILE:
             if size:
@@ -290,7 +295,8 @@ def _parse_part(path: bytes, raw: bytes) -> Iterator[Entry]:
                     raise ValueError("bad hard link")
             else:
                 link_path = full[link - _LINK_INSIDE]
-        yield Entry(name, kind, mode, uid, gid, mtime_ns, size, digest, target, link_path, xattr_sets[xattrs])
+        time = times[len(full) - 1] if times else mtime_ns
+        yield Entry(name, kind, mode, uid, gid, time, size, digest, target, link_path, xattr_sets[xattrs])
     if at != heap_size:
         raise ValueError("bytes left over")
 
@@ -332,7 +338,8 @@ def _is_path(path: bytes) -> bool:
         return True
     if len(path) > MAX_PATH or b"\0" in path:
         return False
-    return all(0 < len(name) <= MAX_NAME and name not in (b".", b"..") for name in path.split(b"/"))
+    names = path.split(b"/")
+    return not (b"" in names or b"." in names or b".." in names) and max(map(len, names)) <= MAX_NAME
 
 
 _ROOT = struct.Struct("<4s32sQQI")

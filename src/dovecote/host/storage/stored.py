@@ -55,13 +55,12 @@ def read_root(bucket: Bucket, digest: str) -> Root:
 
 
 def read_part(bucket: Bucket, part: Part) -> list[Entry]:
-    entries = parse_part(part.path, _manifest(bucket, "manifests", part.digest.hex()))
+    raw = _manifest(bucket, "manifests", part.digest.hex())
+    times = parse_times(_manifest(bucket, "times", part.times.hex()), part.entries) if part.times else []
+    entries = parse_part(part.path, raw, times)
     if len(entries) != part.entries:
         raise StorageFailed("a manifest has another length than its root says", code="corrupt")
-    if not part.times:
-        return entries
-    times = parse_times(_manifest(bucket, "times", part.times.hex()), len(entries))
-    return [entry._replace(mtime_ns=time) for entry, time in zip(entries, times, strict=True)]
+    return entries
 
 
 def read_parts(bucket: Bucket, root: Root) -> Iterator[tuple[bytes, str, list[Entry]]]:
