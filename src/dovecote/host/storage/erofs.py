@@ -8,7 +8,7 @@ import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from blake3 import blake3
@@ -47,8 +47,8 @@ class _Node:
     entry: Entry
     parent: int
     links: int = 1
-    names: list[tuple[bytes, int]] = field(default_factory=list)  # of a directory
-    blocks: list[list[tuple[bytes, int]]] = field(default_factory=list)
+    names: Sequence[tuple[bytes, int]] = ()  # of a directory
+    blocks: Sequence[list[tuple[bytes, int]]] = ()
     xattrs: bytes = b""
     layout: int = _PLAIN
     size: int = 0  # as the inode says it
@@ -213,6 +213,7 @@ def _nodes(entries: Sequence[Entry]) -> tuple[list[_Node], dict[bytes, int]]:
     """One node for each inode, and which node each path is. Names of one file share a node."""
     nodes: list[_Node] = []
     number_of: dict[bytes, int] = {}
+    names: dict[int, list[tuple[bytes, int]]] = {}  # of directories
     for entry in entries:
         path = entry.path
         parent_path, _, name = path.rpartition(b"/")
@@ -225,11 +226,12 @@ def _nodes(entries: Sequence[Entry]) -> tuple[list[_Node], dict[bytes, int]]:
             nodes.append(_Node(entry, parent))
             if entry.kind in DIRS:
                 nodes[number].links = 2
+                nodes[number].names = names[number] = []
                 if path:
                     nodes[parent].links += 1
         number_of[path] = number
         if path:
-            nodes[parent].names.append((name, number))
+            names[parent].append((name, number))
     return nodes, number_of
 
 
@@ -274,16 +276,16 @@ _POINTER = (
 
 def _measure_directory(node: _Node) -> None:
     names = sorted([(b".", -1), (b"..", -2), *node.names])
-    block: list[tuple[bytes, int]] = []
+    blocks: list[list[tuple[bytes, int]]] = [[]]
     used = 0
     for name in names:
         need = _DIRENT.size + len(name[0])
         if used + need > BLOCK:
-            node.blocks.append(block)
-            block, used = [], 0
-        block.append(name)
+            blocks.append([])
+            used = 0
+        blocks[-1].append(name)
         used += need
-    node.blocks.append(block)
+    node.blocks = blocks
     node.size = (len(node.blocks) - 1) * BLOCK + used
     if node.size <= _INLINE_MAX:
         node.layout, node.tail = _INLINE, node.size

@@ -7,7 +7,7 @@ from dovecote.host.storage.bucket import Bucket
 from dovecote.host.storage.index import Piece
 from dovecote.host.storage.packs import Packs, Sink
 from dovecote.host.storage.runs import Located, in_order
-from dovecote.host.storage.stored import Manifests, objects_of, read_locations
+from dovecote.host.storage.stored import Manifests, read_located
 
 
 class Fetching:
@@ -48,9 +48,9 @@ class Fetching:
 
     def _hinted(self, tree: Manifests, wanted: set[bytes]) -> dict[bytes, tuple[Piece, ...]]:
         found: dict[bytes, tuple[Piece, ...]] = {}
-        for _, part, entries in tree.parts:
-            if not wanted.isdisjoint(objects_of(entries)):
-                hints = read_locations(self._bucket, part, entries)
+        for part, objects in tree.parts:
+            if not wanted.isdisjoint(objects):
+                hints = read_located(self._bucket, part, objects)
                 found |= {digest: pieces for digest, pieces in hints.items() if digest in wanted}
                 wanted = wanted - hints.keys()
         return found

@@ -153,9 +153,9 @@ class ImageFiles:
         return stamp
 
     def _note_parts(self, digest: str, tree: Manifests, body: dict[str, object]) -> None:
-        for _, part, entries in tree.parts:
-            self.keys.write(part, objects_of(entries))
-        self._write_record(digest, body | {"parts": [part for _, part, _ in tree.parts]})
+        for part, objects in tree.parts:
+            self.keys.write(part, objects)
+        self._write_record(digest, body | {"parts": [part for part, _ in tree.parts]})
 
     def _write_record(self, digest: str, body: dict[str, object]) -> None:
         path = self._record(digest)

@@ -70,15 +70,22 @@ def read_parts(bucket: Bucket, root: Root) -> Iterator[tuple[bytes, str, list[En
 
 @dataclass(frozen=True)
 class Manifests:
-    """All of a tree: path, digest and entries of each manifest, and what they make together."""
+    """All of a tree: digest and objects of each manifest, and what they make together."""
 
-    parts: list[tuple[bytes, str, list[Entry]]]
+    parts: list[tuple[str, list[bytes]]]
     entries: list[Entry]
 
 
 def read_manifests(bucket: Bucket, root: Root) -> Manifests:
-    parts = list(read_parts(bucket, root))
-    return Manifests(parts, join((path, entries) for path, _, entries in parts))
+    parts: list[tuple[str, list[bytes]]] = []
+
+    def noted() -> Iterator[tuple[bytes, list[Entry]]]:
+        for path, part, entries in read_parts(bucket, root):
+            parts.append((part, objects_of(entries)))
+            yield path, entries
+
+    entries = join(noted())
+    return Manifests(parts, entries)
 
 
 def read_locations(bucket: Bucket, part: str, entries: Sequence[Entry]) -> dict[bytes, tuple[Piece, ...]]:
