@@ -89,6 +89,11 @@ class Settings:
     quiet_after: float = setting(
         10.0, "An instance without requests or running commands for so long is frozen.", "seconds"
     )
+    trusted_proxies: str = setting(
+        "",
+        "Networks of proxies in front of the plain port, `10.1.0.0/16,127.0.0.1/32`: what those say in "
+        "`X-Forwarded-Proto` and `X-Forwarded-For` is believed.",
+    )
     start_timeout: float = setting(60.0, "How long a request is held while its instance starts.", "seconds")
     reinstall_timeout: float = setting(
         180.0, "How long reinstalling what rules leave out may take when a session is restored.", "seconds"

@@ -37,7 +37,7 @@ class Invoking:
 
 def join(store: Store, functions: Functions, routing: Routing, addresses: Addresses, settings: Settings) -> Invoking:
     """Raises Invalid, Unsupported (not_installed)."""
-    invocations = Invocations(store, functions, holds=routing.holds)
+    invocations = Invocations(store, functions, begun=routing)
     secrets = WebhookSecrets(store)
     queues = open_queues(redis_url=settings.redis_url, nats_url=settings.nats_url)
     allowed = parse_networks([each.strip() for each in settings.webhook_cidrs.split(",") if each.strip()])

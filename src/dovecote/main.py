@@ -50,6 +50,7 @@ from dovecote.invoking import join as join_invoking
 from dovecote.mcp.http import Endpoint
 from dovecote.model.addresses import Addresses
 from dovecote.model.ids import random_text
+from dovecote.model.networks import parse_networks
 from dovecote.store import Store, open_store
 
 log = logging.getLogger("dovecote")
@@ -155,6 +156,7 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
         touch=touch,
         end=end,
         certificates=_certificates(settings),
+        trusted=parse_networks([each.strip() for each in settings.trusted_proxies.split(",") if each.strip()]),
         tls_port=settings.tls_port,
     )
     host = await assemble(settings, on_death=died)

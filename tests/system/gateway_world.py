@@ -10,6 +10,7 @@ import socket
 import ssl
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import httpx
@@ -163,6 +164,7 @@ class World:
         self.concurrency = 1
         self.report_every = 10.0
         self.tls_port = 0
+        self.trusted: list[IPv4Network] = []
         self.touched: list[str] = []
         self.ended: list[tuple[str, str]] = []
         self.gateway: Gateway | None = None
@@ -201,6 +203,7 @@ class World:
             concurrency=self.concurrency,
             most_held=self.most_held,
             tls_port=self.tls_port,
+            trusted=self.trusted,
             certificates=Authority(self.run_dir, "localhost") if self.tls_port else None,
         )
         return self.gateway
@@ -281,7 +284,9 @@ class Serving:
             key = None
         key = key or f"s{len(self.sessions) + 1}"
         at = self.sessions.setdefault(key, self.instances[len(self.sessions) % len(self.instances)])
-        return Answer(at.address, affinity=self.affinity, key=key, session_id=f"ses_{key}", cookie_seconds=60)
+        return Answer(
+            at.address, affinity=self.affinity, key=key, cookie=key, session_id=f"ses_{key}", cookie_seconds=60
+        )
 
 
 @contextlib.asynccontextmanager

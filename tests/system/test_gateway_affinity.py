@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from ipaddress import IPv4Network
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -38,11 +39,42 @@ async def test_a_cookie_that_was_given_out_by_tls_comes_back_by_tls_alone() -> N
         headers, sni = {"host": FUNCTION, "x-dovecote-key": "key-of-one"}, {"sni_hostname": FUNCTION}
         async with w.secure_client() as client:
             first = await client.get("/", headers=headers, extensions=sni)
-            again = await client.get("/", headers=headers | {"cookie": "dovecote-session=s1"}, extensions=sni)
-        assert first.headers["set-cookie"].endswith("; HttpOnly; SameSite=Lax; Secure")
+            named = {"cookie": "__Host-dovecote-session=s1; dovecote-session=s2; __Secure-dovecote-session=s3"}
+            again = await client.get("/", headers=headers | named, extensions=sni)
+        kept = "__Host-dovecote-session=s1; Max-Age=60; Path=/; HttpOnly; SameSite=Lax; Secure"
+        assert first.headers["set-cookie"] == kept
         assert (again.json()["name"], "cookie" in again.json()["headers"], len(w.asks)) == ("a", False, 1)
         plain = await w.get(FUNCTION, **KEY)
         assert "Secure" not in plain.headers["set-cookie"]
+
+
+async def test_tls_at_a_proxy_is_as_good_if_the_proxy_is_trusted() -> None:
+    """Another one, or a client that says so itself, may say what it likes."""
+    for network, is_secure in (("127.0.0.0/8", True), ("10.0.0.0/8", False)):
+        async with world() as w:
+            w.trusted = [IPv4Network(network)]
+            await w.open()
+            Serving(w, Affinity(modes=(Mode.COOKIE,)), await w.instance("a"), await w.instance("b"))
+            first = await w.get(FUNCTION, x_forwarded_proto="https", **KEY)
+            name = "__Host-dovecote-session" if is_secure else "dovecote-session"
+            assert first.headers["set-cookie"].startswith(f"{name}=s1; ")
+            assert first.headers["set-cookie"].endswith("; Secure") == is_secure
+            assert first.json()["headers"]["x-forwarded-proto"] == ("https" if is_secure else "http")
+            for _ in range(2):
+                again = await w.get(FUNCTION, x_forwarded_proto="https", cookie=f"a=1; {name}=s1", **KEY)
+                assert (again.json()["name"], again.json()["headers"]["cookie"]) == ("a", "a=1")
+            if is_secure:
+                planted = await w.get(FUNCTION, x_forwarded_proto="https", cookie="dovecote-session=s1", **KEY)
+                assert planted.headers["set-cookie"].startswith("__Host-dovecote-session=s2; ")
+                by_path = await w.get("localhost", "/fn/chat/", x_forwarded_proto="https", **KEY)
+                given = by_path.headers["set-cookie"]
+                assert given.startswith("__Secure-dovecote-session=s3; Max-Age=60; Path=/fn/chat; ")
+                named = given.partition(";")[0]
+                for _ in range(2):
+                    back = await w.get("localhost", "/fn/chat/", x_forwarded_proto="https", cookie=named, **KEY)
+                    assert (back.json()["name"], "cookie" in back.json()["headers"]) == ("a", False)
+            plain = await w.get(FUNCTION, **KEY)
+            assert plain.headers["set-cookie"].startswith("dovecote-session=")
 
 
 async def test_a_client_without_a_cookie_is_given_one_and_stays_with_its_instance(w: World) -> None:
@@ -282,6 +314,8 @@ COOKIES = st.lists(
         st.sampled_from(["a=1", "dovecote-session", "dovecote-sessions=2", ""]),
         st.builds("dovecote-session={}".format, VALUES),
         st.builds(" dovecote-session={} ".format, VALUES),
+        st.builds("__Host-dovecote-session={}".format, VALUES),
+        st.builds("__Secure-dovecote-session={}".format, VALUES),
     ),
     max_size=3,
 ).map(";".join)
@@ -300,20 +334,31 @@ HEADERS = st.fixed_dictionaries(
         "x-dovecote-session": VALUES,
         "cookie": COOKIES,
         "mcp-session-id": VALUES,
+        "x-forwarded-proto": st.sampled_from(["http", "https"]),
         "mcp-protocol-version": st.sampled_from(["2025-06-18", "2026-07-28", "2027-01-01", "x", ""]),
     },
 )
 MODES = st.lists(st.sampled_from([mode for mode in Mode if mode is not Mode.NONE]), min_size=1, unique=True)
 
 
-async def test_lua_finds_the_same_session_as_python(w: World) -> None:
+@pytest.fixture
+async def trusting() -> AsyncIterator[World]:
+    async with world() as there:
+        there.trusted = [IPv4Network("127.0.0.0/8")]
+        await there.open()
+        yield there
+
+
+async def test_lua_finds_the_same_session_as_python(trusting: World) -> None:
     """Each request is sent twice: if the second is warm, Lua found just what Python had found for the first."""
+    w = trusting
     instance = await w.instance("a")
     affinity = Affinity()
 
     async def answer(ask: Ask) -> Answer:
         found = ask.session(affinity)
-        return Answer(instance.address, affinity=affinity, key=found.key if found else None)
+        key = found.key if found else None
+        return Answer(instance.address, affinity=affinity, key=key, cookie=key)
 
     w.answers = answer
     tries = 0

@@ -105,12 +105,54 @@ async def test_a_stranger_cannot_make_up_the_id_of_a_session(world: World, calls
 async def test_a_cookie_that_nobody_knows_begins_another_session(world: World, calls: Calls) -> None:
     await calls.make(Affinity(modes=(Mode.COOKIE,), ttl=timedelta(hours=1)))
     key = await calls.key(world.tenant)
-    for cookie in ("dovecote-session=unknown", "dovecote-session=a b"):
+    for cookie in ("dovecote-session=unknown", "dovecote-session=un.known", "dovecote-session=a b"):
         answer = await calls("chat", key, cookie=cookie)
-        assert answer.key not in (None, "unknown", "a b")
+        assert answer.key not in (None, "unknown", "un", "a b")
         assert answer.cookie_seconds > 0
-    again = await calls("chat", key, cookie=f"dovecote-session={answer.key}")
+    again = await calls("chat", key, cookie=f"dovecote-session={answer.cookie}")
     assert again.session_id == answer.session_id
+
+
+async def test_a_cookie_is_good_for_its_own_session_alone(world: World, calls: Calls) -> None:
+    """Whoever learns or guesses a key makes no cookie of it, and one that was planted or copied leads nowhere."""
+    modes = Affinity(modes=(Mode.COOKIE, Mode.HEADER))
+    await calls.make(modes)
+    await world.functions.create(world.tenant, "other", affinity=modes, start=START)
+    await world.functions.create(world.other, "chat", affinity=modes, start=START)
+    key, others = await calls.key(world.tenant), await calls.key(world.other)
+    mine = await calls("chat", key, "ann", x_dovecote_session="s1")
+    assert mine.cookie is not None
+    same = {
+        "of another function": await calls("other", key, "ann", x_dovecote_session="s1"),
+        "of another user": await calls("chat", key, "bob", x_dovecote_session="s1"),
+        "of another tenant": await calls("chat", others, "ann", x_dovecote_session="s1"),
+    }
+    planted = {what: str(answer.cookie) for what, answer in same.items()}
+    planted |= {"the key alone": "s1", "a guess": "s1.0", "cut off": mine.cookie[:-1]}
+    for what, cookie in planted.items():
+        assert (await calls("chat", key, "ann", cookie=f"dovecote-session={cookie}")).key != "s1", what
+    assert (await calls("chat", key, "ann", cookie=f"dovecote-session={mine.cookie}")).session_id == mine.session_id
+
+
+async def test_a_cookie_ends_with_its_session_though_another_one_has_its_key(world: World, calls: Calls) -> None:
+    await calls.make(Affinity(modes=(Mode.COOKIE, Mode.HEADER)))
+    key = await calls.key(world.tenant)
+    first = await calls("chat", key, x_dovecote_session="s1")
+    assert first.session_id is not None
+    await world.sessions.delete(world.tenant, first.session_id)
+    second = await calls("chat", key, x_dovecote_session="s1")
+    assert second.session_id != first.session_id
+    assert (await calls("chat", key, cookie=f"dovecote-session={first.cookie}")).key != "s1"
+
+
+async def test_by_tls_the_plain_cookie_says_nothing(world: World, calls: Calls) -> None:
+    """A neighbour on the same domain may have planted it; it cannot plant one with the prefix."""
+    await calls.make(Affinity(modes=(Mode.COOKIE,)))
+    key, tls = await calls.key(world.tenant), {"x_forwarded_proto": "https"}
+    first = await calls("chat", key)
+    assert (await calls("chat", key, cookie=f"dovecote-session={first.cookie}", **tls)).key != first.key
+    assert (await calls("chat", key, cookie=f"__Secure-dovecote-session={first.cookie}", **tls)).key != first.key
+    assert (await calls("chat", key, cookie=f"__Host-dovecote-session={first.cookie}", **tls)).key == first.key
 
 
 @pytest.mark.parametrize("name", ["theirs", "nobodys.theirs"])
@@ -135,7 +177,7 @@ async def test_a_request_that_asks_again_begins_no_second_session(world: World, 
     first = await calls.directory.resolve(ask)
     again = await calls.directory.resolve(replace(ask, failed=first.address, given=first.key))
     assert again.session_id == first.session_id
-    assert render_note(ask, again).split(" ")[4] == "c"
+    assert render_note(ask, again).split(" ")[4] == f"dovecote-session={again.cookie}"
 
 
 async def test_strict_ids_are_those_of_function_compute(world: World, calls: Calls) -> None:

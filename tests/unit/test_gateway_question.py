@@ -117,8 +117,15 @@ def test_a_header_that_came_twice_is_not_half_believed() -> None:
 def note(ask: Ask, key: str | None, affinity: Affinity = HEADER, *, is_limited: bool = False) -> list[str]:
     """Address, flags and cache key."""
     answer = Answer("10.0.0.1:80", affinity=affinity, key=key, is_limited=is_limited)
-    address, _, _, _, flags, cache_key = render_note(ask, answer).split(" ", 5)
+    address, _, _, _, _, flags, cache_key = render_note(ask, answer).split(" ", 6)
     return [address, flags, cache_key]
+
+
+def cookie_note(ask: Ask, key: str, affinity: Affinity) -> tuple[str, str]:
+    """What is given out as a cookie, and the cache key, where the cookie of a session holds its key and `.p`."""
+    answer = Answer("10.0.0.1:80", affinity=affinity, key=key, cookie=f"{key}.p")
+    _, _, _, _, cookie, _, cache_key = render_note(ask, answer).split(" ", 6)
+    return cookie, cache_key
 
 
 @given(first=st.tuples(FIELD, FIELD, USER), second=st.tuples(FIELD, FIELD, USER))
@@ -141,14 +148,15 @@ def test_a_function_without_sessions_is_learned_for_the_credential_whoever_the_u
 
 def test_a_cookie_that_is_unknown_or_lasts_as_long_as_idleness_is_given_out() -> None:
     affinity = Affinity(modes=(Mode.COOKIE,))
-    ask = replace(ask_of("k", "", "u"), headers={"host": HOST, "cookie": "a=b; dovecote-session=s1"})
-    assert note(ask, "s1", affinity) == ["10.0.0.1:80", "c", f"{HOST} k cookie s1 u"]
-    assert note(ask, "s1", replace(affinity, ttl=timedelta(hours=1)))[1] == "-"
-    assert note(ask, "s2", replace(affinity, ttl=timedelta(hours=1))) == [
-        "10.0.0.1:80",
-        "c",
-        f"{HOST} k cookie s2 u",
-    ]
+    hour = replace(affinity, ttl=timedelta(hours=1))
+    ask = replace(ask_of("k", "", "u"), headers={"host": HOST, "cookie": "a=b; dovecote-session=s1.p"})
+    assert cookie_note(ask, "s1", affinity) == ("dovecote-session=s1.p", f"{HOST} k cookie s1.p u")
+    assert cookie_note(ask, "s1", hour) == ("-", f"{HOST} k cookie s1.p u")
+    assert cookie_note(ask, "s2", hour) == ("dovecote-session=s2.p", f"{HOST} k cookie s2.p u")
+    by_tls = replace(ask, headers={**ask.headers, "x-forwarded-proto": "https"})
+    assert cookie_note(by_tls, "s2", hour)[0] == "__Host-dovecote-session=s2.p"
+    by_path = replace(by_tls, headers={**by_tls.headers, "x-forwarded-prefix": "/fn/chat"})
+    assert cookie_note(by_path, "s2", hour)[0] == "__Secure-dovecote-session=s2.p"
 
 
 def test_what_ends_a_session_is_told() -> None:
@@ -161,7 +169,7 @@ def test_what_ends_a_session_is_told() -> None:
 
 def test_a_sandbox_is_learned_by_its_host() -> None:
     ask = asked_for(asked(host=f"1-{SLUG}.box.localhost"))
-    assert render_note(ask, Answer("10.0.0.1:80")) == f"10.0.0.1:80 - - - - 1-{SLUG}.box.localhost"
+    assert render_note(ask, Answer("10.0.0.1:80")) == f"10.0.0.1:80 - - - - - 1-{SLUG}.box.localhost"
     assert render_note(ask, Answer("10.0.0.1:80", learn=False)) == ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,7 +56,7 @@ async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
             metering=nothing,
             contents=nothing,
             deployments=world.deployments,
-            invocations=Invocations(world.store, world.functions, holds=world.routing.holds),
+            invocations=Invocations(world.store, world.functions, begun=world.routing),
             webhook_secrets=WebhookSecrets(world.store),
         )
         app = build(rooms, tools=nothing_here, is_ready=lambda: True, version="0.0.0")
@@ -151,6 +152,37 @@ async def test_a_public_function_takes_calls_of_anybody_by_its_slug(site: Site) 
     assert (kept.user, kept.key, kept.is_key_ours) == (PUBLIC_USER, "chat7", True)  # it must be there already
     hidden = await site.world.functions.get(site.world.tenant, "work")
     assert (await site.invoke(f"http://{hidden.slug}.fn.localhost/")).status_code == 401
+
+
+@pytest.mark.parametrize("url", ["http://pages.fn.localhost:8080/", "/fn/pages/"])
+async def test_a_browser_is_given_the_cookie_of_the_session_that_its_call_is_made_in(site: Site, url: str) -> None:
+    hour = Affinity(modes=(Mode.COOKIE,), ttl=timedelta(hours=1))
+    await site.world.functions.create(site.world.tenant, "pages", start=START, affinity=hour)
+    first = await site.invoke(url, key=site.keys[0], x_forwarded_proto="https")
+    name, value = first.headers["set-cookie"].partition(";")[0].split("=")
+    rest = first.headers["set-cookie"].partition("; Path=")[2]
+    by_path = url.startswith("/")
+    assert name == ("__Secure-dovecote-session" if by_path else "__Host-dovecote-session")
+    assert rest == ("/fn/pages" if by_path else "/") + "; HttpOnly; SameSite=Lax; Secure"
+    back = await site.invoke(url, key=site.keys[0], x_forwarded_proto="https", cookie=f"{name}={value}")
+    assert (back.json()["session"], "set-cookie" in back.headers) == (first.json()["session"], False)
+    planted = await site.invoke(url, key=site.keys[0], x_forwarded_proto="https", cookie=f"dovecote-session={value}")
+    assert planted.json()["session"] != first.json()["session"]
+    assert planted.headers["set-cookie"].partition("=")[0] == name
+    kept = await site.world.store.tenant(site.world.tenant).invocations.get(first.json()["id"])
+    assert kept.headers.get("x-forwarded-prefix") == ("/fn/pages" if by_path else None)
+
+
+async def test_a_stranger_who_repeats_anothers_call_is_given_no_cookie_of_it(site: Site) -> None:
+    cookies = Affinity(modes=(Mode.COOKIE,))
+    public = await site.world.functions.create(site.world.tenant, "open", start=START, is_public=True, affinity=cookies)
+    url = f"http://{public.slug}.fn.localhost/"
+    for cookie in ("", "dovecote-session=made.up"):
+        headers = {"cookie": cookie} if cookie else {}
+        first, again = [await site.invoke(url, idempotency_key="order-1", **headers) for _ in range(2)]
+        assert first.json()["id"] == again.json()["id"]
+        for each in (first, again):
+            assert (each.json()["session"], "set-cookie" in each.headers) == (None, False)
 
 
 async def test_idempotency_keys_of_strangers_meet_nobody_elses(site: Site) -> None:

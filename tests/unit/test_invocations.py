@@ -17,7 +17,7 @@ from dovecote.control.invocations.deciding import LEASE, LONGEST_WAIT, Broken, R
 from dovecote.control.invocations.delivering import render
 from dovecote.errors import Conflict, DeadlineExceeded, Failed, Forbidden, Invalid, NoCapacity, NotFound
 from dovecote.model.invocations import MOST_BODY, Delivery, Invocation, InvocationState, parse_headers
-from dovecote.model.records import Function
+from dovecote.model.records import Function, Session
 from dovecote.model.serving import Affinity, Destination, Invoking, Mode, To
 from dovecote.store import Store
 from tests.contract.stores import NOW, invocation
@@ -64,9 +64,14 @@ class Callee:
         self.told.append(done)
 
 
-async def one(function: Function, user: str, key: str) -> bool:
-    """The only session that there is: the user's, of that key."""
-    return (user, key) == ("ann", "there")
+class One:
+    """The only session that there is: the user's, of that key and with that cookie."""
+
+    async def holds(self, function: Function, user: str, key: str, cookie: str | None = None) -> bool:
+        return (user, key) == ("ann", "there") and cookie in (None, "there.proof")
+
+    async def session(self, function: Function, user: str, key: str) -> Session:
+        raise AssertionError("nobody asks for it here")
 
 
 class Calls:
@@ -77,7 +82,7 @@ class Calls:
         self.now = NOW
         self.callee = Callee()
         self.functions = Functions(store, templates={"base": BASE}, level="crun", levels=frozenset({"crun"}))
-        self.invocations = Invocations(store, self.functions, holds=one, now=lambda: self.now)
+        self.invocations = Invocations(store, self.functions, begun=One(), now=lambda: self.now)
         self.dispatching = self.dispatcher()
 
     def dispatcher(self, at_once: int = 10) -> Dispatching:
@@ -160,13 +165,17 @@ async def test_all_attempts_of_a_call_without_a_key_are_one_sessions(calls: Call
 @pytest.mark.parametrize(
     ("headers", "path", "user", "key"),
     [
-        ({"Cookie": "dovecote-session=there"}, "/", "ann", "there"),
-        ({"cookie": "dovecote-session=there"}, "/", "bob", None),  # it is another user's
-        ({"cookie": "dovecote-session=gone"}, "/", "ann", None),
+        ({"Cookie": "dovecote-session=there.proof"}, "/", "ann", "there"),
+        ({"cookie": "dovecote-session=there.proof"}, "/", "bob", None),  # it is another user's
+        ({"cookie": "dovecote-session=gone.proof"}, "/", "ann", None),
+        ({"cookie": "dovecote-session=there"}, "/", "ann", None),
+        ({"cookie": "dovecote-session=there.guessed"}, "/", "ann", None),
+        ({"cookie": "dovecote-session=there.proof", "x-forwarded-proto": "https"}, "/", "ann", None),
+        ({"cookie": "__Host-dovecote-session=there.proof", "x-forwarded-proto": "https"}, "/", "ann", "there"),
         ({"cookie": "dovecote-session=\xff"}, "/", "ann", None),
         ({"mcp-session-id": "there.x"}, "/", "ann", "there"),
         ({}, "/m?session_id=there.x", "ann", "there"),
-        ({"x-dovecote-session": "mine", "cookie": "dovecote-session=there"}, "/", "ann", "mine"),
+        ({"x-dovecote-session": "mine", "cookie": "dovecote-session=there.proof"}, "/", "ann", "mine"),
     ],
 )
 async def test_a_request_names_its_session_as_its_function_has_it(

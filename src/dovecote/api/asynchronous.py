@@ -6,7 +6,7 @@ import hashlib
 import logging
 import re
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import orjson
 from starlette.datastructures import Headers
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from dovecote.api import errors, metrics
 from dovecote.control.functions import Functions
 from dovecote.control.invocations import Invocations, Wanted
-from dovecote.control.sessions import find_caller
+from dovecote.control.sessions import find_caller, key_in, render_cookie
 from dovecote.control.tenancy import Tenancy
 from dovecote.errors import DovecoteError, Invalid
 from dovecote.model.ids import new_id
@@ -28,9 +28,9 @@ from dovecote.model.invocations import (
     parse_idempotency_key,
     too_large,
 )
-from dovecote.model.naming import find
+from dovecote.model.naming import PREFIX_HEADER, Found, find, is_secure
 from dovecote.model.records import Function
-from dovecote.model.serving import PUBLIC_USER, Mode
+from dovecote.model.serving import PUBLIC_USER, Affinity, Mode
 
 log = logging.getLogger("dovecote.api")
 
@@ -63,21 +63,23 @@ class Asynchronous:
                 return
         await self._app(scope, receive, send)
 
-    def _addressed(self, scope: Scope, headers: Headers) -> tuple[str, str] | None:
-        """The label of a function, and the path that it is called by; None for any other address."""
+    def _addressed(self, scope: Scope, headers: Headers) -> tuple[str, str, str] | None:
+        """The label of a function, the path that its server is to see, and what stood before that, empty where the
+        function is called by its name; None for any other address."""
         path = scope.get("raw_path") or scope["path"].encode("utf-8")
         text = path.partition(b"?")[0].decode("latin-1")
         query = scope["query_string"].decode("latin-1")
+        prefix = ""
         if match := self._by_host.fullmatch(headers.get("host", "").lower()):
             label = match[1]
         elif match := _BY_PATH.fullmatch(text):
-            label, text = match[1], match[2] or "/"
+            label, text, prefix = match[1], match[2] or "/", f"/fn/{match[1]}"
         else:
             return None
-        return label, f"{text}?{query}" if query else text
+        return label, f"{text}?{query}" if query else text, prefix
 
     async def _answer(
-        self, found: tuple[str, str], headers: Headers, scope: Scope, receive: Receive, send: Send
+        self, found: tuple[str, str, str], headers: Headers, scope: Scope, receive: Receive, send: Send
     ) -> None:
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else new_id("req")
@@ -97,21 +99,22 @@ class Asynchronous:
         await send({"type": "http.response.body", "body": body})
 
     async def _take(
-        self, found: tuple[str, str], headers: Headers, method: str, receive: Receive
+        self, found: tuple[str, str, str], headers: Headers, method: str, receive: Receive
     ) -> tuple[int, dict[str, str], bytes]:
-        label, path = found
+        label, path, prefix = found
         if headers[INVOKE_HEADER].strip().lower() != "async":
             raise Invalid(f"not a way to invoke: {headers[INVOKE_HEADER][:60]!r}", hint="`async`, or leave it out")
         caller = await find_caller(self._tenancy, self._functions, label, headers.get("x-dovecote-key", ""))
         function, affinity = caller.function, caller.function.affinity
-        named = find(affinity, method, path, joined(headers.items()))
+        sent = [*headers.items(), *([(PREFIX_HEADER, prefix)] if prefix else [])]
+        named = find(affinity, method, path, joined(sent))
         # Who has a key of the tenant's may name any session here, as by the API.
         key = headers.get(affinity.header) if caller.is_known and not affinity.has(Mode.HEADER) else None
         again, said = headers.get("idempotency-key"), named.key if named else ""
         wanted = Wanted(
             method=method,
             path=path,
-            headers=tuple(headers.items()),
+            headers=tuple(sent),
             body=await _body(headers, receive),
             user=caller.user(headers.get("x-dovecote-user", "")),
             key=key or None,
@@ -121,9 +124,23 @@ class Asynchronous:
             idempotency_key=again if again is None or caller.is_known else _strangers(said, again),
         )
         made = await self._invocations.create(function, wanted)
-        if not caller.is_known and again is not None and made.key != said:
+        own = key_in(said) if named is not None and named.mode is Mode.COOKIE else said
+        if not caller.is_known and again is not None and made.key != own:
             made = replace(made, key=None)  # the call may have been there: its session is another one's
-        return 202, _told(function, made), _render(made)
+        told = _told(function, made)
+        if made.key is not None and affinity.has(Mode.COOKIE) and _wants_cookie(affinity, named, made.key):
+            session = await self._invocations.session(function, made)
+            told["set-cookie"] = render_cookie(
+                affinity, session, datetime.now(UTC), is_secure=is_secure(headers), prefix=prefix
+            )
+        return 202, told, _render(made)
+
+
+def _wants_cookie(affinity: Affinity, named: Found | None, key: str) -> bool:
+    """As for other requests: where it does not have it yet, or has it for as long as its session may be idle."""
+    if named is None:
+        return True
+    return named.mode is Mode.COOKIE and (affinity.ttl is None or key_in(named.key) != key)
 
 
 def _strangers(key: str, idempotency_key: str) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dovecote.sdk import Dovecote, Function, Revision, Start
 
 NAME = "dovecote.toml"
-COOKIE = "dovecote-session"  # has the key of a session that the server named itself
+COOKIES = ("__Host-dovecote-session", "dovecote-session")  # of a session that the server named itself: `{key}.{proof}`
 # What the server says when nothing of the function's own could answer.
 NOT_RUNNING = frozenset({"start_failed", "start_timeout", "port_closed", "port_is_local", "instance_dies", "not_ready"})
 
@@ -170,7 +170,7 @@ def check(client: Dovecote, function: Function) -> None:
     key = f"deploy-{secrets.token_hex(8)}" if is_named else None
     try:
         answer = client.functions.call(function.name, session=key)
-        key = key or answer.cookies.get(COOKIE)
+        key = key or next((answer.cookies[name].rpartition(".")[0] for name in COOKIES if name in answer.cookies), None)
         code = _code(answer.headers, answer)
         if code in NOT_RUNNING:
             error = answer.json()["error"]

@@ -2,6 +2,8 @@
 -- A spec is `<letters of modes>,<header>,<life of the cookie>,<path of the stream>`.
 
 local COOKIE, STATELESS, SESSIONLESS_SINCE = "dovecote-session", "stateless", "2026-07-28"
+local OF_HOST, OF_PATH = "__Host-" .. COOKIE, "__Secure-" .. COOKIE -- by TLS
+local OURS = {[COOKIE] = true, [OF_HOST] = true, [OF_PATH] = true}
 local IN_QUERY = {sessionId = true, session_id = true, [COOKIE] = true}
 
 local function parse_spec(text)
@@ -50,10 +52,15 @@ local function pairs_of(cookie)
   end
 end
 
-local function in_cookie(cookie)
+-- By TLS the plain name is not looked at; without it, browsers send no other.
+local function in_cookie(cookie, headers)
+  local kept = headers:get("x-forwarded-prefix") and OF_PATH or OF_HOST
+  local found, plain
   for _, name, value in pairs_of(cookie) do
-    if name == COOKIE then return value end
+    if name == kept and value ~= "" then found = found or value end
+    if name == COOKIE and value ~= "" then plain = plain or value end
   end
+  return found or (headers:get("x-forwarded-proto") ~= "https" and plain or nil)
 end
 
 local function is_sessionless(headers)
@@ -86,8 +93,8 @@ local function find(spec, headers)
   local key = spec.h and headers:get(spec.header)
   if key and key ~= "" then return "header", key end
   local cookie = spec.c and headers:get("cookie")
-  key = cookie and in_cookie(cookie)
-  if key and key ~= "" then return "cookie", key end
+  key = cookie and in_cookie(cookie, headers)
+  if key then return "cookie", key end
   if spec.h or spec.c or begins_stream(spec, headers) then return nil end
   if spec.m and method == "POST" and not is_sessionless(headers) then return nil end
   return "none", STATELESS
@@ -98,7 +105,7 @@ local function take(spec, headers, mode, theirs)
   if cookie and cookie:find(COOKIE, 1, true) then
     local kept = {}
     for pair, name in pairs_of(cookie) do
-      if name ~= COOKIE then kept[#kept + 1] = pair end
+      if not OURS[name] then kept[#kept + 1] = pair end
     end
     if #kept > 0 then headers:replace("cookie", table.concat(kept, "; ")) else headers:remove("cookie") end
   end

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 from pathlib import Path
 
 from dovecote.gateway.clusters import (
@@ -12,7 +14,6 @@ from dovecote.gateway.clusters import (
     INTERNAL_HEADERS,
     LIMITED_HEADER,
     NOTE_HEADER,
-    PREFIX_HEADER,
     SESSION_HEADER,
     SPEC_HEADER,
     TYPE,
@@ -28,6 +29,7 @@ from dovecote.gateway.replies import local_replies
 from dovecote.gateway.routes import MOST_TRIES, held_host, read_lua, virtual_hosts
 from dovecote.gateway.streams import held_log, stream_log
 from dovecote.model.addresses import SERVED
+from dovecote.model.naming import PREFIX_HEADER
 
 MOST_ENTRIES = 200_000  # of one generation of one worker's cache, about 400 bytes each
 MOST_CONNECTIONS = 50_000
@@ -61,6 +63,7 @@ class Front:
     secret: str
     tls_port: int = 0
     report_every: float = 10.0  # seconds, of streams that are open
+    trusted: tuple[IPv4Network, ...] = ()  # proxies whose X-Forwarded-Proto and -For are believed
 
 
 def bootstrap(front: Front, sockets: Sockets) -> Json:
@@ -145,12 +148,22 @@ def _front_listeners(front: Front, sockets: Sockets) -> list[Json]:
             "initial_connection_window_size": 4 * BUFFER_BYTES,
         },
     }
-    listeners = [_listener("front", _socket_address(front.bind, front.port), manager)]
+    plain = _listener("front", _socket_address(front.bind, front.port), manager)
+    if front.trusted:
+        plain["filter_chains"].insert(0, _trusting(front.trusted, manager))
+    listeners = [plain]
     if front.tls_port:
         secure = _listener("front_tls", _socket_address(front.bind, front.tls_port), manager)
         secure["filter_chains"][0]["transport_socket"] = _tls(sockets.certificate)
         listeners.append(secure)
     return listeners
+
+
+def _trusting(trusted: Sequence[IPv4Network], manager: Json) -> Json:
+    """For connections from there: the nearest hop says how the request came to it, and from whom."""
+    ranges = [{"address_prefix": str(each.network_address), "prefix_len": each.prefixlen} for each in trusted]
+    filters = [{"name": "http", "typed_config": manager | {"xff_num_trusted_hops": 1}}]
+    return {"filter_chain_match": {"source_prefix_ranges": ranges}, "filters": filters}
 
 
 def _lua(prelude: str, name: str) -> Json:

@@ -11,7 +11,6 @@ Json = dict[str, Any]
 KEY_HEADER = "x-dovecote-key"
 USER_HEADER = "x-dovecote-user"
 INVOKE_HEADER = "x-dovecote-invoke"
-PREFIX_HEADER = "x-forwarded-prefix"
 NOTE_HEADER = "x-gw-wake"  # from the wake listener to the front one, never further
 ASK_HEADER = "x-gw-ask"
 FAILED_HEADER = "x-gw-failed"

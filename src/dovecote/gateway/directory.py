@@ -6,15 +6,13 @@ from datetime import UTC, datetime
 
 from dovecote.control.apps import Apps
 from dovecote.control.functions import Functions
-from dovecote.control.sessions import Caller, Routed, Routing, find_caller
+from dovecote.control.sessions import Caller, Routed, Routing, cookie_of, cookie_seconds, find_caller, key_in
 from dovecote.control.tenancy import Tenancy
 from dovecote.errors import Gone, Invalid, NotFound
 from dovecote.gateway.question import Answer, Ask
 from dovecote.model.ids import parse_strict_key
 from dovecote.model.naming import Found
-from dovecote.model.records import Session
 from dovecote.model.serving import Affinity, Mode
-from dovecote.model.sizes import TIERS
 
 
 class Directory:
@@ -41,6 +39,7 @@ class Directory:
             session_id=session.id if session else None,
             is_limited=routed.is_limited,
             is_stranger=not caller.is_known,
+            cookie=cookie_of(session) if session and function.affinity.has(Mode.COOKIE) else None,
             cookie_seconds=cookie_seconds(function.affinity, session, datetime.now(UTC)) if session else 0,
         )
 
@@ -52,9 +51,11 @@ class Directory:
             return await self._routing.function(function, user=user, key=ask.given, failed=ask.failed)
         # Strangers share a user, so what one of them made up must not be what another one guesses.
         is_made_here = found.is_made_here or (not caller.is_known and found.mode is Mode.HEADER)
+        cookie = found.key if found.mode is Mode.COOKIE else None
+        key = found.key if cookie is None else key_in(cookie)
         try:
             return await self._routing.function(
-                function, user=user, key=found.key, is_made_here=is_made_here, failed=ask.failed
+                function, user=user, key=key, is_made_here=is_made_here, cookie=cookie, failed=ask.failed
             )
         except Gone as error:
             if found.mode in (Mode.MCP_HTTP, Mode.MCP_SSE):
@@ -78,11 +79,3 @@ def parse_found(found: Found | None, affinity: Affinity) -> Found | None:
     if affinity.strict_ids and found.mode is Mode.HEADER:
         parse_strict_key(found.key)
     return found
-
-
-def cookie_seconds(affinity: Affinity, session: Session, now: datetime) -> int:
-    """How long a browser keeps the key: until the session's end, else as long as it may be idle."""
-    if session.expires_at is not None:
-        return max(1, int((session.expires_at - now).total_seconds()))
-    idle = session.idle_after or affinity.idle_after or TIERS[session.tier].idle_after
-    return max(1, int(idle.total_seconds()))

@@ -10,6 +10,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Protocol
 
@@ -58,6 +59,7 @@ class Gateway:
         end: End,
         certificates: Certificates | None = None,
         tls_port: int = 0,
+        trusted: Sequence[IPv4Network] = (),
         concurrency: int | None = None,
         most_held: int = MOST_HELD,
         report_every: float = 10.0,
@@ -78,7 +80,17 @@ class Gateway:
                 raise Invalid(f"too long for a Unix socket: {path}", hint="set DOVECOTE_RUN_DIR to a shorter path")
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         secret = _secret(self._directory / "secret")
-        front = Front(bind, port, domain.lower(), max(1, route_ttl), start_timeout, secret, tls_port, report_every)
+        front = Front(
+            bind=bind,
+            port=port,
+            domain=domain.lower(),
+            route_ttl=max(1, route_ttl),
+            start_timeout=start_timeout,
+            secret=secret,
+            tls_port=tls_port,
+            report_every=report_every,
+            trusted=tuple(trusted),
+        )
         self._certificates = certificates
         self._wake = Wake(
             self._sockets.python,

@@ -10,7 +10,7 @@ from typing import Literal
 from dovecote.errors import Failed, NotFound
 from dovecote.gateway.affinity import render_spec
 from dovecote.gateway.clusters import ASK_HEADER, INTERNAL_HEADERS
-from dovecote.model.naming import Found, begins_stream, find
+from dovecote.model.naming import PREFIX_HEADER, Found, begins_stream, cookie_name, find, is_secure
 from dovecote.model.serving import Affinity, Mode
 
 MOST_KEY = 1024  # characters of a cache key; a longer one is asked each time
@@ -75,9 +75,10 @@ class Answer:
     """`address` is `ip:port`. With `learn` the gateway uses it for this caller until the route's TTL has passed.
 
     An app's address is never learned. The rest is for functions: `key` and `session_id` are those of the session
-    that the address belongs to, `cookie_seconds` is how long a cookie with its key lasts. `is_limited` means that the
-    instance refuses connections beyond its limit, and counts one request in each. `is_stranger` means that the caller
-    has shown no key of the function's tenant, so that what it says of its user must not reach the instance.
+    that the address belongs to, `cookie` is what its cookie holds and `cookie_seconds` how long that lasts.
+    `is_limited` means that the instance refuses connections beyond its limit, and counts one request in each.
+    `is_stranger` means that the caller has shown no key of the function's tenant, so that what it says of its user must
+    not reach the instance.
     """
 
     address: str
@@ -86,8 +87,13 @@ class Answer:
     key: str | None = None
     session_id: str | None = None
     is_limited: bool = False
+    cookie: str | None = None
     cookie_seconds: int = 0
     is_stranger: bool = False
+
+    def name(self, mode: Mode) -> str:
+        """How a request of that mode names the session; empty where there is none."""
+        return (self.cookie if mode is Mode.COOKIE else self.key) or ""
 
 
 Resolve = Callable[[Ask], Awaitable[Answer]]
@@ -139,20 +145,21 @@ def _fields(ask: str, authority: str) -> tuple[str, Found | None, str]:
 
 
 def render_note(ask: Ask, answer: Answer) -> str:
-    """What the Lua cache is told: `<address|-> <spec|-> <session|-> <its key|-> <flags|-> <cache key>`, or nothing.
+    """What the Lua cache is told, or nothing: `<address|-> <spec|-> <session|-> <its key|-> <cookie|-> <flags|-> <cache
+    key>`; the cookie is `<name>=<value>` where one is given out.
 
-    Flags: h and c give the session's key out in the header and as a cookie, m and s mark ids that an MCP server gives
+    Flags: h gives the session's key out in the header, m and s mark ids that an MCP server gives
     out with it, d and s end the session with this request, l sends each request by a connection of its own, p takes off
     what a stranger says of its user.
     """
     authority = ask.headers.get("host", "")
     if ask.kind == "box" and answer.learn:
-        return f"{answer.address} - - - - {authority}"
+        return f"{answer.address} - - - - - {authority}"
     affinity = answer.affinity
     if ask.kind != "function" or affinity is None:
         return ""  # an app's instances change and are many: Envoy knows them from a file
     found = ask.session(affinity)
-    used = _used(ask, affinity, found, answer.key)
+    used = _used(ask, affinity, found, answer)
     user = "-" if affinity.has(Mode.NONE) or not ask.user else ask.user
     cache_key = f"{authority} {ask.credential} {used.mode} {used.key} {user}"
     is_plain = " " not in used.key + ask.credential
@@ -161,30 +168,41 @@ def render_note(ask: Ask, answer: Answer) -> str:
     is_learned = answer.learn and is_known and is_plain and len(cache_key) <= MOST_KEY and "d" not in flags
     address = answer.address if is_learned else "-"
     spec = render_spec(affinity, answer.cookie_seconds)
-    return f"{address} {spec} {answer.session_id or '-'} {(is_plain and answer.key) or '-'} {flags or '-'} {cache_key}"
+    key = (is_plain and answer.key) or "-"
+    cookie = _given_cookie(ask, affinity, found, answer) or "-"
+    return f"{address} {spec} {answer.session_id or '-'} {key} {cookie} {flags or '-'} {cache_key}"
 
 
-def _used(ask: Ask, affinity: Affinity, found: Found | None, key: str | None) -> Found:
+def _used(ask: Ask, affinity: Affinity, found: Found | None, answer: Answer) -> Found:
     """How the caller's next request will name the session."""
-    if found is not None and key in (None, found.key):
-        return found
     if found is not None:
-        return Found(found.mode, key or "")
+        return found if answer.key is None else Found(found.mode, answer.name(found.mode))
     if begins_stream(affinity, ask.method, ask.path):
-        return Found(Mode.MCP_SSE, key or "")
+        return Found(Mode.MCP_SSE, answer.name(Mode.MCP_SSE))
     mode = next((mode for mode in (Mode.HEADER, Mode.COOKIE) if affinity.has(mode)), Mode.MCP_HTTP)
-    return Found(mode, key or "")
+    return Found(mode, answer.name(mode))
+
+
+def _is_new(found: Found | None, answer: Answer) -> bool:
+    return answer.key is not None and (found is None or found.key != answer.name(found.mode))
+
+
+def _given_cookie(ask: Ask, affinity: Affinity, found: Found | None, answer: Answer) -> str:
+    if answer.cookie is None or not affinity.has(Mode.COOKIE):
+        return ""
+    # One that lasts as long as its session may be idle has to be given out again while the session is used.
+    is_renewed = found is not None and found.mode is Mode.COOKIE and affinity.ttl is None
+    if not is_renewed and not _is_new(found, answer):
+        return ""
+    name = cookie_name(is_secure=is_secure(ask.headers), is_by_path=PREFIX_HEADER in ask.headers)
+    return f"{name}={answer.cookie}"
 
 
 def _flags(ask: Ask, affinity: Affinity, found: Found | None, answer: Answer) -> str:
     has_key = answer.key is not None
-    is_new = has_key and (found is None or found.key != answer.key)
-    # A cookie that lasts as long as its session may be idle has to be given out again while the session is used.
-    is_renewed = has_key and found is not None and found.mode is Mode.COOKIE and affinity.ttl is None
     is_stateless = found is not None and found.mode is Mode.NONE
     claims = {
-        "h": is_new and affinity.has(Mode.HEADER),
-        "c": affinity.has(Mode.COOKIE) and (is_new or is_renewed),
+        "h": _is_new(found, answer) and affinity.has(Mode.HEADER),
         "m": has_key and affinity.has(Mode.MCP_HTTP) and not is_stateless,
         "s": has_key and found is None and begins_stream(affinity, ask.method, ask.path),
         "d": has_key and found is not None and found.mode is Mode.MCP_HTTP and ask.method == "DELETE",

@@ -175,16 +175,16 @@ local function learn(key, route, text)
   end
 end
 
-local function set_cookie(handle, headers, session, seconds, prefix)
+-- Of cookies with a prefix only a secure one is kept.
+local function set_cookie(headers, pair, seconds, prefix)
   local path = prefix == "" and "/" or prefix
-  local secure = handle:connection():ssl() and "; Secure" or ""
-  headers:add("set-cookie", COOKIE .. "=" .. session .. "; Max-Age=" .. seconds .. "; Path=" .. path
-    .. "; HttpOnly; SameSite=Lax" .. secure)
+  local secure = pair:sub(1, 2) == "__" and "; Secure" or ""
+  headers:add("set-cookie", pair .. "; Max-Age=" .. seconds .. "; Path=" .. path .. "; HttpOnly; SameSite=Lax" .. secure)
 end
 
--- `<address|-> <spec|-> <session|-> <its key|-> <flags|-> <key of this table>`, see `question.py`.
+-- `<address|-> <spec|-> <session|-> <its key|-> <cookie|-> <flags|-> <key of this table>`, see `question.py`.
 local function follow(handle, headers, note)
-  local address, text, id, session, flags, key = note:match("^(%S+) (%S+) (%S+) (%S+) (%S+) (.+)$")
+  local address, text, id, session, cookie, flags, key = note:match("^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (.+)$")
   if not key then return end
   local mark = session:gsub("%.", "~") .. "."
   local route = {
@@ -202,7 +202,7 @@ local function follow(handle, headers, note)
   if route.session and flags:find("[ds]") then metadata:set("dovecote", "route", route) end
   local spec = parse_spec(text)
   if flags:find("h") then headers:replace(spec.header, session) end
-  if flags:find("c") then set_cookie(handle, headers, session, spec.seconds, prefix) end
+  if cookie ~= "-" then set_cookie(headers, cookie, spec.seconds, prefix) end
   if route.mark then mark_id(headers, mark) end
   if flags:find("d") then metadata:set("dovecote", "ends", "delete") end
   if flags:find("s") then

@@ -13,6 +13,7 @@ from urllib.parse import quote
 from dovecote.model.serving import Affinity, Mode
 
 COOKIE = "dovecote-session"
+PROTO_HEADER, PREFIX_HEADER = "x-forwarded-proto", "x-forwarded-prefix"
 MCP_HEADER = "mcp-session-id"
 # Revisions of MCP from this one on know no sessions.
 SESSIONLESS_SINCE = "2026-07-28"
@@ -27,7 +28,8 @@ _IN_QUERY = frozenset({"sessionId", "session_id", COOKIE})
 
 @dataclass(frozen=True)
 class Found:
-    """`key` is that of the session; empty where the request names one in a way that we never gave out."""
+    """`key` is that of the session, or all that its cookie holds; empty where the request names one in a way that we
+    never gave out."""
 
     mode: Mode
     key: str
@@ -48,7 +50,7 @@ def find(affinity: Affinity, method: str, path: str, headers: Mapping[str, str])
         return Found(Mode.MCP_SSE, key)
     if affinity.has(Mode.HEADER) and (key := headers.get(affinity.header, "")):
         return Found(Mode.HEADER, key)
-    if affinity.has(Mode.COOKIE) and (key := _cookie(headers.get("cookie", ""))):
+    if affinity.has(Mode.COOKIE) and (key := _cookie(headers)):
         return Found(Mode.COOKIE, key)
     if _begins(affinity, method, path, headers):
         return None
@@ -113,12 +115,24 @@ def _without_mark(path: str) -> str:
     return before + (match[0][0] + after[1:] if match[0][0] == "?" and after else after)
 
 
-def _cookie(header: str) -> str:
-    for pair in header.split(";"):
-        name, _, value = pair.strip(" \t").partition("=")
-        if name == COOKIE:
-            return value
-    return ""
+def cookie_name(*, is_secure: bool, is_by_path: bool) -> str:
+    """By TLS with a prefix, which browsers keep for who has the name: no neighbour on the same domain can plant it."""
+    if not is_secure:
+        return COOKIE
+    return f"__Secure-{COOKIE}" if is_by_path else f"__Host-{COOKIE}"
+
+
+def is_secure(headers: Mapping[str, str]) -> bool:
+    """Whether the request came by TLS, as the gateway knows it."""
+    return headers.get(PROTO_HEADER) == "https"
+
+
+def _cookie(headers: Mapping[str, str]) -> str:
+    """By TLS the plain name is not looked at; without it, browsers send no other."""
+    kept = cookie_name(is_secure=True, is_by_path=PREFIX_HEADER in headers)
+    names = (kept,) if is_secure(headers) else (kept, COOKIE)
+    pairs = [pair.strip(" \t").partition("=") for pair in headers.get("cookie", "").split(";")]
+    return next((value for wanted in names for name, _, value in pairs if name == wanted and value), "")
 
 
 def stream_path(affinity: Affinity) -> str:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from dovecote.control.functions import Functions
 from dovecote.control.invocations.deciding import cancelled
+from dovecote.control.sessions import key_in
 from dovecote.errors import Conflict, Invalid, NoCapacity, NotFound
 from dovecote.model.ids import is_session_key, new_id, parse_session_key, parse_strict_key, random_text
 from dovecote.model.invocations import (
@@ -27,7 +28,7 @@ from dovecote.model.invocations import (
     parse_timeout,
 )
 from dovecote.model.naming import find, taken
-from dovecote.model.records import Function
+from dovecote.model.records import Function, Session
 from dovecote.model.serving import Mode
 from dovecote.store import Store
 
@@ -65,10 +66,12 @@ class Wanted:
             parse_idempotency_key(self.idempotency_key)
 
 
-class Holds(Protocol):
-    """Whether the user has a session of that key; see `Routing.holds`."""
+class Begun(Protocol):
+    """The sessions of callers; see `Routing`."""
 
-    async def __call__(self, function: Function, user: str, key: str) -> bool: ...
+    async def holds(self, function: Function, user: str, key: str, cookie: str | None = None) -> bool: ...
+
+    async def session(self, function: Function, user: str, key: str) -> Session: ...
 
 
 class Invocations:
@@ -79,12 +82,12 @@ class Invocations:
         store: Store,
         functions: Functions,
         *,
-        holds: Holds,
+        begun: Begun,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._store = store
         self._functions = functions
-        self._holds = holds
+        self._begun = begun
         self._now = now
         self.queued: Callable[[], None] = lambda: None
         self.stop: Callable[[str], None] = lambda _: None
@@ -110,14 +113,21 @@ class Invocations:
             return replace(wanted, key=found.key, is_key_ours=wanted.is_stranger)
         if not found.is_made_here:
             return replace(wanted, key=found.key)
-        is_there = is_session_key(found.key) and await self._holds(function, wanted.user, found.key)
-        if found.mode is Mode.COOKIE:
+        cookie = found.key if found.mode is Mode.COOKIE else None
+        key = found.key if cookie is None else key_in(cookie)
+        is_there = is_session_key(key) and await self._begun.holds(function, wanted.user, key, cookie)
+        if cookie is not None:
             # A browser cannot know that its session has ended: it is given another one.
-            return replace(wanted, key=found.key) if is_there else wanted
+            return replace(wanted, key=key) if is_there else wanted
         if not is_there:
             raise NotFound("no session has this id", code="no_such_session", hint="begin a new one")
         path, headers = taken(found, wanted.path, headers)
-        return replace(wanted, key=found.key, is_key_ours=True, path=path, headers=tuple(headers.items()))
+        return replace(wanted, key=key, is_key_ours=True, path=path, headers=tuple(headers.items()))
+
+    async def session(self, function: Function, made: Invocation) -> Session:
+        """Of a call that was just kept, begun unless it is there. Raises what beginning one does."""
+        assert made.key is not None
+        return await self._begun.session(function, made.user, made.key)
 
     async def _same(self, made: Invocation) -> Invocation | None:
         if made.idempotency_key is None:

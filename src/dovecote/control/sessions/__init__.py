@@ -2,6 +2,7 @@
 
 from dovecote.control.sessions.activity import Activity
 from dovecote.control.sessions.callers import Caller, find_caller
+from dovecote.control.sessions.cookies import cookie_of, cookie_seconds, key_in, render_cookie
 from dovecote.control.sessions.hook_runs import HookRuns
 from dovecote.control.sessions.keeping import Keeping
 from dovecote.control.sessions.live import InstanceView, Live
@@ -24,9 +25,13 @@ __all__ = [
     "Sessions",
     "Wishes",
     "claim_replica",
+    "cookie_of",
+    "cookie_seconds",
     "ensure_started",
     "find_caller",
     "inside_of",
+    "key_in",
+    "render_cookie",
     "start_server",
     "stop_replica",
     "wait_for_port",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from dovecote.control.fleet import Death
 from dovecote.control.functions import Functions
+from dovecote.control.sessions.cookies import proves
 from dovecote.control.sessions.live import Live
 from dovecote.control.sessions.rules import alive, is_over
 from dovecote.control.sessions.sessions import Sessions
@@ -45,11 +46,19 @@ class Routing:
         return await self._route(await self._sessions.by_slug(slug), port, is_doubted=failed is not None)
 
     async def function(
-        self, function: Function, *, user: str, key: str | None, is_made_here: bool = False, failed: str | None = None
+        self,
+        function: Function,
+        *,
+        user: str,
+        key: str | None,
+        is_made_here: bool = False,
+        cookie: str | None = None,
+        failed: str | None = None,
     ) -> Routed:
         """Where the caller's session is served. Without a key the server makes one.
 
         An unknown key creates its session, unless `is_made_here`: keys that only we give out, and that must be known.
+        `cookie` is what named the key, and must be that session's own.
         `failed` is an address that could not be reached a moment ago. Raises Invalid (malformed_id), NotFound
         (no_such_session), Gone (session_expired), NoCapacity, and what waking raises.
         """
@@ -63,7 +72,7 @@ class Routing:
             parse_session_key(key, is_strict=function.affinity.strict_ids)
         if key is None and not _port(current.start):
             raise _no_server()  # before a session is made that nobody could use
-        session = await self._by_key(function, user, key, is_made_here)
+        session = await self._by_key(function, user, key, is_made_here, cookie)
         revision = await self._functions.revision(function.tenant_id, session.revision_id)
         if revision.sharing.has_seats:
             return await self._seat(function, session, failed)
@@ -100,11 +109,18 @@ class Routing:
                 return Routed(instance.route, seat.session, True)
         raise instance_dies()
 
-    async def holds(self, function: Function, user: str, key: str) -> bool:
-        """Whether the caller has a session of that key, awake or not. Raises Invalid (malformed_name)."""
+    async def holds(self, function: Function, user: str, key: str, cookie: str | None = None) -> bool:
+        """Whether the caller has a session of that key, awake or not, and the cookie is its own, if it came in one.
+
+        Raises Invalid (malformed_name).
+        """
         owner = await self._tenancy.find_user(function.tenant_id, user)
         found = await self._named(function, owner.id, key) if owner else None
-        return found is not None and not is_over(found)
+        return found is not None and not is_over(found) and (cookie is None or proves(cookie, found))
+
+    async def session(self, function: Function, user: str, key: str) -> Session:
+        """The caller's session of that key, begun if need be, not woken. Raises what `function` raises."""
+        return await self._by_key(function, user, key, False, None)
 
     async def touch(self, session_id: str) -> None:
         """The gateway saw that a stream of it is still open."""
@@ -118,11 +134,15 @@ class Routing:
         if session is not None:
             await self._sessions.end(session.tenant_id, session.id, reason)
 
-    async def _by_key(self, function: Function, user: str, key: str | None, is_made_here: bool) -> Session:
+    async def _by_key(
+        self, function: Function, user: str, key: str | None, is_made_here: bool, cookie: str | None
+    ) -> Session:
         owner_id = await self._tenancy.user_id(function.tenant_id, user)
         for _ in range(TRIES):
             if key is not None:
                 found = await self._named(function, owner_id, key)
+                if found is not None and cookie is not None and not proves(cookie, found):
+                    raise _no_such_session()
                 if found is not None and not is_over(found):
                     return found
                 if found is not None:
@@ -130,7 +150,7 @@ class Routing:
                 if is_made_here or function.affinity.refuses_reuse:
                     await self._refuse_ended(function, owner_id, key)
                 if is_made_here:
-                    raise NotFound("no session has this id", code="no_such_session", hint="begin a new one")
+                    raise _no_such_session()
             try:
                 return await self._sessions.create(
                     function.tenant_id, function=function.name, key=key, user=user, wake=False
@@ -193,6 +213,10 @@ class Routing:
 
 def _port(start: Start | None) -> int:
     return start.port if start else 0
+
+
+def _no_such_session() -> NotFound:
+    return NotFound("no session has this id", code="no_such_session", hint="begin a new one")
 
 
 def _no_server() -> Failed:
