@@ -4,9 +4,9 @@
 set -eu
 
 run="python3 python3-venv ca-certificates crun runc nftables btrfs-progs mmdebstrap iproute2 gcc musl-tools xz-utils skopeo"
-test="postgresql redis-server nats-server libc6-dev erofs-utils git gdb docker-registry busybox-static"
+test="curl postgresql redis-server nats-server libc6-dev erofs-utils git gdb docker-registry busybox-static"
 buckets="rclone fuse3"
-bench="wrk curl libc6-dev restic zstd"
+bench="wrk libc6-dev restic zstd"
 
 mirror_of() {
   apt-get indextargets --format '$(REPO_URI)' "Codename: $1" "Component: main" 2>/dev/null | head -n 1
