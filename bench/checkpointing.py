@@ -65,7 +65,7 @@ def _until_saved(installation: Installation) -> None:
             lambda: _metrics(installation)["dovecote_unsaved_instances"] == 0,
             "everything is saved",
             within=SECONDS,
-            every=0.1,
+            every=0.5,
         )
 
 

@@ -15,7 +15,8 @@ import pytest
 from dovecote.host.storage.bucket import open_bucket
 from dovecote.host.storage.change import TooTangled
 from dovecote.host.storage.ignoring import Chosen
-from dovecote.host.storage.pool import BtrfsDisks
+from dovecote.host.storage.payload import YOUNG_NS, parse_payload
+from dovecote.host.storage.pool import BtrfsDisks, Touched
 from dovecote.host.storage.trees import Trees, TreeSaved
 from dovecote.model.patterns import Pattern
 from tests.system.tree_rig import Life, Rig
@@ -33,6 +34,7 @@ class World:
         anyio.run(self.disks.ensure)
         self.rig = Rig(directory)
         self.trees = Trees(open_bucket("memory:"), directory / "cache")
+        self.wholes = Trees(open_bucket("memory:"), directory / "other-cache")  # has what the log alone must keep
         root = self.rig.folder("template")
         for name in ("lib/deep/er", "etc", "home"):
             (root / name).mkdir(parents=True)
@@ -40,10 +42,11 @@ class World:
             (root / f"lib/l{i}").write_text(f"template {i}")
             (root / f"lib/deep/er/d{i}").write_text(f"deep {i}")
         self.template = self.trees.save_directory(root).digest
+        self.wholes.save_directory(root)
         disk = anyio.run(lambda: self.disks.create("disk", max_bytes=500 << 20, owner=0))
         for made in ("upper", "work"):
             (disk / made).rmdir()
-        self.life: Life = self.rig.life(self.trees, self.template, None, base=disk)
+        self.life: Life = self.rig.life(self.wholes, self.template, None, base=disk)
         self.root = self.life.root
         self.tree: str | None = None
         self.payloads: list[bytes] = []
@@ -54,6 +57,7 @@ class World:
     def close(self) -> None:
         self.rig.close()
         self.trees.close()
+        self.wholes.close()
         anyio.run(self.disks.remove)
 
     def checkpoint(self) -> tuple[str, TreeSaved]:
@@ -61,16 +65,17 @@ class World:
         self.count += 1
         name = f"s{self.count}"
         snapshot = anyio.run(lambda: self.disks.snapshot("disk", name))
-        whole = self.life.save(snapshot / "upper", rules=Chosen(self.patterns).rules)
+        rules = Chosen(self.patterns).rules
+        whole = self.life.save(snapshot / "upper", rules=rules)
         changed = anyio.run(lambda: self.disks.changed("disk", snapshot=name, most=10_000))
         if self.tree is None or changed is None:
-            self.tree = whole.digest
+            self.tree = self.life.save(snapshot / "upper", rules=rules, trees=self.trees).digest
         else:
-            self._append(snapshot, changed, whole)
+            self._append(snapshot, changed)
         anyio.run(lambda: self.disks.mark("disk", name))
         return self.trees.fold(self.tree, self.payloads).digest, whole
 
-    def _append(self, snapshot: Path, changed: list[bytes], whole: TreeSaved) -> None:
+    def _append(self, snapshot: Path, changed: Sequence[Touched]) -> None:
         merged = self.rig.mount(
             "overlay", "o", f"lowerdir={snapshot / 'upper'}:{self.life.lower},metacopy=on,redirect_dir=follow", 1
         )
@@ -87,7 +92,9 @@ class World:
                 self.payloads.append(made[0])
         except TooTangled:
             self.tangled += 1
-            self.tree, self.payloads = whole.digest, []
+            rules = Chosen(self.patterns).rules
+            self.tree = self.life.save(snapshot / "upper", rules=rules, trees=self.trees).digest
+            self.payloads = []
         finally:
             self.rig.unmount(merged)
 
@@ -144,6 +151,19 @@ def test_a_store_by_mmap_is_found(world: World) -> None:
     assert len(world.payloads) == 2
 
 
+def test_a_file_that_is_being_written_lies_in_the_slot_of_that_moment(world: World) -> None:
+    """Whatever time it claims to be of; what was there before is in a pack, though its attributes are new."""
+    world.checkpoint()
+    (world.root / "lib/l1").chmod(0o600)  # its content stays in the template
+    half, long_ago = world.root / "home/half", (1, 1)
+    half.write_bytes(os.urandom(3000))
+    os.utime(half, ns=long_ago)
+    folded, whole = world.checkpoint()
+    assert folded == whole.digest
+    entries = {e.path: e for e in world.trees.entries(folded)}
+    assert set(parse_payload(world.payloads[-1]).carried) == {entries[b"home/half"].digest}
+
+
 def test_a_copied_up_directory_takes_only_what_changed(world: World) -> None:
     world.checkpoint()
     (world.root / "lib/deep/er/d3").write_text("changed")
@@ -186,7 +206,11 @@ def test_a_directory_in_the_place_of_another_has_nothing_of_it(world: World, act
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_any_sequence_of_changes_gives_the_tree_of_the_whole(world: World, seed: int) -> None:
+def test_any_sequence_of_changes_gives_the_tree_of_the_whole(
+    world: World, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether contents lie in slots or, but for the newest, in packs."""
+    monkeypatch.setattr("dovecote.host.storage.payload.YOUNG_NS", YOUNG_NS * (seed % 2))
     chance = random.Random(seed)
     world.checkpoint()
     for step in range(STEPS):

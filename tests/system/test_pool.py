@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
+import stat
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -155,9 +156,49 @@ async def test_changes_are_named_wherever_they_are(disks: BtrfsDisks) -> None:
         held.write("still open")
         (disk / "upper/gone").unlink()
         await disks.snapshot("a", "after")
-    changed = set(await disks.changed("a", snapshot="after", most=10_000) or ())
+    changed = {each.path for each in await disks.changed("a", snapshot="after", most=10_000) or ()}
     made = {b"old/made/n%d" % number for number in range(2000)}
     assert {b"", b"top", b"moved", b"moved/f7", b"old", b"old/made"} | made <= changed
     assert {b"second-name", b"moved/f8"} <= changed
     assert len(changed) < 2020
     assert await disks.changed("a", snapshot="after", most=2000) is None
+
+
+async def test_what_is_known_of_a_new_file_without_a_look_is_what_a_look_shows(disks: BtrfsDisks) -> None:
+    """And nothing is said of what was there before, has another name, or carries an attribute."""
+    disk = await disks.create("a", max_bytes=64 << 20, owner=5000)
+    (disk / "upper/old").write_bytes(b"old")
+    await disks.snapshot("a", "before")
+    await disks.mark("a", "before")
+    sizes = (0, 1, 500, 2047, 2048, 2049, 4096, 70_000)
+    for size in sizes:
+        (disk / f"upper/s{size}").write_bytes(os.urandom(size))
+    (disk / "upper/s1").chmod(0o4751)
+    os.chown(disk / "upper/s500", 5001, 70_000)
+    os.utime(disk / "upper/s2047", ns=(1, -1_500_000_001))
+    for name in ("grown", "cut", "sparse", "twice", "marked", "moved"):
+        (disk / "upper" / name).write_bytes(b"x" * 1000)
+    os.truncate(disk / "upper/grown", 1500)
+    os.truncate(disk / "upper/cut", 10)
+    with (disk / "upper/sparse").open("r+b") as file:
+        file.seek(100_000)
+        file.write(b"end")
+    with (disk / "upper/s500").open("r+b") as file, mmap.mmap(file.fileno(), 500) as memory:
+        memory[7] ^= 1
+    os.link(disk / "upper/twice", disk / "upper/other")
+    os.setxattr(disk / "upper/marked", "user.mark", b"1")
+    (disk / "upper/moved").rename(disk / "upper/elsewhere")
+    (disk / "upper/old").write_bytes(b"rewritten")
+    (disk / "upper/link").symlink_to("old")
+    upper = await disks.snapshot("a", "after") / "upper"
+    known = {each.path.decode(): each.plain for each in await disks.changed("a", snapshot="after", most=1000) or ()}
+    assert known.keys() == {path.name for path in upper.iterdir()} | {""}
+    told = {name: plain for name, plain in known.items() if plain is not None}
+    assert told.keys() == {f"s{size}" for size in sizes} | {"grown", "cut", "sparse", "elsewhere"}
+    for name, plain in told.items():
+        there = (upper / name).lstat()
+        shown = (stat.S_IMODE(there.st_mode), there.st_uid, there.st_gid, there.st_size)
+        assert plain[:4] == shown, name
+        assert (plain.mtime_ns, plain.ctime_ns) == (there.st_mtime_ns, there.st_ctime_ns), name
+        assert plain.content in (None, (upper / name).read_bytes()), name
+    assert {name for name in told if told[name].content} >= {"s1", "s500", "s2047", "elsewhere"}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dovecote.host.storage.fold import LEFT_OUT
 from dovecote.host.storage.ignoring import Chosen
 from dovecote.host.storage.manifest import DIRS
+from dovecote.host.storage.rules import LEFT_OUT
 from dovecote.model.patterns import Pattern, Selection, parse_pattern
 from tests.system.test_changes import STEPS, World, act
 from tests.system.tree_rig import picture
@@ -63,7 +63,7 @@ def test_what_comes_under_a_rule_later_goes_and_comes_back_with_its_end(world: W
     (home / "app/main.js").write_text("main")
     (home / "app/a.log").write_text("log")
     first = world.life.save().digest
-    rig, trees = world.rig, world.trees
+    rig, trees = world.rig, world.wholes
     second = rig.life(trees, world.template, first)
     (second.root / "home/app/new").write_text("new")
     kept = picture(second.root)
@@ -91,7 +91,7 @@ def test_a_file_of_the_template_that_a_rule_names_is_as_the_template_has_it(worl
     (world.root / "lib/l2").unlink()
     (world.root / "lib/l3").write_text("changed")
     saved = world.life.save(rules=Chosen(patterns("/lib/l1", "/lib/l2")).rules)
-    life = world.rig.life(world.trees, world.template, saved.digest)
+    life = world.rig.life(world.wholes, world.template, saved.digest)
     texts = [(life.root / f"lib/l{i}").read_text() for i in (1, 2, 3)]
     assert texts == ["template 1", "template 2", "changed"]
 
@@ -99,9 +99,9 @@ def test_a_file_of_the_template_that_a_rule_names_is_as_the_template_has_it(worl
 def test_what_is_left_out_is_found_with_the_image_and_without(world: World) -> None:
     (world.root / "home/node_modules/a").mkdir(parents=True)
     saved = world.life.save(rules=Chosen(patterns("node_modules")).rules)
-    assert world.trees.left_out(saved.digest) == ["/home/node_modules"]
-    world.trees.ensure_image(saved.digest)
-    assert world.trees.left_out(saved.digest) == ["/home/node_modules"]
+    assert world.wholes.left_out(saved.digest) == ["/home/node_modules"]
+    world.wholes.ensure_image(saved.digest)
+    assert world.wholes.left_out(saved.digest) == ["/home/node_modules"]
 
 
 def test_writing_to_what_is_left_out_is_no_change(world: World) -> None:

@@ -10,9 +10,9 @@ import pytest
 
 from dovecote.errors import Invalid
 from dovecote.host.storage.bucket import Bucket, open_bucket
-from dovecote.host.storage.fold import Bounds
 from dovecote.host.storage.manifest import Kind
-from dovecote.host.storage.packs import SMALL
+from dovecote.host.storage.scan import Bounds
+from dovecote.host.storage.sources import SMALL
 from dovecote.host.storage.trees import Trees
 from tests.system.tree_changes import CHANGES
 from tests.system.tree_files import write

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from dovecote.host.storage.packs import SMALL
+from dovecote.host.storage.sources import SMALL
 from tests.system.tree_files import NOW, write
 
 

@@ -4,7 +4,7 @@ import os
 import random
 from pathlib import Path
 
-from dovecote.host.storage.packs import SMALL
+from dovecote.host.storage.sources import SMALL
 
 NOW = 1_700_000_000_123_456_789
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")  # revision 2, effective, cap_net_bind_service

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dovecote.host.storage.fold import DEFAULT_RULES, Rules
+from dovecote.host.storage.rules import DEFAULT_RULES, Rules
 from dovecote.host.storage.trees import Trees, TreeSaved
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -128,12 +128,12 @@ class Life:
         self.rig.unmount(self.root)
         return seen
 
-    def save(self, upper: Path | None = None, *, rules: Rules | None = None) -> TreeSaved:
+    def save(self, upper: Path | None = None, *, rules: Rules | None = None, trees: Trees | None = None) -> TreeSaved:
         upper = upper or self.upper
         options = f"lowerdir={upper}:{self.lower},metacopy=on,redirect_dir=follow"
         merged = self.rig.mount("overlay", "o", options, _RDONLY)
         try:
-            return self.trees.save_delta(
+            return (trees or self.trees).save_delta(
                 upper, merged, id_base=self.id_base, template=self.template, previous=self.delta, rules=rules
             )
         finally:

@@ -14,7 +14,8 @@ from dovecote.host.storage.frames import pack
 from dovecote.host.storage.log import SlotLog
 from dovecote.host.storage.manifest import Entry, Kind
 from dovecote.host.storage.marking import KEPT_SAVES
-from dovecote.host.storage.packs import PackWriter, Source
+from dovecote.host.storage.packs import PackWriter
+from dovecote.host.storage.sources import Source
 from dovecote.host.storage.stored import packed_locations
 from tests.unit.garbage_stores import (
     PLANS,

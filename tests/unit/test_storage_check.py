@@ -21,7 +21,9 @@ from dovecote.host.storage.figures import store_figures
 from dovecote.host.storage.frames import PIECE_BYTES, pack
 from dovecote.host.storage.log import SlotLog
 from dovecote.host.storage.manifest import TIMES_APART, Entry, Kind
-from dovecote.host.storage.packs import PackWriter, Source
+from dovecote.host.storage.packs import PackWriter
+from dovecote.host.storage.payload import render_payload
+from dovecote.host.storage.sources import Source
 from dovecote.host.storage.stored import packed_locations, read_root
 from dovecote.host.storage.times import render_times
 from dovecote.host.storage.trees import Trees
@@ -258,6 +260,25 @@ def test_what_a_slot_of_changes_carries_is_checked_too(world: World, tmp_path: P
     assert damaged(world.check(deep=True)) == slot
     written.unlink()
     assert damaged(world.check()) == slot
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_contents_that_lie_in_a_slot_itself_are_checked(world: World, tmp_path: Path, deep: bool) -> None:
+    data = os.urandom(1100)
+    (tmp_path / "new").write_bytes(data)
+    writer = PackWriter(packs_at(tmp_path / "another-cache", world.bucket))
+    content = writer.carry([Source(b"new", os.fsencode(tmp_path / "new"), 1100)], most=1 << 20)[b"new"]
+    writer.flush()
+    change = Change(frozenset(), (Entry(b"new", Kind.FILE, 0o644, size=content.size, digest=content.digest),))
+    SlotLog(world.bucket, "ses_1").append_changes(
+        render_payload(change, writer.located, writer.carried), epoch=1, generation=1
+    )
+    assert world.check(deep=deep).damages == ()
+    slot = world.objects / "logs/ses_1/000000000003"
+    body = slot.read_bytes()
+    at = body.index(data[500:510])
+    slot.write_bytes(body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :])
+    assert damaged(world.check(deep=deep)) == {"log of ses_1, slot 3": ("session ses_1",)}
 
 
 def test_a_slot_of_changes_that_is_cut_short_is_found(world: World, tmp_path: Path) -> None:

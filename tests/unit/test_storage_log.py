@@ -187,6 +187,18 @@ def test_what_was_folded_is_taken_away_and_its_slots_stay_taken() -> None:
     assert late.append_changes(b"more", epoch=1, generation=4).n == 6
 
 
+def test_a_log_knows_how_much_lies_in_slots_since_its_last_tree() -> None:
+    log = SlotLog(open_bucket("memory:"), "ses_1")
+    save(log, 1, "one")
+    assert log.unfolded_bytes == 0
+    log.append_changes(b"x" * 900, epoch=1, generation=1)
+    log.append_changes(b"x" * 100, epoch=1, generation=2)
+    log.seal(2)
+    assert log.unfolded_bytes == 1000
+    save(log, 2, "two")
+    assert log.unfolded_bytes == 0
+
+
 class Interrupted(Bucket):
     """Runs something of somebody else's right before a slot is created, or what slots carry is read."""
 

@@ -14,13 +14,16 @@ from hypothesis import strategies as st
 
 from dovecote.errors import StorageFailed
 from dovecote.host.storage.bucket import Bucket, local_bucket, open_bucket
-from dovecote.host.storage.fold import DEFAULT_RULES, container_capability, plan_directory
+from dovecote.host.storage.fold import plan_directory
 from dovecote.host.storage.frames import PIECE_BYTES, pack, unpack
 from dovecote.host.storage.index import Index, Piece
 from dovecote.host.storage.locations import parse_locations, render_locations
 from dovecote.host.storage.manifest import digest_of
 from dovecote.host.storage.objects import ObjectCache
-from dovecote.host.storage.packs import PACK_BYTES, SMALL, Packs, PackWriter, Source
+from dovecote.host.storage.packs import PACK_BYTES, Packs, PackWriter
+from dovecote.host.storage.rules import DEFAULT_RULES
+from dovecote.host.storage.scan import container_capability
+from dovecote.host.storage.sources import SMALL, Source
 
 PACK = "packs/ab/" + "c" * 62
 DIGESTS = [digest_of(b"%d" % i) for i in range(3)]

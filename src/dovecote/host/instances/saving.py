@@ -28,6 +28,7 @@ from dovecote.model.trees import Saved, Workspace
 log = logging.getLogger(__name__)
 
 FOLD_AFTER = 64  # slots of changes
+FOLD_BYTES = 64 << 20  # that they carry
 MOST_CHANGES = 100_000  # inodes; beyond that looking at the whole upper costs no more
 KNOWN_LOGS = 4096
 FURTHEST_BACK = 100  # slots of a log that are looked at for a good save
@@ -174,7 +175,7 @@ class Saving:
         async with self._busy.setdefault(disk, asyncio.Lock()):
             record = await self.read(disk)
             done = await self._checkpoint(disk, record, still)
-            if done.behind >= FOLD_AFTER:
+            if done.behind >= FOLD_AFTER or self._slots(record.owner).unfolded_bytes >= FOLD_BYTES:
                 await asyncio.to_thread(self._fold, await self.read(disk))
             return done
 

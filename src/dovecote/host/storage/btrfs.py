@@ -6,10 +6,12 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 _MAGIC = 0x94
 _TOP_OF_SUBVOLUME = 256  # inode of every subvolume's root
@@ -116,21 +118,40 @@ def generations(subvolume: int) -> Generations:
     return Generations(changed, made)
 
 
-_INODE_ITEM, _INODE_REF = 1, 12
+_INODE_ITEM, _INODE_REF, _XATTR_ITEM, _EXTENT_DATA = 1, 12, 24, 108
 _SEARCH = struct.Struct("7Q4I4QQ")  # struct btrfs_ioctl_search_key, and the size of the buffer behind it
 _FOUND = struct.Struct("QQQII")  # transaction of the tree's block, object, offset, type, length
 _BUFFER = 256 << 10
 _ANY = (1 << 64) - 1
+# Transactions of making and last change, size, links, owners, mode, ctime, mtime.
+_INODE = struct.Struct("<QQQ16xIIII68xqIqI")
+_EXTENT = struct.Struct("<QQBBHB")  # transaction, bytes when unpacked, compression, encryption, encoding, kind
+_INLINE = 0
+_MOST_CONTENT = 64 << 20  # bytes that one search gives
 
 
-@dataclass
+class Plain(NamedTuple):
+    """A regular file with one name and no extended attribute. `content` is that of a small one, or None."""
+
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    content: bytes | None = None
+
+
+@dataclass(slots=True)
 class Changed:
-    """An inode, how many names it has, and one of them where the search came by it."""
+    """An inode, how many names it has, and one of them where the search came by it. `plain` where it is new since
+    and nothing else: then the search has seen all of it."""
 
     inode: int
     links: int
     parent: int = 0
     name: bytes = b""
+    plain: Plain | None = None
 
 
 def changed_inodes(subvolume: int, since: int) -> Iterator[Changed]:
@@ -139,6 +160,7 @@ def changed_inodes(subvolume: int, since: int) -> Iterator[Changed]:
     Reads only the blocks of the subvolume's tree that are newer: its cost is that of the change.
     """
     first, kind, offset = _TOP_OF_SUBVOLUME, 0, 0
+    room = _MOST_CONTENT
     buffer = bytearray(_SEARCH.size + _BUFFER)
     held: Changed | None = None  # until the items behind it have told its name
     while True:
@@ -158,16 +180,40 @@ def changed_inodes(subvolume: int, since: int) -> Iterator[Changed]:
             if found == _INODE_ITEM:
                 if held is not None:
                     yield held
-                # An item does not know its transaction, an inode does.
-                is_newer = struct.unpack_from("Q", buffer, at + 8)[0] > since
-                held = Changed(number, struct.unpack_from("I", buffer, at + 40)[0]) if is_newer else None
-            elif found == _INODE_REF and held is not None and held.inode == number and not held.name:
-                size = struct.unpack_from("H", buffer, at + 8)[0]
-                held.parent, held.name = place, bytes(buffer[at + 10 : at + 10 + size])
+                held = _inode(buffer, at, number, since)
+            elif held is None or held.inode != number:
+                pass
+            elif found == _INODE_REF:
+                if not held.name:
+                    size = struct.unpack_from("H", buffer, at + 8)[0]
+                    held.parent, held.name = place, bytes(buffer[at + 10 : at + 10 + size])
+            elif found == _XATTR_ITEM:
+                held.plain = None
+            elif found == _EXTENT_DATA and held.plain is not None and held.plain.size <= min(length, room):
+                held.plain = held.plain._replace(content=_inline(buffer, at, length, held.plain.size))
+                room -= held.plain.size
             at += length
         first, kind, offset = number, found, place + 1
         if offset > _ANY:
             first, kind, offset = number, found + 1, 0
+
+
+def _inode(item: bytearray, at: int, number: int, since: int) -> Changed | None:
+    made, changed, size, links, uid, gid, mode, *times = _INODE.unpack_from(item, at)
+    if changed <= since:
+        return None  # an item does not know its transaction, an inode does
+    if made <= since or links != 1 or not stat.S_ISREG(mode):
+        return Changed(number, links)
+    ctime_ns, mtime_ns = times[0] * 10**9 + times[1], times[2] * 10**9 + times[3]
+    return Changed(number, 1, plain=Plain(stat.S_IMODE(mode), uid, gid, size, mtime_ns, ctime_ns))
+
+
+def _inline(item: bytearray, at: int, length: int, size: int) -> bytes | None:
+    """The whole content, should it lie beside the inode as it is."""
+    _, unpacked, *encoded, kind = _EXTENT.unpack_from(item, at)
+    if kind != _INLINE or any(encoded) or unpacked != size or length != _EXTENT.size + size:
+        return None
+    return bytes(item[at + _EXTENT.size : at + length])
 
 
 _LAST_INODE = (1 << 64) - 257

@@ -9,20 +9,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dovecote.errors import StorageFailed
-from dovecote.host.storage.fold import (
-    Bounds,
-    Replacements,
-    Rules,
-    Scan,
-    fold_name,
-    has_marked_whiteouts,
-    is_whole,
-    join_path,
-    kept,
-    needed,
-)
+from dovecote.host.storage.btrfs import Plain
+from dovecote.host.storage.fold import Replacements, fold_name, kept, needed
 from dovecote.host.storage.manifest import DIRS, MAX_PATH, Entry, Kind, normalized, order, parse_part, render_part
-from dovecote.host.storage.packs import Content, Source
+from dovecote.host.storage.pool import Touched
+from dovecote.host.storage.rules import Rules
+from dovecote.host.storage.scan import Bounds, Scan, has_marked_whiteouts, is_whole, join_path
+from dovecote.host.storage.sources import Content, Source
 
 
 class TooTangled(Exception):
@@ -55,7 +48,7 @@ def plan_change(
     upper: bytes,
     mark: bytes,
     merged: bytes,
-    changed: Iterable[bytes],
+    changed: Iterable[Touched],
     *,
     id_base: int,
     rules: Rules,
@@ -63,26 +56,34 @@ def plan_change(
 ) -> Change:
     """`upper` and `mark` are snapshots of one upper, the mark the older; `merged` is as for `fold.plan_delta`.
 
-    `changed` names everything in `upper` whose inode was written since the mark. A directory among them is compared
+    `changed` has everything in `upper` whose inode was written since the mark. A directory among them is compared
     with itself in the mark by name and inode; what it has that is new is taken, with all that is below it. A file with
     several names is taken with all of them. Raises TooTangled where it is not named by all of them, and what
     `plan_delta` raises.
     """
     scan = Scan(merged, upper, id_base, rules, bounds or Bounds())
     linked: set[int] = set()  # of all these, each name is in `changed`
-    for path in sorted(set(changed), key=order):
+    touched = dict(changed)
+    plain = {path: each for path, each in touched.items() if each is not None}
+    for path in sorted(touched, key=order):
         if len(path) > MAX_PATH:
             scan.note(path, "its path is too long")
             continue
+        known = scan.entries.get(path)
+        if (known is not None and not known.link) or rules.excludes(path):
+            continue
         full = join_path(upper, path)
+        if path in plain:
+            scan.add_plain(path, full, plain[path])
+            continue
         status = os.lstat(full)
         is_directory = stat.S_ISDIR(status.st_mode)
         if not is_directory and status.st_nlink > 1:
             linked.add(status.st_ino)
-        if path in scan.entries or rules.excludes(path) or (not is_directory and rules.drops(path)):
+        if known is not None or (not is_directory and rules.drops(path)):
             continue
         if is_directory:
-            _compare(scan, mark, path, status)
+            _compare(scan, mark, path, status, plain)
         else:
             parent = path.rpartition(b"/")[0]
             fold_name(scan, path, full, status, {}, marked=has_marked_whiteouts(join_path(upper, parent)))
@@ -106,7 +107,7 @@ def _check_links(scan: Scan, linked: Collection[int]) -> None:
             raise TooTangled
 
 
-def _compare(scan: Scan, mark: bytes, path: bytes, status: os.stat_result) -> None:
+def _compare(scan: Scan, mark: bytes, path: bytes, status: os.stat_result, plain: Mapping[bytes, Plain]) -> None:
     """A directory that was there at the mark: its own attributes, and the names that came, went or changed hands."""
     assert scan.upper is not None
     full, older = join_path(scan.upper, path), join_path(mark, path)
@@ -118,23 +119,31 @@ def _compare(scan: Scan, mark: bytes, path: bytes, status: os.stat_result) -> No
         return
     marked = has_marked_whiteouts(full)
     go_on: list[bytes] = []
-    for child, place, found in scan.children(scan.upper, path):
-        known = before.pop(child[len(path) + 1 :] if path else child, None)
-        if known == found.st_ino:
+    for child, found in scan.names(scan.upper, path):
+        known = before.pop(found.name, None)
+        if known == found.inode():
             continue
         if known is not None:
             # Another one took its name. overlayfs marks a directory only where a lower one is to be hidden.
             scan.replaced.add(child)
-        if fold_name(scan, child, place, found, {}, marked=marked):
+        if _take(scan, child, found, plain, marked=marked):
             go_on.append(child)
     scan.replaced.update(path + b"/" + name if path else name for name in before)
     while go_on:
         folder = go_on.pop()
         if not scan.rules.prunes(folder):
             inside = has_marked_whiteouts(join_path(scan.upper, folder))
-            for child, place, found in scan.children(scan.upper, folder):
-                if fold_name(scan, child, place, found, {}, marked=inside):
+            for child, found in scan.names(scan.upper, folder):
+                if _take(scan, child, found, plain, marked=inside):
                     go_on.append(child)
+
+
+def _take(scan: Scan, path: bytes, name: os.DirEntry[bytes], plain: Mapping[bytes, Plain], *, marked: bool) -> bool:
+    """As `fold_name`."""
+    if path in plain:
+        scan.add_plain(path, name.path, plain[path])
+        return False
+    return fold_name(scan, path, name.path, name.stat(follow_symlinks=False), {}, marked=marked)
 
 
 def _names(directory: bytes, inode: int) -> dict[bytes, int] | None:

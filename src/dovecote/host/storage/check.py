@@ -12,9 +12,10 @@ from dovecote.host.storage.bucket import Bucket
 from dovecote.host.storage.frames import unpack
 from dovecote.host.storage.index import Piece
 from dovecote.host.storage.manifest import Entry, Part
+from dovecote.host.storage.payload import Payload, parse_payload
 from dovecote.host.storage.runs import Run, runs_of
 from dovecote.host.storage.slots import every_slot
-from dovecote.host.storage.stored import parse_payload, read_locations, read_part, read_root
+from dovecote.host.storage.stored import read_locations, read_part, read_root
 
 FAULTS_SHOWN = 5  # of one part of a tree
 Progress = Callable[[int, int], None]  # trees done, trees in all
@@ -112,10 +113,11 @@ class _Check:
         if not payload:
             return ()
         try:
-            change, located = parse_payload(payload)
+            carries = parse_payload(payload)
         except StorageFailed as error:
             return (_fault(error),)
-        return _shortened(self._contents(change.entries, located))
+        faults = self._contents(carries.change.entries, carries.located)
+        return _shortened([*faults, *_carried_faults(carries)])
 
     def _part(self, part: Part) -> list[str]:
         try:
@@ -191,6 +193,23 @@ def _verify(digest: bytes, pieces: Sequence[Piece], frames: Iterator[bytes]) -> 
     if hasher.digest() != digest:
         return f"object {digest.hex()} in {pieces[0].pack} has other content"
     return ""
+
+
+def _carried_faults(carries: Payload) -> Iterator[str]:
+    for entry in carries.change.entries:
+        if entry.digest in carries.carried:
+            _, _, frame, raw = carries.carried[entry.digest]
+            fault = _mismatch(entry.digest, frame, raw)
+            if fault:
+                yield f"/{entry.path.decode(errors='backslashreplace')}: {fault}"
+
+
+def _mismatch(digest: bytes, frame: bytes, raw: int) -> str:
+    try:
+        content = unpack(frame, raw)
+    except StorageFailed as error:
+        return _fault(error)
+    return "" if blake3(content).digest() == digest else f"object {digest.hex()} has other content"
 
 
 def _place(digest: bytes, pieces: tuple[Piece, ...]) -> bytes:

@@ -22,6 +22,9 @@ _MAGIC = b"DVP1"
 _NONCE_BYTES = 16
 
 
+Frame = tuple[bytes, int, bytes, int]  # digest and piece number of an object, its compressed bytes, its raw size
+
+
 class Row(NamedTuple):
     """One frame of a pack: piece `number` of an object."""
 
@@ -37,8 +40,8 @@ class Row(NamedTuple):
         return self.number == 0 and self.raw < PIECE_BYTES
 
 
-def render_pack(frames: Sequence[tuple[bytes, int, bytes, int]]) -> tuple[str, bytes, list[Row]]:
-    """Name and bytes of a pack of frames (digest, piece number, frame, raw size), and its table.
+def render_pack(frames: Sequence[Frame]) -> tuple[str, bytes, list[Row]]:
+    """Name and bytes of a pack of frames, and its table.
 
     The table lets the whole index be learned again from packs alone. The random bytes before it give each pack a name
     of its own, whatever is in it: one that was condemned must never be written again.

@@ -11,7 +11,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from dovecote.host.storage import mounts
-from dovecote.host.storage.fold import DEFAULT_RULES, Rules
+from dovecote.host.storage.rules import DEFAULT_RULES, Rules
 from dovecote.model.patterns import Malformed, Pattern, Selection, parse_pattern
 from dovecote.model.rules import SaveRules, kept, left_out
 

@@ -16,10 +16,10 @@ from dovecote.errors import StorageFailed
 from dovecote.host.storage.disk import boot_id, disk_errors
 from dovecote.host.storage.erofs import Contents, write_image
 from dovecote.host.storage.fetching import Fetching
-from dovecote.host.storage.fold import LEFT_OUT
 from dovecote.host.storage.keys import Keys
 from dovecote.host.storage.manifest import DIRS, Entry
 from dovecote.host.storage.objects import ObjectCache, hash_file
+from dovecote.host.storage.rules import LEFT_OUT
 from dovecote.host.storage.settling import Interruptible, Settling
 from dovecote.host.storage.stored import Manifests, binary, naming, objects_of
 

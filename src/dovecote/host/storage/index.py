@@ -6,8 +6,8 @@ import os
 import sqlite3
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,13 +80,13 @@ class Index:
         rows = self._select("SELECT digest, pieces FROM objects WHERE digest IN", list(digests))
         ids = {number for _, blob in rows for number, *_ in _PIECE.iter_unpack(blob)}
         names: dict[int, str] = dict(self._select("SELECT id, name FROM packs WHERE id IN", list(ids)))
-        return {
-            digest: tuple(Piece(names[n], o, s, r) for n, o, s, r in _PIECE.iter_unpack(blob))
-            for digest, blob in rows
-            if all(n in names for n, *_ in _PIECE.iter_unpack(blob))
-        }
+        located = {}
+        for digest, blob in rows:
+            with suppress(KeyError):
+                located[digest] = tuple([Piece(names[n], o, s, r) for n, o, s, r in _PIECE.iter_unpack(blob)])
+        return located
 
-    def add(self, located: dict[bytes, tuple[Piece, ...]]) -> None:
+    def add(self, located: Mapping[bytes, tuple[Piece, ...]]) -> None:
         """Call when the packs are durable in the store."""
         packs = {piece.pack for pieces in located.values() for piece in pieces}
         with self._transaction() as db:

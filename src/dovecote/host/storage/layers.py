@@ -15,7 +15,6 @@ from typing import IO, Protocol, cast
 import zstandard
 
 from dovecote.errors import Invalid
-from dovecote.host.storage.fold import container_capability
 from dovecote.host.storage.manifest import (
     DIRS,
     MAX_ID,
@@ -28,6 +27,7 @@ from dovecote.host.storage.manifest import (
     is_kept_xattr,
     normalized,
 )
+from dovecote.host.storage.scan import container_capability
 
 GIB = 1 << 30
 MAX_HEADER = 1 << 20  # bytes of one extended header: names and attributes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dovecote.host.storage.frames import PIECE_BYTES, corrupt
 from dovecote.host.storage.index import Piece
@@ -16,7 +16,7 @@ _WHERE = struct.Struct("<IIII")  # pack number, offset, stored, raw
 _ONE = struct.Struct("<IIIII")  # number of pieces, and the first
 
 
-def render_locations(digests: Sequence[bytes], located: dict[bytes, tuple[Piece, ...]]) -> bytes:
+def render_locations(digests: Sequence[bytes], located: Mapping[bytes, tuple[Piece, ...]]) -> bytes:
     """Where the objects of one manifest lie, in the order in which it names them first."""
     names: dict[str, int] = {}
     rows = []

@@ -62,6 +62,7 @@ class SlotLog:
         self._folder = f"logs/{owner_key}"
         self._clock = clock
         self._end: Slot | None = None  # the newest that we have seen
+        self.unfolded_bytes = 0  # in slots of changes that we created since the last tree
         self._seen_at = 0.0
 
     def seal(self, epoch: int) -> Slot | None:
@@ -212,6 +213,7 @@ class SlotLog:
             if there.nonce != slot.nonce:
                 return False
         self._note(slot, asked_at)
+        self.unfolded_bytes = self.unfolded_bytes + len(payload) if slot.since else 0
         if slot.kind == "changes" and slot.n % _HINT_EVERY:
             return True
         with suppress(StorageFailed):  # a hint that is lost costs a few questions

@@ -10,9 +10,10 @@ from datetime import datetime, timedelta
 from dovecote.errors import StorageFailed
 from dovecote.host.storage.bucket import Bucket
 from dovecote.host.storage.log import SlotLog
+from dovecote.host.storage.payload import parse_payload
 from dovecote.host.storage.pins import read_pins
 from dovecote.host.storage.slots import SLOT
-from dovecote.host.storage.stored import parse_payload, read_root, stored_name
+from dovecote.host.storage.stored import read_root, stored_name
 
 KEPT_SAVES = 3  # newest trees of a log that stay, so that a session can go back when the newest is damaged
 _OF_LOG = re.compile(r"logs/([A-Za-z0-9_-]{1,200})/[a-z0-9]{1,12}")
@@ -96,7 +97,7 @@ def _read_log(bucket: Bucket, owner: str, slots: Mapping[int, datetime], roots: 
         roots.slots += 1
         roots.trees |= {each for each in (slot.tree, slot.template) if each}
         if slot.kind == "changes":
-            roots.packs |= {p.pack for pieces in parse_payload(payload)[1].values() for p in pieces}
+            roots.packs |= {p.pack for pieces in parse_payload(payload).located.values() for p in pieces}
 
 
 def parts_of(bucket: Bucket, tree: str) -> tuple[list[str], str]:

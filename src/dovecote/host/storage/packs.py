@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
 from functools import partial
 from io import FileIO
 from typing import Protocol, TypeVar
@@ -17,35 +16,18 @@ from blake3 import blake3
 from dovecote.errors import Conflict, NotFound, StorageFailed
 from dovecote.host.storage.bucket import Bucket
 from dovecote.host.storage.condemned import Standing, State
-from dovecote.host.storage.frames import PIECE_BYTES, corrupt, pack, render_pack, unpack
+from dovecote.host.storage.frames import PIECE_BYTES, Frame, corrupt, pack, render_pack, unpack
 from dovecote.host.storage.index import Index, Piece
 from dovecote.host.storage.objects import CHUNK, ObjectCache
 from dovecote.host.storage.runs import Located, Run, runs_of, unpack_run
+from dovecote.host.storage.sources import SMALL, Content, Source, batched_sources, open_source, read_ahead
 
 PACK_BYTES = 32 << 20  # a pack is closed when it holds so much, so it ends below this plus one piece
 LARGE_FRAME = 4 << 20  # a frame of so much is a pack of its own, so that it waits for no other in memory
-SMALL = 4 << 20  # files up to here are held in memory whole
 WORKERS = 2
 FETCHERS = 4  # some of them wait for the store
-_BATCH_FILES = 64
-_BATCH_BYTES = 8 << 20
 A = TypeVar("A")
 B = TypeVar("B")
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file to read. `key` is the caller's name for it."""
-
-    key: bytes
-    path: bytes
-    size: int
-
-
-@dataclass(frozen=True)
-class Content:
-    digest: bytes
-    size: int
 
 
 class Sink(Protocol):
@@ -141,26 +123,17 @@ class PackWriter:
         self._lock = threading.Lock()
         self._large = threading.Lock()
         self._claimed: set[bytes] = set()
-        self._open: list[tuple[bytes, int, bytes, int]] = []  # digest, piece number, frame, raw size
+        self._open: list[Frame] = []
         self._open_bytes = 0
         self._written: dict[bytes, dict[int, Piece]] = {}
         self.located: dict[bytes, tuple[Piece, ...]] = {}
+        self.carried: list[Frame] = []
         self.added_bytes = 0
 
     def absorb(self, sources: Sequence[Source]) -> dict[bytes, Content]:
         """Reads each file once or twice, keeps it in the cache, and packs it if it is new. Call `flush` in the end."""
-        small: list[list[Source]] = [[]]
-        large: list[Source] = []
-        held = 0
-        for source in sources:
-            if source.size > SMALL:
-                large.append(source)
-                continue
-            if len(small[-1]) >= _BATCH_FILES or held + source.size > _BATCH_BYTES:
-                small.append([])
-                held = 0
-            small[-1].append(source)
-            held += source.size
+        small = batched_sources(source for source in sources if source.size <= SMALL)
+        large = [source for source in sources if source.size > SMALL]
         result: dict[bytes, Content] = {}
         for batch in in_threads(self._absorb_small, small):
             result.update(batch)
@@ -171,7 +144,7 @@ class PackWriter:
     def _absorb_small(self, batch: list[Source]) -> dict[bytes, Content]:
         result: dict[bytes, Content] = {}
         fresh: dict[bytes, bytes] = {}
-        for source, data in _read_ahead(batch):
+        for source, data in read_ahead(batch):
             if len(data) > SMALL:
                 result[source.key] = self._absorb_large(source)
                 continue
@@ -190,6 +163,38 @@ class PackWriter:
         for digest in self._unstored(fresh):
             self._add(digest, 0, pack(fresh[digest]), len(fresh[digest]))
         return result
+
+    def carry(self, sources: Iterable[Source], *, most: int) -> dict[bytes, Content]:
+        """As `absorb`, for files of less than a piece that nobody writes to. The first of what is new go to `carried`,
+        up to `most` compressed bytes, instead of a pack: whoever has them stored knows how long they are needed."""
+        result: dict[bytes, Content] = {}
+        room = most
+        for batch in batched_sources(sources):
+            fresh: dict[bytes, bytes] = {}
+            for source, data in read_ahead(batch, most=PIECE_BYTES):
+                if len(data) >= PIECE_BYTES:
+                    result[source.key] = self._absorb_large(source)
+                    continue
+                digest = blake3(data).digest() if data else b""
+                result[source.key] = Content(digest, len(data))
+                fresh[digest] = data
+            fresh.pop(b"", None)
+            for digest in self._unstored(fresh):
+                frame, raw = pack(fresh[digest]), len(fresh[digest])
+                if len(frame) <= room:
+                    self.carried.append((digest, 0, frame, raw))
+                    room -= len(frame)
+                else:
+                    self._add(digest, 0, frame, raw)
+        return result
+
+    def absorb_carried(self, carried: Mapping[bytes, Frame]) -> None:
+        """Packs what somebody carried, each checked by its hash, if the store does not have it."""
+        for digest in self._unstored(carried):
+            _, _, frame, raw = carried[digest]
+            if blake3(unpack(frame, raw)).digest() != digest:
+                raise corrupt(f"object {digest.hex()} in a slot has other content")
+            self._add(digest, 0, frame, raw)
 
     def _absorb_large(self, source: Source) -> Content:
         with open_source(source.path) as file:
@@ -298,7 +303,7 @@ class PackWriter:
             full, self._open, self._open_bytes = self._open, [], 0
         self._upload(full)
 
-    def _upload(self, rows: list[tuple[bytes, int, bytes, int]]) -> None:
+    def _upload(self, rows: list[Frame]) -> None:
         name, data, trailer = render_pack(rows)
         with suppress(Conflict):
             self._packs.bucket.put_new(name, data)
@@ -320,39 +325,6 @@ class PackWriter:
         self._packs.cache.note_checked(written)
         self.located.update(written)
         self._written.clear()
-
-
-@contextmanager
-def open_source(path: bytes) -> Iterator[FileIO]:
-    # Nothing that was a regular file when it was listed may make us wait or lead us elsewhere.
-    with _read_errors(path):
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with FileIO(fd, "rb") as file:
-            yield file
-
-
-@contextmanager
-def _read_errors(path: bytes) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageFailed(f"{path[-200:]!r} cannot be read: {error.strerror}", code="read_failed") from error
-
-
-def _read_ahead(batch: Sequence[Source]) -> Iterator[tuple[Source, bytes]]:
-    """Contents of up to SMALL bytes; more of what grew since it was listed. The disk reads while the caller works."""
-    with ExitStack() as opened:
-        files = [opened.enter_context(open_source(source.path)) for source in batch]
-        for file, source in zip(files, batch, strict=True):
-            # A snapshot shares no page cache with what was just written.
-            with suppress(OSError):
-                os.posix_fadvise(file.fileno(), 0, source.size, os.POSIX_FADV_WILLNEED)
-        for file, source in zip(files, batch, strict=True):
-            with _read_errors(source.path):
-                data = file.read(source.size + 1)
-                if len(data) > source.size:
-                    data += file.read(SMALL + 1)
-            yield source, data
 
 
 def in_threads(call: Callable[[A], B], items: Sequence[A], workers: int = WORKERS) -> list[B]:

@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from dovecote.errors import Conflict, Invalid, NotFound, StorageFailed, Unsupported
 from dovecote.host.storage import btrfs, loops, mounts
 
 T = TypeVar("T")
-Paths = list[bytes]
+
 
 MIN_POOL_BYTES = 256 << 20
 FORMAT_TIMEOUT = 120.0  # seconds
@@ -32,6 +32,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,119}")
 _RECORDS = ".records"
 _NEW = ".new-"
 _MARK = ".mark-"
+_UPPER = b"upper/"
 _MAX_RECORD_BYTES = 1 << 20  # the longest rules of a function, escaped, are half of it
 
 
@@ -39,6 +40,13 @@ _MAX_RECORD_BYTES = 1 << 20  # the longest rules of a function, escaped, are hal
 class Usage:
     bytes: int
     max_bytes: int
+
+
+class Touched(NamedTuple):
+    """A path below `upper` that was written to, and what is there where that is known without a look."""
+
+    path: bytes
+    plain: btrfs.Plain | None = None
 
 
 class Disks(Protocol):
@@ -84,8 +92,8 @@ class Disks(Protocol):
     async def is_changed(self, name: str) -> bool:
         """Whether anything was written since the mark; True without one. Costs microseconds. Raises NotFound."""
 
-    async def changed(self, name: str, *, snapshot: str | None = None, most: int) -> Paths | None:
-        """Paths below the `upper` of the disk, or of a later snapshot of it, that were written to since the mark.
+    async def changed(self, name: str, *, snapshot: str | None = None, most: int) -> Sequence[Touched] | None:
+        """What is below the `upper` of the disk, or of a later snapshot of it, and was written to since the mark.
 
         A file with several names is named by all of them. What is gone is not named; the directory that it was in is.
         None without a mark, when there are more than `most`, or one file has too many. Its cost is that of the change.
@@ -166,7 +174,7 @@ class BtrfsDisks:
     async def is_changed(self, name: str) -> bool:
         return await self._in_thread(self._is_changed, name)
 
-    async def changed(self, name: str, *, snapshot: str | None = None, most: int) -> Paths | None:
+    async def changed(self, name: str, *, snapshot: str | None = None, most: int) -> Sequence[Touched] | None:
         return await self._in_thread(self._changed, name, snapshot, most)
 
     async def new_inodes(self, name: str, *, above: int) -> Sequence[int]:
@@ -340,11 +348,11 @@ class BtrfsDisks:
         made = self._marked_at(name)
         return made is None or self._with_disk(name, btrfs.generations).changed > made
 
-    def _changed(self, name: str, snapshot: str | None, most: int) -> Paths | None:
+    def _changed(self, name: str, snapshot: str | None, most: int) -> Sequence[Touched] | None:
         made = self._marked_at(name)
         if made is None:
             return None
-        return self._with_disk(snapshot or name, lambda disk: _paths(disk, made, most))
+        return self._with_disk(snapshot or name, lambda disk: _touched(disk, made, most))
 
     def _new_inodes(self, name: str, above: int) -> Sequence[int]:
         return self._with_disk(name, lambda disk: btrfs.new_inodes(disk, above))
@@ -394,18 +402,19 @@ def _counts(disk: int, *names: str) -> list[int]:
     return [int((shown / name).read_text()) for name in names]
 
 
-def _paths(disk: int, since: int, most: int) -> list[bytes] | None:
+def _touched(disk: int, since: int, most: int) -> list[Touched] | None:
     changed = list(itertools.islice(btrfs.changed_inodes(disk, since), most + 1))
     if len(changed) > most:
         return None
     folders: dict[int, bytes | None] = {}  # one question for each, not for each of its files
-    found: list[bytes] = []
+    found: list[Touched] = []
     for each in changed:
-        names = btrfs.paths_of(disk, each.inode) if each.links > 1 else [_path(disk, each, folders) or b""]
+        names = btrfs.paths_of(disk, each.inode) if each.links > 1 else [_path(disk, each, folders)]
         if names is None or len(found) + len(names) > most:
             return None
-        parted = (name.partition(b"/") for name in names)
-        found += [path for top, _, path in parted if top == b"upper"]
+        found += [
+            Touched(name[len(_UPPER) :], each.plain) for name in names if name and (name + b"/").startswith(_UPPER)
+        ]
     return found
 
 
@@ -413,9 +422,10 @@ def _path(disk: int, changed: btrfs.Changed, folders: dict[int, bytes | None]) -
     if not changed.name:
         return btrfs.path_of(disk, changed.inode)
     if changed.parent not in folders:
-        folders[changed.parent] = btrfs.path_of(disk, changed.parent)
+        above = btrfs.path_of(disk, changed.parent)
+        folders[changed.parent] = above and above + b"/"
     folder = folders[changed.parent]
-    path = None if folder is None else os.path.join(folder, changed.name)
+    path = None if folder is None else folder + changed.name
     return path if path is not None and len(path) <= btrfs.LONGEST_PATH else None
 
 

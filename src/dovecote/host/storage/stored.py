@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -11,7 +11,6 @@ import zstandard
 
 from dovecote.errors import Invalid, NotFound, StorageFailed
 from dovecote.host.storage.bucket import Bucket
-from dovecote.host.storage.change import Change, parse_change
 from dovecote.host.storage.condemned import unsalted
 from dovecote.host.storage.frames import pack
 from dovecote.host.storage.index import Piece
@@ -95,12 +94,12 @@ def read_locations(bucket: Bucket, part: str, entries: Sequence[Entry]) -> dict[
 def read_located(bucket: Bucket, part: str, digests: Sequence[bytes]) -> dict[bytes, tuple[Piece, ...]]:
     name = stored_name("locations", part)
     packed = or_corrupt(name, lambda: bucket.get(name))
-    return parse_locations(_unsealed(packed), digests)
+    return parse_locations(unsealed(packed), digests)
 
 
 def pieces_of(bucket: Bucket, part: str) -> list[Piece]:
     """Where the contents of a manifest lie. Raises NotFound, StorageFailed `corrupt`."""
-    return parse_pieces(_unsealed(bucket.get(stored_name("locations", part))))
+    return parse_pieces(unsealed(bucket.get(stored_name("locations", part))))
 
 
 def manifest_objects(bucket: Bucket, part: str) -> list[bytes]:
@@ -108,25 +107,16 @@ def manifest_objects(bucket: Bucket, part: str) -> list[bytes]:
     return objects_of(parse_part(b"", _manifest(bucket, "manifests", part)))
 
 
-def packed_locations(digests: Sequence[bytes], located: dict[bytes, tuple[Piece, ...]]) -> bytes:
+def packed_locations(digests: Sequence[bytes], located: Mapping[bytes, tuple[Piece, ...]]) -> bytes:
     """As it is stored. No name says what it must be, so it carries a digest of itself: collecting relies on it."""
     frame = pack(render_locations(digests, located))
     return digest_of(frame)[:SEAL] + frame
 
 
-def _unsealed(packed: bytes) -> bytes:
+def unsealed(packed: bytes) -> bytes:
     if digest_of(packed[SEAL:])[:SEAL] != packed[:SEAL]:
         raise StorageFailed("a record of locations is not what was written", code="corrupt")
     return unpack_stored(packed[SEAL:])
-
-
-def parse_payload(payload: bytes) -> tuple[Change, dict[bytes, tuple[Piece, ...]]]:
-    """What a slot of changes carries, and where the objects lie that it names. Raises StorageFailed `corrupt`."""
-    if len(payload) < 4:
-        raise StorageFailed("a slot of changes that is cut short", code="corrupt")
-    end = 4 + int.from_bytes(payload[:4], "little")
-    change = parse_change(unpack_stored(payload[4:end]))
-    return change, parse_locations(_unsealed(payload[end:]), objects_of(change.entries))
 
 
 def or_corrupt(name: str, call: Callable[[], T]) -> T:

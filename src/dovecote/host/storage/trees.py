@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -14,12 +13,12 @@ from pathlib import Path
 
 from dovecote.errors import Conflict, Invalid, StorageFailed
 from dovecote.host.storage.bucket import Bucket
-from dovecote.host.storage.change import Change, applied, combined, plan_change, render_change
+from dovecote.host.storage.change import Change, applied, combined, plan_change
 from dovecote.host.storage.condemned import Clock, Standing, State, boottime, salted
 from dovecote.host.storage.disk import disk_errors
 from dovecote.host.storage.fetching import Fetching
-from dovecote.host.storage.fold import DEFAULT_RULES, Bounds, Plan, Rules, plan_delta, plan_directory
-from dovecote.host.storage.frames import pack
+from dovecote.host.storage.fold import Plan, plan_delta, plan_directory
+from dovecote.host.storage.frames import Frame, pack
 from dovecote.host.storage.image_files import ImageFiles, left_out
 from dovecote.host.storage.index import Index, Piece
 from dovecote.host.storage.manifest import (
@@ -30,13 +29,16 @@ from dovecote.host.storage.manifest import (
     Root,
     digest_of,
     join,
-    order,
     render_part,
     render_root,
     split,
 )
 from dovecote.host.storage.objects import ObjectCache
 from dovecote.host.storage.packs import Packs, PackWriter
+from dovecote.host.storage.payload import CARRIED_BYTES, parse_payload, parted, render_payload
+from dovecote.host.storage.pool import Touched
+from dovecote.host.storage.rules import DEFAULT_RULES, Rules
+from dovecote.host.storage.scan import Bounds
 from dovecote.host.storage.stored import (
     Manifests,
     binary,
@@ -44,7 +46,6 @@ from dovecote.host.storage.stored import (
     objects_of,
     or_corrupt,
     packed_locations,
-    parse_payload,
     read_locations,
     read_manifests,
     read_parts,
@@ -161,7 +162,7 @@ class Trees:
         mark: Path,
         merged: Path,
         *,
-        changed: Iterable[bytes],
+        changed: Iterable[Touched],
         id_base: int,
         rules: Rules | None = None,
     ) -> tuple[bytes, int] | None:
@@ -185,31 +186,31 @@ class Trees:
             return None
         # Whoever needs them on this host has them in the instance's own disk: the cache is filled when it is parked.
         writer = PackWriter(self._packs, keeps=False)
+        old, young = parted(change.sources)
         with self.cache.uses.use():
-            change = change.complete(writer.absorb(change.sources))
+            change = change.complete({**writer.absorb(old), **writer.carry(young, most=CARRIED_BYTES)})
         writer.flush()
         writer.time.check()
-        digests = objects_of(sorted(change.entries, key=lambda e: order(e.path)))
-        raw = pack(render_change(change))
-        payload = struct.pack("<I", len(raw)) + raw + packed_locations(digests, writer.located)
-        return payload, len(change.entries) + len(change.replaced)
+        return render_payload(change, writer.located, writer.carried), len(change.entries) + len(change.replaced)
 
     def fold(self, tree: str, payloads: Sequence[bytes]) -> TreeSaved:
         """The delta that `tree` becomes with the changes of `save_change` on top, the oldest first. Reads no file."""
         template = self._root(tree).template
+        carried: dict[bytes, Frame] = {}
         entries = applied(
             self.entries(tree),
-            combined(map(self._change, payloads), self._rules),
+            combined((self._change(payload, carried) for payload in payloads), self._rules),
             rules=self._rules,
             in_template=self._template_paths(template.hex()).__contains__,
         )
         join([(b"", entries)])  # a tree that could not be read again is not written
-        return self._save(Plan(entries, [], ()), template=template, previous=tree)
+        return self._save(Plan(entries, [], ()), template=template, previous=tree, carried=carried)
 
-    def _change(self, payload: bytes) -> Change:
-        change, located = parse_payload(payload)
-        self._index.add(located)
-        return change
+    def _change(self, payload: bytes, carried: dict[bytes, Frame]) -> Change:
+        carries = parse_payload(payload)
+        self._index.add(carries.located)
+        carried.update(carries.carried)
+        return carries.change
 
     def save_entries(self, entries: list[Entry], *, notes: tuple[str, ...] = (), like: Sequence[str] = ()) -> TreeSaved:
         """A tree of its own whose contents are in the cache or in the trees `like`; no file is read."""
@@ -330,11 +331,20 @@ class Trees:
             self._paths.move_to_end(template)
             return paths
 
-    def _save(self, plan: Plan, *, template: bytes, previous: str | None, like: Sequence[str] = ()) -> TreeSaved:
+    def _save(
+        self,
+        plan: Plan,
+        *,
+        template: bytes,
+        previous: str | None,
+        like: Sequence[str] = (),
+        carried: Mapping[bytes, Frame] | None = None,
+    ) -> TreeSaved:
+        trees = (*like, *([previous] if previous is not None else []))
         with self.cache.uses.use():
-            return self._save_used(plan, template=template, previous=previous, like=like)
+            return self._save_used(plan, template, trees, carried or {})
 
-    def _save_used(self, plan: Plan, *, template: bytes, previous: str | None, like: Sequence[str]) -> TreeSaved:
+    def _save_used(self, plan: Plan, template: bytes, like: Sequence[str], carried: Mapping[bytes, Frame]) -> TreeSaved:
         writer = PackWriter(self._packs)
         entries = plan.complete(writer.absorb(plan.sources))
         parts = split(entries)
@@ -349,7 +359,9 @@ class Trees:
             if times:
                 below.append(("times", part.times, times))
         wanted = objects_of(e for _, some, _ in new for e in some)
-        for tree in (*like, *([previous] if previous is not None else [])):
+        writer.absorb_carried({digest: carried[digest] for digest in wanted if digest in carried})
+        wanted = [digest for digest in wanted if digest not in carried]
+        for tree in like:
             self._learn(wanted, tree)
         writer.absorb_cached(wanted)
         writer.flush()

@@ -1,0 +1,131 @@
+"""What a slot of changes carries: half of a file that is being written costs the store nothing once it is folded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dovecote.errors import StorageFailed
+from dovecote.host.storage.bucket import Bucket, open_bucket
+from dovecote.host.storage.change import Change
+from dovecote.host.storage.frames import PIECE_BYTES, parse_table
+from dovecote.host.storage.manifest import Entry, Kind, digest_of
+from dovecote.host.storage.packs import PackWriter
+from dovecote.host.storage.payload import YOUNG_NS, parse_payload, parted, render_payload
+from dovecote.host.storage.sources import Source
+from dovecote.host.storage.trees import Trees
+from tests.unit.test_storage_objects import packs_at, source
+
+NOW = 1_700_000_000 * 10**9
+ROOT = Entry(b"", Kind.DIR, 0o755)
+
+
+def entry(name: bytes, data: bytes) -> Entry:
+    return Entry(name, Kind.FILE, 0o644, size=len(data), digest=digest_of(data) if data else b"")
+
+
+def packed(bucket: Bucket) -> set[bytes]:
+    """Digests of all that lies in packs."""
+    return {row.digest for pack in bucket.list("packs") for row in parse_table(bucket.get(pack.name))}
+
+
+class World:
+    """An empty delta, and a host that saves changes on top of it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.bucket = open_bucket("memory:")
+        self.trees = Trees(self.bucket, directory / "cache")
+        self.packs = packs_at(directory / "host", self.bucket)
+        for name in ("root", "upper"):
+            (directory / name).mkdir()
+        template = self.trees.save_directory(directory / "root").digest
+        self.tree = self.trees.save_delta(directory / "upper", directory / "upper", id_base=0, template=template).digest
+
+    def payload(self, old: dict[bytes, bytes], young: dict[bytes, bytes], *, most: int = 1 << 20) -> bytes:
+        writer = PackWriter(self.packs, keeps=False)
+        writer.absorb([source(self.directory, name.decode(), data) for name, data in old.items()])
+        writer.carry([source(self.directory, name.decode(), data) for name, data in young.items()], most=most)
+        writer.flush()
+        entries = [ROOT, *(entry(name, data) for name, data in {**old, **young}.items())]
+        return render_payload(Change(frozenset(), tuple(entries)), writer.located, writer.carried)
+
+    def seen_elsewhere(self, tree: str) -> dict[bytes, bytes]:
+        """By a host that has nothing but the store."""
+        other = Trees(self.bucket, self.directory / "elsewhere")
+        try:
+            with other.contents(tree) as entries:
+                return {e.path: other.object_file(e.digest).read_bytes() for e in entries if e.digest}
+        finally:
+            other.close()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    try:
+        yield made
+    finally:
+        made.trees.close()
+        made.packs.index.close()
+
+
+def test_what_was_written_last_is_young_and_the_youngest_comes_first() -> None:
+    sources = [
+        Source(b"long ago", b"", 1, NOW - YOUNG_NS - 1),
+        Source(b"just young", b"", 1, NOW - YOUNG_NS),
+        Source(b"newest", b"", 1, NOW),
+        Source(b"large", b"", PIECE_BYTES, NOW),
+    ]
+    old, young = parted(sources)
+    assert [each.key for each in old] == [b"long ago", b"large"]
+    assert [each.key for each in young] == [b"newest", b"just young"]
+    assert parted([]) == ([], [])
+
+
+def test_a_half_written_file_is_in_no_pack_once_its_slot_is_folded(world: World) -> None:
+    whole = os.urandom(50_000)
+    half = whole[:20_000]
+    middle = world.payload({b"old": b"old" * 900}, {b"new": half})
+    assert parse_payload(middle).carried.keys() == {digest_of(half)}
+    end = world.payload({}, {b"new": whole})
+    assert digest_of(half) not in packed(world.bucket)
+    saved = world.trees.fold(world.tree, [middle, end])
+    world.trees.verify_stored(saved.digest)
+    assert world.seen_elsewhere(saved.digest) == {b"old": b"old" * 900, b"new": whole}
+    assert digest_of(half) not in packed(world.bucket)
+    # Until then it is what the session would come back with.
+    assert world.seen_elsewhere(world.trees.fold(world.tree, [middle]).digest)[b"new"] == half
+
+
+def test_what_the_store_has_is_not_carried(world: World) -> None:
+    world.payload({b"a": b"same" * 100}, {})
+    carries = parse_payload(world.payload({}, {b"b": b"same" * 100}))
+    assert not carries.carried
+    assert carries.located.keys() == {digest_of(b"same" * 100)}
+
+
+def test_what_has_no_room_in_a_slot_goes_to_a_pack(world: World) -> None:
+    young = {b"a": os.urandom(3000), b"b": os.urandom(30_000), b"c": os.urandom(3000), b"empty": b""}
+    payload = world.payload({}, young, most=10_000)
+    assert parse_payload(payload).carried.keys() == {digest_of(young[b"a"]), digest_of(young[b"c"])}
+    assert len(payload) < 12_000
+    filled = {name: data for name, data in young.items() if data}
+    assert world.seen_elsewhere(world.trees.fold(world.tree, [payload]).digest) == filled
+
+
+def test_a_payload_that_is_damaged_is_refused(world: World) -> None:
+    """Wherever it is cut; contents of their own are looked at when they are used."""
+    payload = world.payload({b"old": b"old" * 900}, {b"new": os.urandom(500)})
+    for length in range(0, len(payload), 7):
+        with pytest.raises(StorageFailed) as caught:
+            parse_payload(payload[:length])
+        assert caught.value.code == "corrupt"
+    at = len(payload) - 400
+    damaged = payload[:at] + bytes([payload[at] ^ 1]) + payload[at + 1 :]
+    with pytest.raises(StorageFailed) as caught:
+        world.trees.fold(world.tree, [damaged])
+    assert caught.value.code == "corrupt"
