@@ -112,16 +112,16 @@ async def _together(store: Store) -> None:
 async def test_a_full_disk(impatient: Store) -> None:
     """SQLite is told how many pages there are; the write fails whole, the store stays readable and usable."""
     database = impatient._database  # type: ignore[attr-defined]
-    async with database._writer.connect() as connection:
-        await connection.exec_driver_sql("PRAGMA max_page_count = 1")  # it becomes what there is now
+    async with database.writing() as connection:
+        await connection.command("PRAGMA max_page_count = 1")  # it becomes what there is now
     kept = impatient.tenant(A).sessions
     big = session(env={"A": "x" * 4_000_000})
     with pytest.raises(StorageFailed) as caught:
         await kept.insert(big)
     assert caught.value.code == "disk_full"
     assert await kept.count() == 0
-    async with database._writer.connect() as connection:
-        await connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
+    async with database.writing() as connection:
+        await connection.command("PRAGMA max_page_count = 1000000")
     assert await kept.insert(big) == await kept.get(big.id)
 
 

@@ -54,7 +54,7 @@ async def test_tables_of_a_newer_version_are_left_alone(place: Place) -> None:
     try:
         await store.migrate()
         async with store._database.transaction() as (_, connection):  # type: ignore[attr-defined]
-            await connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'r9999'")
+            await connection.command("UPDATE alembic_version SET version_num = 'r9999'")
         with pytest.raises(Failed) as caught:
             await store.migrate()
         assert caught.value.code == "store_newer"

@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from dovecote.errors import NotFound
 from dovecote.host.storage.bucket import open_bucket
 from dovecote.host.storage.change import TooTangled
 from dovecote.host.storage.ignoring import Chosen
@@ -116,6 +117,37 @@ def test_nothing_written_is_nothing_found(world: World) -> None:
     world.checkpoint()
     assert len(world.payloads) == 1
     assert not anyio.run(lambda: world.disks.is_changed("disk"))
+
+
+def test_a_disk_without_a_mark_is_changed_by_the_first_write(world: World) -> None:
+    """Wherever that is; and one that is gone is no reason to fail for the others."""
+
+    def changed() -> frozenset[str]:
+        return anyio.run(lambda: world.disks.which_changed({"disk": untouched, "gone": untouched}))
+
+    def attribute() -> None:
+        world.root.chmod(0o700)
+
+    def deep() -> None:
+        (world.root / "lib/deep/er/d1").write_text("other")
+
+    def made() -> None:
+        (world.root / "home/new").touch()
+
+    def removal() -> None:
+        (world.root / "etc").rmdir()
+
+    untouched = world.disks.untouched("disk")
+    (world.root / "lib/deep/er/d0").read_text()
+    assert changed() == frozenset()
+    for write in (attribute, deep, made, removal):  # each in another part of the tree, as if it were the first
+        untouched = world.disks.untouched("disk")
+        assert changed() == frozenset()
+        write()
+        assert changed() == {"disk"}
+    assert anyio.run(lambda: world.disks.which_changed({"disk": 0})) == {"disk"}
+    with pytest.raises(NotFound):
+        anyio.run(lambda: world.disks.is_changed("gone"))
 
 
 def test_new_files_are_counted_from_the_newest_that_is_known(world: World) -> None:

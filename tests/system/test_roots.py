@@ -243,6 +243,29 @@ async def test_a_hostile_proc_in_the_tree_is_refused(place: Place, entrance: Ent
         os.close(root)
 
 
+async def test_after_a_swap_the_helper_is_home_again_with_nothing_in_its_hands(
+    place: Place, entrance: Entrance, instance: Container
+) -> None:
+    """After one that failed halfway too; and then it swaps others."""
+    await enter(place, entrance, instance)
+    assert entrance._process is not None
+    helper = Path(f"/proc/{entrance._process.pid}")
+    before = len(list((helper / "fd").iterdir()))
+    bad = await place.disk("bad", ID_BASE)
+    (bad / "upper/sys").symlink_to("/data")
+    root = await place.roots.assemble(BARE, disk=bad, id_base=ID_BASE, setuid=True)
+    with container() as other:
+        try:
+            with pytest.raises(StorageFailed, match="bring /sys"):
+                await entrance.swap_root(other.pid, root, id_base=ID_BASE)
+        finally:
+            os.close(root)
+    assert (helper / "ns/mnt").readlink() == Path("/proc/self/ns/mnt").readlink()
+    assert (helper / "root").stat() == Path("/").stat()
+    assert len(list((helper / "fd").iterdir())) == before
+    assert instance.sh("cat /data/keep") == "keep"
+
+
 async def test_the_helper_has_none_of_our_environment(
     entrance: Entrance, instance: Container, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,20 @@ def test_a_claim_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathFact
     assert read_instance(directory).claim == claim
 
 
+def test_what_is_known_of_its_disk_and_limits_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """And of one that an earlier version wrote nothing is known."""
+    instance = instance_in(tmp_path, None)
+    instance.record()
+    assert (read_instance(tmp_path).limits, read_instance(tmp_path).untouched) == (None, 0)
+    instance.limits, instance.untouched = Limits(cpus=0.5), 17
+    instance.record()
+    assert (read_instance(tmp_path).limits, read_instance(tmp_path).untouched) == (Limits(cpus=0.5), 17)
+    body = orjson.loads((tmp_path / "instance.json").read_bytes())
+    del body["limits"], body["untouched"]
+    (tmp_path / "instance.json").write_bytes(orjson.dumps(body))
+    assert (read_instance(tmp_path).limits, read_instance(tmp_path).untouched) == (None, 0)
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"claim": 1}'])
 def test_a_record_that_makes_no_sense_is_none(tmp_path: Path, body: bytes) -> None:
     (tmp_path / "instance.json").write_bytes(body)

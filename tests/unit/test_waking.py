@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dovecote.control.sessions import keeping
-from dovecote.errors import DeadlineExceeded, Failed, NoCapacity, NotFound
+from dovecote.errors import Conflict, DeadlineExceeded, Failed, NoCapacity, NotFound
 from dovecote.model.states import SessionState
 from tests.unit.control_world import START, MakeWorld, World, until, world_on
 from tests.unit.failing_hosts import (
@@ -111,6 +111,30 @@ async def test_a_session_that_could_not_be_made_leaves_its_key_free(on: MakeWorl
             await world.sessions.create(world.tenant, key="u42")
         host.mend("claim")
         assert (await world.sessions.create(world.tenant, key="u42")).state is SessionState.READY
+
+
+async def test_a_session_that_there_is_no_room_for_is_not_even_recorded(world: World) -> None:
+    world.host.total_memory = 0
+    with pytest.raises(NoCapacity):
+        await world.sessions.create(world.tenant, key="u42")
+    assert await world.store.everyone().sessions.count() == 0
+
+
+async def test_a_new_session_is_recorded_before_anything_is_claimed_for_it(on: MakeWorld) -> None:
+    """As one that starts: what a crash at that moment leaves is found by its record."""
+    host = SlowStart(Clock())
+    async with on(host) as world:
+        creating = asyncio.ensure_future(world.sessions.create(world.tenant, key="u42"))
+        await until(lambda: host.held("claim") == 1)
+        (record,) = await world.store.everyone().sessions.list()
+        assert (record.key, record.state, record.epoch) == ("u42", SessionState.STARTING, 1)
+        assert [passage.state for passage in record.past.moves] == [SessionState.STARTING]
+        host.let_go("claim")
+        assert (await creating).state is SessionState.READY
+        with pytest.raises(Conflict) as caught:
+            await world.sessions.create(world.tenant, key="u42")
+        assert caught.value.code == "exists"
+        assert len(host.claims) == 1
 
 
 @pytest.mark.parametrize("visit", ["wake", "route_box"])

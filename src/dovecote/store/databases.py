@@ -7,13 +7,15 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from dovecote.errors import DeadlineExceeded, Failed, Invalid
 from dovecote.store.failures import in_our_words
@@ -27,12 +29,29 @@ POSTGRESQL_CONNECTIONS = 10
 MIGRATION_LOCK = 0x646F7665  # any number that is ours alone in the database
 
 
+T = TypeVar("T")
+
+
 class Outcome(NamedTuple):
     rows: list[Any]
     changed: int
 
 
 Run = Callable[..., Awaitable[Outcome]]  # (statement, values, *, writes: bool)
+
+
+class Connected(Protocol):
+    """What is done on a connection. Raises what SQLAlchemy does."""
+
+    async def execute(self, statement: sa.Executable, values: Mapping[str, Any]) -> Outcome: ...
+
+    async def command(self, text: str) -> None: ...
+
+    async def run(self, act: Callable[[sa.Connection], None]) -> None:
+        """Something that takes many statements."""
+
+    async def invalidate(self) -> None:
+        """Closes it, whatever is under way on it."""
 
 
 class Database(ABC):
@@ -47,19 +66,18 @@ class Database(ABC):
     async def close(self) -> None: ...
 
     @abstractmethod
-    def connection(self, *, writes: bool) -> Any:
-        """Async context of an AsyncConnection."""
-
     async def run(self, statement: sa.Executable, values: Mapping[str, Any] | None = None, *, writes: bool) -> Outcome:
         """One statement, all or nothing by itself."""
-        async with asyncio.timeout(STATEMENT_TIMEOUT), self.connection(writes=writes) as connection:
-            return await _execute(connection, statement, values)
+
+    @abstractmethod
+    def writing(self) -> AbstractAsyncContextManager[Connected]:
+        """A connection for several statements."""
 
     @asynccontextmanager
-    async def transaction(self, timeout: float = STATEMENT_TIMEOUT) -> AsyncIterator[tuple[Run, AsyncConnection]]:
+    async def transaction(self, timeout: float = STATEMENT_TIMEOUT) -> AsyncIterator[tuple[Run, Connected]]:
         limit = asyncio.timeout(timeout)
         try:
-            async with limit, self.connection(writes=True) as connection:
+            async with limit, self.writing() as connection:
                 await _command(connection, self.begin)
                 try:
                     yield _run_on(connection), connection
@@ -78,50 +96,49 @@ class Database(ABC):
             ) from error
 
     @abstractmethod
-    async def lock_for_migration(self, connection: AsyncConnection) -> None:
+    async def lock_for_migration(self, connection: Connected) -> None:
         """Inside a transaction: the second process waits until the first one's has ended."""
 
 
-def _run_on(connection: AsyncConnection) -> Run:
+def _run_on(connection: Connected) -> Run:
     async def run(statement: sa.Executable, values: Mapping[str, Any] | None = None, *, writes: bool) -> Outcome:
-        return await _execute(connection, statement, values)
+        return await connection.execute(statement, values or {})
 
     return run
 
 
-async def _execute(connection: AsyncConnection, statement: sa.Executable, values: Mapping[str, Any] | None) -> Outcome:
-    result = await connection.execute(statement, values or {})
+def _outcome(result: sa.CursorResult[Any]) -> Outcome:
     return Outcome(list(result.all()), 0) if result.returns_rows else Outcome([], result.rowcount)
 
 
-async def _command(connection: AsyncConnection, command: str) -> None:
+async def _command(connection: Connected, command: str) -> None:
     with in_our_words("transaction"):
-        await connection.exec_driver_sql(command)
+        await connection.command(command)
 
 
-async def _undo(connection: AsyncConnection) -> None:
+async def _undo(connection: Connected) -> None:
     try:
-        await connection.exec_driver_sql("ROLLBACK")
+        await connection.command("ROLLBACK")
     except Exception:
         await connection.invalidate()
 
 
-def _engine(url: URL, **options: Any) -> AsyncEngine:
-    return create_async_engine(
-        url,
-        isolation_level="AUTOCOMMIT",
-        skip_autocommit_rollback=True,  # each would be one more trip to the database, for nothing
-        pool_reset_on_return=None,
-        pool_timeout=STATEMENT_TIMEOUT,
-        max_overflow=0,
-        json_serializer=render_json,
-        json_deserializer=json.loads,
-        **options,
-    )
+_OPTIONS: dict[str, Any] = {
+    "isolation_level": "AUTOCOMMIT",
+    "skip_autocommit_rollback": True,  # each would be one more trip to the database, for nothing
+    "pool_reset_on_return": None,
+    "pool_timeout": STATEMENT_TIMEOUT,
+    "max_overflow": 0,
+    "json_serializer": render_json,
+    "json_deserializer": json.loads,
+}
 
 
 class SQLite(Database):
     """One file, write-ahead log. Writers of this process take turns on one connection, so none finds it locked.
+
+    A statement is done in one go in a thread, not in several by way of an asynchronous driver: handing over to a thread
+    and back costs as much as the statement.
 
     `synchronous=NORMAL`: a crash of Dovecote loses nothing, a crash of the machine may lose the last transactions,
     never halves of them.
@@ -131,11 +148,13 @@ class SQLite(Database):
 
     def __init__(self, path: Path, *, busy_timeout: float = SQLITE_BUSY_TIMEOUT) -> None:
         self._path = path
-        url = URL.create("sqlite+aiosqlite", database=str(path))
-        self._writer = _engine(url, pool_size=1)
-        self._readers = _engine(url, pool_size=SQLITE_READERS)
-        sa.event.listen(self._writer.sync_engine, "connect", _pragmas(busy_timeout, is_reader=False))
-        sa.event.listen(self._readers.sync_engine, "connect", _pragmas(busy_timeout, is_reader=True))
+        url = URL.create("sqlite", database=str(path))
+        self._writer = sa.create_engine(url, pool_size=1, **_OPTIONS)
+        self._readers = sa.create_engine(url, pool_size=SQLITE_READERS, **_OPTIONS)
+        self._writing = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
+        self._reading = ThreadPoolExecutor(SQLITE_READERS, thread_name_prefix="sqlite-reader")
+        sa.event.listen(self._writer, "connect", _pragmas(busy_timeout, is_reader=False))
+        sa.event.listen(self._readers, "connect", _pragmas(busy_timeout, is_reader=True))
         self._turn = asyncio.Lock()
         self._turn_of: asyncio.Task[Any] | None = None
 
@@ -144,30 +163,84 @@ class SQLite(Database):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # Digests of keys and whole conversations are in there: for its owner only, and so are its log files.
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            async with asyncio.timeout(STATEMENT_TIMEOUT), self._writer.connect() as connection:
-                await connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+            async with asyncio.timeout(STATEMENT_TIMEOUT), self.writing() as connection:
+                await connection.command("PRAGMA journal_mode = WAL")
 
     async def close(self) -> None:
-        await self._readers.dispose()
-        await self._writer.dispose()
+        await asyncio.to_thread(self._readers.dispose)
+        await asyncio.to_thread(self._writer.dispose)
+
+    async def run(self, statement: sa.Executable, values: Mapping[str, Any] | None = None, *, writes: bool) -> Outcome:
+        async with asyncio.timeout(STATEMENT_TIMEOUT):
+            if not writes:
+                return await _in(self._reading, partial(_run_once, self._readers, statement, values))
+            async with self._take_turn():
+                return await _in(self._writing, partial(_run_once, self._writer, statement, values))
 
     @asynccontextmanager
-    async def connection(self, *, writes: bool) -> AsyncIterator[AsyncConnection]:
-        if not writes:
-            async with self._readers.connect() as connection:
-                yield connection
-            return
-        if self._turn_of is not None and self._turn_of is asyncio.current_task():
-            raise Failed("a write outside of the transaction that this task has open", code="transaction_failed")
-        async with self._turn, self._writer.connect() as connection:
-            self._turn_of = asyncio.current_task()
+    async def writing(self) -> AsyncIterator[Connected]:
+        async with self._take_turn():
+            connection = _InThread(self._writing, self._writer)
             try:
                 yield connection
             finally:
+                await connection.close()
+
+    @asynccontextmanager
+    async def _take_turn(self) -> AsyncIterator[None]:
+        if self._turn_of is not None and self._turn_of is asyncio.current_task():
+            raise Failed("a write outside of the transaction that this task has open", code="transaction_failed")
+        async with self._turn:
+            self._turn_of = asyncio.current_task()
+            try:
+                yield
+            finally:
                 self._turn_of = None
 
-    async def lock_for_migration(self, connection: AsyncConnection) -> None:
+    async def lock_for_migration(self, connection: Connected) -> None:
         """BEGIN IMMEDIATE has done it."""
+
+
+class _InThread:
+    """A connection that is used in one thread, where it is opened too: so it is closed after all that was begun."""
+
+    def __init__(self, thread: ThreadPoolExecutor, engine: sa.Engine) -> None:
+        self._thread = thread
+        self._engine = engine
+        self._connection: sa.Connection | None = None
+
+    async def execute(self, statement: sa.Executable, values: Mapping[str, Any]) -> Outcome:
+        return await _in(self._thread, lambda: _outcome(self._open().execute(statement, values)))
+
+    async def command(self, text: str) -> None:
+        await _in(self._thread, lambda: self._open().exec_driver_sql(text).close())
+
+    async def run(self, act: Callable[[sa.Connection], None]) -> None:
+        await _in(self._thread, lambda: act(self._open()))
+
+    async def invalidate(self) -> None:
+        await asyncio.shield(_in(self._thread, lambda: self._open().invalidate()))
+
+    async def close(self) -> None:
+        await asyncio.shield(_in(self._thread, self._close))
+
+    def _open(self) -> sa.Connection:
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        return self._connection
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+
+def _run_once(engine: sa.Engine, statement: sa.Executable, values: Mapping[str, Any] | None) -> Outcome:
+    with engine.connect() as connection:
+        return _outcome(connection.execute(statement, values or {}))
+
+
+def _in(thread: ThreadPoolExecutor, act: Callable[[], T]) -> asyncio.Future[T]:
+    return asyncio.get_running_loop().run_in_executor(thread, act)
 
 
 def _pragmas(busy_timeout: float, *, is_reader: bool) -> Callable[[Any, Any], None]:
@@ -195,8 +268,9 @@ class PostgreSQL(Database):
         query = dict(url.query)
         if "sslmode" in query:  # what everybody else calls it
             query["ssl"] = query.pop("sslmode")
-        self._engine = _engine(
+        self._engine = create_async_engine(
             url.set(drivername="postgresql+asyncpg", query=query),
+            **_OPTIONS,
             pool_size=POSTGRESQL_CONNECTIONS,
             connect_args={
                 "timeout": STATEMENT_TIMEOUT,
@@ -218,14 +292,37 @@ class PostgreSQL(Database):
     async def close(self) -> None:
         await self._engine.dispose()
 
-    @asynccontextmanager
-    async def connection(self, *, writes: bool) -> AsyncIterator[AsyncConnection]:
-        async with self._engine.connect() as connection:
-            yield connection
+    async def run(self, statement: sa.Executable, values: Mapping[str, Any] | None = None, *, writes: bool) -> Outcome:
+        async with asyncio.timeout(STATEMENT_TIMEOUT), self._engine.connect() as connection:
+            return _outcome(await connection.execute(statement, values or {}))
 
-    async def lock_for_migration(self, connection: AsyncConnection) -> None:
-        await connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{int(MIGRATION_TIMEOUT)}s'")
-        await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[Connected]:
+        async with self._engine.connect() as connection:
+            yield _Asynchronous(connection)
+
+    async def lock_for_migration(self, connection: Connected) -> None:
+        await connection.command(f"SET LOCAL statement_timeout = '{int(MIGRATION_TIMEOUT)}s'")
+        await connection.command(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
+
+
+class _Asynchronous:
+    """A connection of a driver that waits for its server by itself."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def execute(self, statement: sa.Executable, values: Mapping[str, Any]) -> Outcome:
+        return _outcome(await self._connection.execute(statement, values))
+
+    async def command(self, text: str) -> None:
+        await self._connection.exec_driver_sql(text)
+
+    async def run(self, act: Callable[[sa.Connection], None]) -> None:
+        await self._connection.run_sync(act)
+
+    async def invalidate(self) -> None:
+        await self._connection.invalidate()
 
 
 def database_at(url: str) -> Database:

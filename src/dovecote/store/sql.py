@@ -59,7 +59,7 @@ class SQLStore:
         with in_our_words("database"):
             async with self._database.transaction(MIGRATION_TIMEOUT) as (_, connection):
                 await self._database.lock_for_migration(connection)
-                await connection.run_sync(upgrade)
+                await connection.run(upgrade)
 
     async def invocations_due(
         self,

@@ -69,13 +69,11 @@ class Ledger:
         return changed
 
     async def swap(self, session: Session, **changes: object) -> Session:
-        wanted = replace(session, **changes)  # type: ignore[arg-type]
-        if wanted.tree != session.tree and "memory" not in changes:
-            wanted = replace(wanted, memory=None)  # it goes with the files that it was saved with
-        check_session_move(session.state, wanted.state)
-        if wanted.state is not session.state:
-            wanted = replace(wanted, past=wanted.past.moved(datetime.now(UTC), wanted.state, wanted.reason))
-        return await self._store.tenant(session.tenant_id).sessions.swap(wanted)
+        return await self._store.tenant(session.tenant_id).sessions.swap(_changed(session, changes))
+
+    async def insert(self, session: Session, **changes: object) -> Session:
+        """Of one that is not recorded yet. Raises Conflict (exists)."""
+        return await self._store.tenant(session.tenant_id).sessions.insert(_changed(session, changes))
 
     async def lose(self, session: Session, death: Death, *, past: Past, **changes: object) -> Session:
         """Notes that its instance ended by itself, and whether a promise was broken by that. Called under its lock."""
@@ -98,3 +96,13 @@ class Ledger:
                 return
             seconds = time.monotonic() - live.touched
             live.session = await self.swap(live.session, last_active_at=datetime.now(UTC) - timedelta(seconds=seconds))
+
+
+def _changed(session: Session, changes: dict[str, object]) -> Session:
+    wanted = replace(session, **changes)  # type: ignore[arg-type]
+    if wanted.tree != session.tree and "memory" not in changes:
+        wanted = replace(wanted, memory=None)  # it goes with the files that it was saved with
+    check_session_move(session.state, wanted.state)
+    if wanted.state is not session.state:
+        wanted = replace(wanted, past=wanted.past.moved(datetime.now(UTC), wanted.state, wanted.reason))
+    return wanted

@@ -143,14 +143,14 @@ class Sessions:
             revision = await self._waking.owning(session)
             for mount in wishes.get("mounts", ()):
                 session = replace(session, mounts=added(session, revision, mount))
-        session = await self._store.tenant(tenant_id).sessions.insert(session)
         if not wake:
-            return session
+            return await self._ledger.insert(session)
         try:
-            return await self._waking.warm(session)
+            return await self._waking.begin(session)
         except DovecoteError:
             # Nobody has its id yet: it must not lie about and hold the key.
-            await self.delete(tenant_id, session.id)
+            with contextlib.suppress(NotFound):  # it was not recorded
+                await self.delete(tenant_id, session.id)
             raise
 
     async def list(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
+from typing import Any
 
 from dovecote.control.fleet import Claim, Command, Fleet, Host, Placed
 from dovecote.control.functions import Functions
@@ -66,6 +68,15 @@ class Waking:
         else:
             await self._initialize(live)
         return live.session
+
+    async def begin(self, session: Session) -> Session:
+        """A session that is not recorded yet: it is when there is room for it, and then gets its instance or its seat.
+
+        Raises Conflict (exists), and what `warm` does.
+        """
+        if await self.has_seat(session):
+            return await self.warm(await self._ledger.insert(session))
+        return (await self._one(session, self._bring_new)).session
 
     async def warm(self, session: Session) -> Session:
         """It has its instance, or its seat in one; without waiting for a server of its own. Raises what waking does."""
@@ -165,11 +176,18 @@ class Waking:
         if live is not None and live.is_ready:
             live.touch()
             return live
+        return await self._one(session, partial(self._bring, is_asked=is_asked))
+
+    async def _one(self, session: Session, bring: Callable[[Session], Coroutine[Any, Any, Live]]) -> Live:
         task = self._waking.get(session.id)
         if task is None:
-            task = self._waking[session.id] = asyncio.ensure_future(self._bring(session, is_asked))
+            task = self._waking[session.id] = asyncio.ensure_future(bring(session))
             task.add_done_callback(lambda _: self._waking.pop(session.id, None))
         return await asyncio.shield(task)
+
+    async def _bring_new(self, session: Session) -> Live:
+        async with self._ledger.live.lock(session.id):
+            return await self._claim(session, is_new=True)
 
     async def _bring(self, session: Session, is_asked: bool) -> Live:
         async with self._ledger.live.lock(session.id):
@@ -191,13 +209,13 @@ class Waking:
             # The caller's copy was read before somebody else changed it.
             return await self._claim(wakeable(await self._ledger.living(session.tenant_id, session.id), is_asked))
 
-    async def _claim(self, session: Session) -> Live:
+    async def _claim(self, session: Session, *, is_new: bool = False) -> Live:
         revision = await self.owning(session)
         with self._bounded(session, revision.sharing.instances):
             host_id = self._fleet.place(prefer=session.host_id)
             limit = SPECS[revision.spec].limits.memory_bytes if TIERS[session.tier].is_promised else None
             async with self._admitting.admitted(self._fleet.host(host_id), session.id, promised_limit=limit):
-                return await self._claim_on(host_id, session, revision)
+                return await self._claim_on(host_id, session, revision, is_new=is_new)
 
     @contextmanager
     def _bounded(self, session: Session, most: int) -> Iterator[None]:
@@ -215,12 +233,13 @@ class Waking:
             if not self._claiming[function_id]:
                 del self._claiming[function_id]
 
-    async def _claim_on(self, host_id: str, session: Session, revision: Revision) -> Live:
+    async def _claim_on(self, host_id: str, session: Session, revision: Revision, *, is_new: bool) -> Live:
         if session.state in LIVE_SESSION:
             # The record says that it lives, and it does not: its death has not been noted yet.
             session = await self._ledger.swap(session, state=SessionState.LOST, instance_id=None)
         before = session
-        session = await self._ledger.swap(
+        write = self._ledger.insert if is_new else self._ledger.swap
+        session = await write(
             session, state=SessionState.STARTING, desired=Desired.LIVE, epoch=session.epoch + 1, reason=""
         )
         host = self._fleet.host(host_id)

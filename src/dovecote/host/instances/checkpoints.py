@@ -123,7 +123,7 @@ class Checkpoints:
     async def lag(self, instance: Instance) -> Lag:
         """Raises NotFound when its disk is gone."""
         assert instance.claim is not None
-        is_changed = await self._disks.is_changed(instance.disk)
+        is_changed = await self._disks.is_changed(instance.disk, untouched=instance.untouched)
         changed = await self._disks.changed(instance.disk, most=MOST_PENDING) if is_changed else ()
         return lag_of(
             self._saved.get(instance.id, Progress()),
@@ -145,11 +145,12 @@ class Checkpoints:
         instances = {i.id: i for i in self._live() if i.claim is not None and i.claim.keeps_files and not i.is_dead}
         for gone in self._saved.keys() - instances.keys():
             del self._saved[gone]
-        for instance in instances.values():
-            if instance.id in self._busy:
-                continue
+        free = [each for each in instances.values() if each.id not in self._busy]
+        clean = [each for each in free if self._saved.get(each.id, Progress()).dirty_since is None]
+        changed = await self._disks.which_changed({each.disk: each.untouched for each in clean}) if clean else ()
+        for instance in free:
             saved = self._saved.get(instance.id, Progress())
-            if saved.dirty_since is None and await self._is_changed(instance):
+            if saved.dirty_since is None and instance.disk in changed:
                 saved = replace(saved, dirty_since=time.monotonic())
             if saved.dirty_since is not None:
                 saved = saved.grown(await self._new_inodes(instance, saved), now=time.monotonic())
@@ -167,17 +168,11 @@ class Checkpoints:
         FAILING.set(sum(1 for saved in self._saved.values() if saved.failures))
         OLDEST.set(now - min(since, default=now))
 
-    async def _is_changed(self, instance: Instance) -> bool:
-        try:
-            return await self._disks.is_changed(instance.disk)
-        except DovecoteError:
-            return False  # it is being taken apart
-
     async def _new_inodes(self, instance: Instance, saved: Progress) -> Sequence[int]:
         try:
             return await self._disks.new_inodes(instance.disk, above=saved.newest_inode)
         except DovecoteError:
-            return ()  # the same
+            return ()  # it is being taken apart
 
     async def _save(self, instance: Instance) -> None:
         saved = self._saved.get(instance.id, Progress())

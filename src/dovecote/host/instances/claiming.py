@@ -17,7 +17,7 @@ from dovecote.host.instances.present import Present
 from dovecote.host.instances.rooting import give_root
 from dovecote.host.instances.saving import Saving
 from dovecote.host.instances.warm import WarmPool
-from dovecote.model.sizes import MIB
+from dovecote.model.sizes import MIB, Limits
 from dovecote.model.states import InstanceState
 from dovecote.model.trees import Workspace
 
@@ -128,6 +128,10 @@ class Claiming:
         return None
 
     async def _fresh(self, claim: Claim) -> tuple[Instance, str]:
+        with self._warm.claiming():
+            return await self._taken(claim)
+
+    async def _taken(self, claim: Claim) -> tuple[Instance, str]:
         instance = await self._warm.take(level=claim.level, allow_setuid=claim.allow_setuid)
         how = "pool"
         if instance is None:
@@ -189,8 +193,7 @@ class Claiming:
         instance.record()
         # All come to their end before the first failure is raised: what undoes them must not race with them.
         done = await asyncio.gather(
-            self._parts.cgroups.limit(instance.id, self._parts.runtimes[claim.level].capabilities.roomy(claim.limits)),
-            self._parts.disks.limit(instance.disk, max_bytes=claim.limits.disk_bytes),
+            self._limit(instance, claim.limits),
             self._connect(instance, claim),
             give_root(self._parts, instance, claim, is_new=is_new, guest=self._preparing.guest_binary),
             self._own(instance, claim, is_new=is_new),
@@ -199,10 +202,21 @@ class Claiming:
         for failure in done:
             if isinstance(failure, BaseException):
                 raise failure
+        if is_new and not claim.memory:
+            instance.untouched = self._parts.disks.untouched(instance.disk)
         instance.become(InstanceState.READY)
         instance.quiet_since = time.monotonic()
         instance.record()
         self._present.keep(instance)
+
+    async def _limit(self, instance: Instance, limits: Limits) -> None:
+        if instance.limits == limits:
+            return  # as it was prepared
+        instance.limits = None
+        roomy = self._parts.runtimes[instance.level].capabilities.roomy(limits)
+        await self._parts.cgroups.limit(instance.id, roomy)
+        await self._parts.disks.limit(instance.disk, max_bytes=limits.disk_bytes)
+        instance.limits = limits
 
     async def _connect(self, instance: Instance, claim: Claim) -> None:
         if claim.connections:

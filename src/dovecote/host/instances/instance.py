@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -140,6 +140,7 @@ class Instance:
     disk: str
     pid: int  # 0 where a claim starts its first process
     pid_started: int
+    limits: Limits | None = None  # that it has; None where nobody wrote them down
     has_door: bool = False  # its guest binds its socket there itself
     claim: Claim | None = None
     mounted: dict[str, int] = field(default_factory=dict)  # mount point inside -> number of the mount
@@ -150,8 +151,10 @@ class Instance:
     requests: int = 0
     requests_since: float = 0.0
     sent_at: float | None = None
+    asked_at: float = 0.0  # when its guest was asked for its commands; 0 since it was called
     unanswered: int = 0
     pidfd: int = -1
+    untouched: int = 0  # of its disk, when nothing inside had run yet
     holds_root: bool = False  # the images of its workspace are kept mounted for it
     protocol: int = VERSION  # that its guest speaks
     is_dead: bool = False  # its first process ended by itself
@@ -192,8 +195,10 @@ class Instance:
             "disk": self.disk,
             "pid": self.pid,
             "pid_started": self.pid_started,
+            "limits": asdict(self.limits) if self.limits else None,
             "has_door": self.has_door,
             "mounted": self.mounted,
+            "untouched": self.untouched,
             "claim": _CLAIM.dump_python(self.claim, mode="json") if self.claim else None,
             "protocol": self.protocol,
         }
@@ -206,12 +211,13 @@ def read_instance(directory: Path) -> Instance:
     """Raises NotFound when there is no readable record: preparing it was cut short."""
     try:
         body = orjson.loads((directory / "instance.json").read_bytes())
-        claim = body.pop("claim")
+        claim, limits = body.pop("claim"), body.pop("limits", None)
         return Instance(
             directory=directory,
             state=InstanceState(body.pop("state")),
             netns=Path(body.pop("netns")),
             claim=_CLAIM.validate_python(claim) if claim else None,
+            limits=Limits(**limits) if limits else None,
             protocol=body.pop("protocol", 1),
             **body,
         )

@@ -323,7 +323,9 @@ class Instances:
         return await self._saving.last_good(owner, before=before)
 
     def guest(self, instance_id: str) -> Guest:
-        return self._present.get(instance_id).guest
+        instance = self._present.get(instance_id)
+        instance.asked_at = 0.0  # commands may come of it
+        return instance.guest
 
     def leftovers(self) -> list[Leftover]:
         return self._leftovers.list()

@@ -7,6 +7,7 @@ import logging
 import time
 
 from dovecote.errors import DovecoteError
+from dovecote.host.guest import CommandStatus
 from dovecote.host.instances.instance import Instance, Observed
 from dovecote.host.instances.preparing import Parts
 from dovecote.host.instances.present import Present
@@ -15,7 +16,8 @@ from dovecote.model.states import InstanceState
 log = logging.getLogger(__name__)
 
 LIST_TIMEOUT = 2.0
-UNANSWERED = 30  # looks in a row at a guest that does not answer, after which it counts as quiet
+ASK_EVERY = 1.0  # seconds between two questions to a guest that nobody calls meanwhile, however often looks come
+UNANSWERED = 15  # questions in a row that a guest does not answer, after which it counts as quiet
 SERVER_TAG = "start"  # a command with this tag is a server that waits for requests: it keeps nobody awake
 POOLED = 1.5  # seconds that a connection of the gateway may lie unused before it is closed
 
@@ -33,6 +35,7 @@ class Looking:
     async def look(self, instance_id: str) -> Observed:
         """That one, and whatever connection to it is open. Called when a user asks."""
         instance = self._present.get(instance_id)
+        instance.asked_at = 0.0
         await self._look([instance], 0.0)
         return _observed(instance)
 
@@ -53,7 +56,7 @@ class Looking:
         requests = await network.flows_to([instance.address for instance in still])
         for instance in awake:
             _see_requests(instance, requests.get(instance.address, 0), now)
-        await asyncio.gather(*(_see_commands(instance, now) for instance in awake))
+        await asyncio.gather(*(_see_commands(each, now) for each in awake if now - each.asked_at >= ASK_EVERY))
 
 
 def _observed(instance: Instance) -> Observed:
@@ -82,6 +85,7 @@ def _see_requests(instance: Instance, requests: int, now: float) -> None:
 
 
 async def _see_commands(instance: Instance, now: float) -> None:
+    instance.asked_at = now
     try:
         commands = await asyncio.wait_for(instance.guest.list_commands(), LIST_TIMEOUT)
     except (DovecoteError, TimeoutError) as error:
@@ -93,6 +97,10 @@ async def _see_commands(instance: Instance, now: float) -> None:
             log.warning("the guest of %s does not answer: %s", instance.id, error)
         return
     instance.unanswered = 0
-    instance.commands = sum(1 for command in commands if command.is_running and command.tag != SERVER_TAG)
-    if instance.commands:
+    before, instance.commands = instance.commands, sum(1 for each in commands if each.is_running and not _waits(each))
+    if before or instance.commands:  # what has ended may have done so a moment ago
         instance.quiet_since = now
+
+
+def _waits(command: CommandStatus) -> bool:
+    return command.tag == SERVER_TAG

@@ -160,6 +160,7 @@ class Preparing:
                 disk=disk or instance_id,
                 pid=0,
                 pid_started=0,
+                limits=limits,
                 quiet_since=time.monotonic(),
             )
             if runtime.capabilities.can_swap_root:

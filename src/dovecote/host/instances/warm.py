@@ -6,7 +6,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from dovecote.errors import DovecoteError
 from dovecote.host.instances.instance import Instance
@@ -15,7 +16,7 @@ from dovecote.model.sizes import Limits
 
 log = logging.getLogger(__name__)
 
-DEFERRAL = 0.06  # seconds after a claim in which no instance is prepared
+DEFERRAL = 0.06  # seconds after a claim in which no instance is prepared, unless the next one would have to wait for it
 LONGEST_DEFERRAL = 0.5
 LONGEST_PAUSE = 30.0  # seconds between tries when instances cannot be prepared
 
@@ -31,7 +32,8 @@ class WarmPool:
         self._ready: deque[Instance] = deque()
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._taken_at = 0.0
+        self._claims = 0  # under way
+        self._claimed_at = 0.0
         self._on_prepared: Callable[[Instance], None] = lambda _: None
 
     def start(self, on_prepared: Callable[[Instance], None]) -> None:
@@ -79,15 +81,29 @@ class WarmPool:
             self._wanted.set()
             return None
         instance = self._ready.popleft()
-        self._taken_at = time.monotonic()
         self._wanted.set()
         return instance
 
+    @contextmanager
+    def claiming(self) -> Iterator[None]:
+        """Around a claim, from before `take` until it has its instance: meanwhile others are not prepared."""
+        self._claims += 1
+        try:
+            yield
+        finally:
+            self._claims -= 1
+            self._claimed_at = time.monotonic()
+
     async def _pause_for_claims(self) -> None:
-        """Preparing takes CPU that a claim and its first command want now; but under steady claims it must go on."""
+        """Preparing takes CPU that claims and first commands want now; but under steady claims it must go on."""
         deadline = time.monotonic() + LONGEST_DEFERRAL
-        while self._ready and time.monotonic() < min(deadline, self._taken_at + DEFERRAL):  # noqa: ASYNC110
+        while self._is_claimed() and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(DEFERRAL)
+
+    def _is_claimed(self) -> bool:
+        if self._claims:
+            return True
+        return bool(self._ready) and time.monotonic() < self._claimed_at + DEFERRAL
 
     async def _fill(self) -> None:
         pause = 0.5

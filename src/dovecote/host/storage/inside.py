@@ -1,4 +1,7 @@
-"""The helper behind `Entrance`: one thread, an empty environment, one fork for each namespace that is entered."""
+"""The helper behind `Entrance`: one thread, an empty environment, one fork for each namespace where others run.
+
+A root is swapped without a fork, which costs more than all else of it: nobody but our own guest runs there yet.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,7 @@ class Child:
 
 def serve(control: socket.socket) -> None:
     """Until the other side closes. Never blocks on a child."""
+    home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     children: dict[int, Child] = {}
     poll = select.poll()
     poll.register(control, select.POLLIN)
@@ -48,11 +52,17 @@ def serve(control: socket.socket) -> None:
             poll.register(control, select.POLLIN)
         for descriptor, _ in poll.poll(_milliseconds(children)):
             if descriptor == control.fileno():
-                child = _receive(control)
-                if child is None:
+                message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE, 2)
+                if not message:
                     return
-                children[child.pidfd] = child
-                poll.register(child.pidfd, select.POLLIN)
+                try:
+                    child = _begin(control, json.loads(message), descriptors, home)
+                finally:
+                    for each in descriptors:
+                        os.close(each)
+                if child is not None:
+                    children[child.pidfd] = child
+                    poll.register(child.pidfd, select.POLLIN)
             else:
                 poll.unregister(descriptor)
                 _finish(control, children.pop(descriptor))
@@ -68,20 +78,40 @@ def _milliseconds(children: dict[int, Child]) -> float | None:
     return max(1.0, (min(child.deadline for child in children.values()) - time.monotonic()) * 1000 + 1)
 
 
-def _receive(control: socket.socket) -> Child | None:
-    message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE, 2)
-    if not message:
+def _begin(control: socket.socket, request: dict[str, Any], descriptors: list[int], home: int) -> Child | None:
+    """None where it is done already."""
+    if request["act"] == "swap_root":
+        target, root = descriptors
+        reply = _swap(request, target, root, home)
+        control.sendall(json.dumps({"number": request["number"], **reply}).encode())
         return None
-    request = json.loads(message)
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         _act(request, descriptors, writing)
     os.close(writing)
-    for descriptor in descriptors:
-        os.close(descriptor)
     deadline = time.monotonic() + request["timeout"]
     return Child(request["number"], pid, os.pidfd_open(pid), reading, deadline)
+
+
+def _swap(request: dict[str, Any], target: int, root: int, home: int) -> dict[str, Any]:
+    """The reply. Nothing is done in the other namespace but the system calls of the swap."""
+    step, failed = Step(), None
+    try:
+        swap_root(step, target, root, request["id_base"], request["run_bytes"])
+    except Exception as error:
+        failed = error
+    try:
+        mounts.enter_mounts(home)
+    except OSError:
+        os._exit(1)  # whoever waits hears of it: nothing more may be done from in there
+    return _told(failed, step) if failed else {}
+
+
+def _told(error: BaseException, step: Step) -> dict[str, Any]:
+    number = getattr(error, "errno", None) or errno.EINVAL
+    note = f"{step.name} ({error})" if not isinstance(error, OSError) else step.name
+    return {"errno": number, "step": note[:1000]}
 
 
 def _finish(control: socket.socket, child: Child) -> None:
@@ -105,19 +135,14 @@ def _act(request: dict[str, Any], descriptors: list[int], writing: int) -> None:
     step = Step()
     try:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: nobody would end it after the helper's death
-        if request["act"] == "swap_root":
-            target, mount = descriptors
-            swap_root(step, target, mount, request["id_base"], request["run_bytes"])
-        elif request["act"] == "detach":
+        if request["act"] == "detach":
             detach(step, descriptors[0], request["mount_id"], lazy=request["lazy"])
         else:
             target, mount = descriptors
             attach(step, target, mount, request["path"], request["owner"])
         code = 0
     except BaseException as error:
-        number = getattr(error, "errno", None) or errno.EINVAL
-        note = f"{step.name} ({error})" if not isinstance(error, OSError) else step.name
-        os.write(writing, json.dumps({"errno": number, "step": note[:1000]}).encode())
+        os.write(writing, json.dumps(_told(error, step)).encode())
     finally:
         os._exit(code)
 
@@ -129,18 +154,24 @@ class Step:
 
 
 def swap_root(step: Step, target: int, root: int, id_base: int, run_bytes: int) -> None:
-    # Made here, where ids are the host's.
-    run = mounts.tmpfs(max_bytes=run_bytes, owner=id_base)
-    step.name = "setns"
-    mounts.enter_mounts(target)
-    step.name = "attach at /new"
-    mounts.move_mount(root, "/new")
-    for name in KEPT:
-        step.name = f"bring /{name}"
-        place = _own_directory(root, name, id_base)
-        mounts.move_mount(mounts.open_tree(f"/{name}", recursive=True), place)
-    step.name = "mount /run"
-    mounts.move_mount(run, _own_directory(root, "run", id_base))
+    with contextlib.ExitStack() as opened:
+
+        def kept(descriptor: int) -> int:
+            opened.callback(os.close, descriptor)
+            return descriptor
+
+        # Made here, where ids are the host's.
+        run = kept(mounts.tmpfs(max_bytes=run_bytes, owner=id_base))
+        step.name = "setns"
+        mounts.enter_mounts(target)
+        step.name = "attach at /new"
+        mounts.move_mount(root, "/new")
+        for name in KEPT:
+            step.name = f"bring /{name}"
+            place = kept(_own_directory(root, name, id_base))
+            mounts.move_mount(kept(mounts.open_tree(f"/{name}", recursive=True)), place)
+        step.name = "mount /run"
+        mounts.move_mount(run, kept(_own_directory(root, "run", id_base)))
     step.name = "pivot_root"
     os.fchdir(root)
     mounts.pivot_into_current_directory()

@@ -89,8 +89,17 @@ class Disks(Protocol):
     def mark_of(self, name: str) -> Path:
         """Where the mark of a disk is, if it has one."""
 
-    async def is_changed(self, name: str) -> bool:
-        """Whether anything was written since the mark; True without one. Costs microseconds. Raises NotFound."""
+    async def is_changed(self, name: str, *, untouched: int = 0) -> bool:
+        """Whether anything was written since the mark. Costs microseconds. Raises NotFound.
+
+        Without a mark: since it was `untouched`; True where nobody knows when that was.
+        """
+
+    def untouched(self, name: str) -> int:
+        """Tells the disk as it is now from one that was written to, until it has a mark. Raises NotFound."""
+
+    async def which_changed(self, untouched: Mapping[str, int]) -> frozenset[str]:
+        """As `is_changed`, of many disks at once, without those that are gone."""
 
     async def changed(self, name: str, *, snapshot: str | None = None, most: int) -> Sequence[Touched] | None:
         """What is below the `upper` of the disk, or of a later snapshot of it, and was written to since the mark.
@@ -171,8 +180,16 @@ class BtrfsDisks:
         _check_name(name)
         return self._at / (_MARK + name)
 
-    async def is_changed(self, name: str) -> bool:
-        return await self._in_thread(self._is_changed, name)
+    async def is_changed(self, name: str, *, untouched: int = 0) -> bool:
+        return await self._in_thread(self._is_changed, name, untouched)
+
+    def untouched(self, name: str) -> int:
+        with _as_errors(name):
+            # Whatever is written to first, the directory at the top gets an entry for it or another attribute.
+            return (self.path(name) / self._parts[0]).stat().st_ctime_ns
+
+    async def which_changed(self, untouched: Mapping[str, int]) -> frozenset[str]:
+        return await asyncio.to_thread(self._which_changed, untouched)
 
     async def changed(self, name: str, *, snapshot: str | None = None, most: int) -> Sequence[Touched] | None:
         return await self._in_thread(self._changed, name, snapshot, most)
@@ -344,9 +361,19 @@ class BtrfsDisks:
         with self._top() as top, contextlib.suppress(FileNotFoundError):
             btrfs.delete_subvolume(top, _MARK + name)
 
-    def _is_changed(self, name: str) -> bool:
+    def _is_changed(self, name: str, untouched: int) -> bool:
         made = self._marked_at(name)
-        return made is None or self._with_disk(name, btrfs.generations).changed > made
+        if made is None:
+            return self.untouched(name) != untouched
+        return self._with_disk(name, btrfs.generations).changed > made
+
+    def _which_changed(self, untouched: Mapping[str, int]) -> frozenset[str]:
+        found = set()
+        for name, then in untouched.items():
+            with contextlib.suppress(OSError, NotFound):  # it is being taken apart
+                if self._is_changed(name, then):
+                    found.add(name)
+        return frozenset(found)
 
     def _changed(self, name: str, snapshot: str | None, most: int) -> Sequence[Touched] | None:
         made = self._marked_at(name)

@@ -97,10 +97,8 @@ class Roots:
         try:
             await self.hold(workspace)
             try:
-                lowers = self._places(workspace)
-                if is_new:
-                    await asyncio.to_thread(_copy_attributes, lowers[0], disk / UPPER, id_base)
-                return await _descriptor(self._overlay, lowers, userns, disk, setuid)
+                new_for = id_base if is_new else None
+                return await _descriptor(self._overlay, self._places(workspace), userns, disk, setuid, new_for)
             except BaseException:
                 await self.release(workspace)
                 raise
@@ -215,7 +213,9 @@ class Roots:
     def _places(self, workspace: Workspace) -> list[Path]:
         return [self._images[digest].at for digest in _digests(workspace)]
 
-    def _overlay(self, lowers: Sequence[Path], userns: int, disk: Path, setuid: bool) -> int:
+    def _overlay(self, lowers: Sequence[Path], userns: int, disk: Path, setuid: bool, new_for: int | None) -> int:
+        if new_for is not None:
+            _copy_attributes(lowers[0], disk / UPPER, new_for)
         with contextlib.ExitStack() as opened:
             mapped = [self._mapped(lower, userns, opened) for lower in lowers]
             return mounts.overlay(mapped, self._objects, upper=disk / UPPER, work=disk / WORK, allow_setuid=setuid)
