@@ -51,7 +51,9 @@ def environment(installation: Installation) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("version", ["2.45", "2.63"])
-@pytest.mark.parametrize("checks", ["commands", "files", "watch", "async", "sandboxes", "templates"])
+@pytest.mark.parametrize(
+    "checks", ["commands", "files", "watch", "async", "sandboxes", "options", "git", "templates", "recipes"]
+)
 def test_python(clients: Mapping[str, Path], variables: dict[str, str], version: str, checks: str) -> None:
     check_python(clients[f"python-{version}"], checks, variables)
 

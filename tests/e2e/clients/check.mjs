@@ -3,7 +3,16 @@ import assert from 'node:assert/strict'
 import { createHash, randomBytes } from 'node:crypto'
 import { after, before, test } from 'node:test'
 
-import { AuthenticationError, CommandExitError, FileNotFoundError, InvalidArgumentError, Sandbox, Template, TimeoutError } from 'e2b'
+import {
+  AuthenticationError,
+  CommandExitError,
+  FileNotFoundError,
+  InvalidArgumentError,
+  Sandbox,
+  Template,
+  TimeoutError,
+  Volume,
+} from 'e2b'
 
 let sandbox
 
@@ -182,4 +191,81 @@ test('a template is built and used', async () => {
   const made = await Sandbox.create(name, { timeoutMs: 60_000 })
   assert.equal((await made.files.read('made')).trim(), 'made')
   await made.kill()
+})
+
+test('what is said of a sandbox is kept, and calls of the class do the same', async () => {
+  const made = await Sandbox.create({ timeoutMs: 60_000 })
+  try {
+    await Sandbox.setTimeout(made.sandboxId, 300_000)
+    const info = await Sandbox.getInfo(made.sandboxId)
+    assert.ok(info.endAt.getTime() - Date.now() > 200_000)
+    assert.match(made.getHost(3000), new RegExp(`^3000-${made.sandboxId}\\.box\\.`))
+    await made.updateNetwork({ denyOut: ['203.0.113.0/24'] })
+    assert.deepEqual((await made.getInfo()).network.denyOut, ['203.0.113.0/24'])
+    await assert.rejects(Sandbox.create({ network: { allowPublicTraffic: false } }), /no_traffic_token/)
+    await made.files.write('kept', 'it')
+    await made.commands.run('sleep 600', { background: true })
+    assert.ok(await made.pause({ keepMemory: false }))
+    const again = await Sandbox.connect(made.sandboxId, { timeoutMs: 60_000 })
+    assert.equal(await again.files.read('kept'), 'it')
+    assert.deepEqual(await again.commands.list(), [])
+    const forks = await again.fork({ count: 2, timeoutMs: 60_000 })
+    assert.deepEqual(await Promise.all(forks.map((each) => each.files.read('kept'))), ['it', 'it'])
+    await Promise.all(forks.map((each) => each.kill()))
+    assert.ok(await Sandbox.kill(made.sandboxId))
+  } finally {
+    await made.kill()
+  }
+})
+
+test('git is called by the client', async () => {
+  const place = `/home/user/git-${randomBytes(8).toString('hex')}`
+  await sandbox.git.init(`${place}/bare`, { bare: true, initialBranch: 'main' })
+  await sandbox.git.init(`${place}/mine`, { initialBranch: 'main' })
+  await sandbox.git.configureUser('Somebody', 'somebody@example.com')
+  await sandbox.files.write(`${place}/mine/note`, 'one')
+  await sandbox.git.add(`${place}/mine`)
+  await sandbox.git.commit(`${place}/mine`, 'first')
+  await sandbox.git.remoteAdd(`${place}/mine`, 'origin', `${place}/bare`)
+  await sandbox.git.push(`${place}/mine`, { remote: 'origin', branch: 'main', setUpstream: true })
+  await sandbox.git.clone(`${place}/bare`, { path: `${place}/theirs`, branch: 'main' })
+  assert.equal(await sandbox.files.read(`${place}/theirs/note`), 'one')
+  await sandbox.git.createBranch(`${place}/theirs`, 'work')
+  const { currentBranch, branches } = await sandbox.git.branches(`${place}/theirs`)
+  assert.deepEqual([currentBranch, branches.sort()], ['work', ['main', 'work']])
+  assert.ok((await sandbox.git.status(`${place}/theirs`)).isClean)
+})
+
+test('volumes outlive sandboxes, and their files are read without one', async () => {
+  const volume = await Volume.create(`js-${randomBytes(8).toString('hex')}`)
+  try {
+    await volume.writeFile('/deep/note', 'hello', { force: true })
+    assert.equal(await volume.readFile('/deep/note'), 'hello')
+    await volume.makeDir('/other')
+    const paths = (await volume.list('/', { depth: 2 })).map((each) => each.path)
+    assert.deepEqual(paths.sort(), ['/deep', '/deep/note', '/other'])
+    const made = await Sandbox.create({ timeoutMs: 60_000, volumeMounts: { '/mnt/shared': volume } })
+    assert.equal(await made.files.read('/mnt/shared/deep/note'), 'hello')
+    await made.kill()
+    await volume.remove('/deep')
+    assert.ok(!(await volume.exists('/deep/note')))
+    assert.equal((await Volume.connect(volume.volumeId)).name, volume.name)
+  } finally {
+    assert.ok(await Volume.destroy(volume.volumeId))
+  }
+})
+
+test('a template is built in the background and asked about', async () => {
+  const name = `js-${randomBytes(8).toString('hex')}`
+  const template = Template().fromTemplate('base').setEnvs({ COLOUR: 'red' }).runCmd('echo said $COLOUR; sleep 1')
+  const build = await Template.buildInBackground(template, name)
+  let status
+  const said = []
+  do {
+    status = await Template.getBuildStatus(build, { logsOffset: said.length })
+    said.push(...status.logEntries.map((entry) => entry.message))
+    await new Promise((resolve) => setTimeout(resolve, 200))
+  } while (['building', 'waiting'].includes(status.status))
+  assert.equal(status.status, 'ready')
+  assert.ok(said.some((line) => line.includes('said red')))
 })

@@ -110,14 +110,15 @@ class Envd:
         self, session: Session, path: str, scope: Scope, headers: Headers, receive: Receive, send: Send
     ) -> None:
         query = QueryParams(scope["query_string"])
-        route = (scope["method"], path)
+        is_asked_about = scope["method"] == "HEAD"  # as GET, without the body
+        route = ("GET" if is_asked_about else scope["method"], path)
         if route == ("GET", "/health"):
             await send({"type": "http.response.start", "status": 204, "headers": []})
             await send({"type": "http.response.body", "body": b""})
         elif route in (("GET", "/files"), ("POST", "/files")):
             call = Call(session, check_user(query.get("username", "")) or parse_user(headers), parse_pace(headers))
-            if scope["method"] == "GET":
-                await self._files.download(call, query, headers, send)
+            if route[0] == "GET":
+                await self._files.download(call, query, headers, send, is_asked_about=is_asked_about)
             else:
                 await self._files.upload(call, query, headers, receive, send)
         elif route == ("GET", "/envs"):

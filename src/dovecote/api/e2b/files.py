@@ -44,7 +44,10 @@ class Files:
         self._sandboxes = sandboxes
         self._filesystem = filesystem
 
-    async def download(self, call: Call, query: QueryParams, headers: Headers, send: Send) -> None:
+    async def download(
+        self, call: Call, query: QueryParams, headers: Headers, send: Send, *, is_asked_about: bool = False
+    ) -> None:
+        """What is only asked about gets no content, and the same status and headers: it is opened for that."""
         path = await absolute(self._sandboxes, call, query.get("path", ""), call.user)
         stat = await self._filesystem.find(call, path)
         if stat is None:
@@ -60,6 +63,10 @@ class Files:
         first, rest = await self._filesystem.read(call, path, span.offset, span.length if stat.size else None)
         length = span.length if stat.size or not first else None
         await send({"type": "http.response.start", **_head(path, stat, span, length)})
+        if is_asked_about:
+            await rest.aclose()
+            await send({"type": "http.response.body", "body": b""})
+            return
         sent = 0
         async with aclosing(joined(first, rest)) as content:
             async for chunk in content:

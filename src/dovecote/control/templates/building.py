@@ -138,7 +138,8 @@ class Building:
 
     async def _run(self, step: Instruction, tree: str, inside: Inside) -> str:
         if step.flag("user"):
-            inside = await self._host.images.inside(tree, user=step.flag("user"), directory=inside.cwd, env=inside.env)
+            user, directory = step.flag("user"), inside.directory  # of no directory: in that user's home
+            inside = await self._host.images.inside(tree, user=user, directory=directory, env=inside.env)
         key = _key(tree, "RUN", step.text, inside.user, inside.cwd, dict(sorted(inside.env.items())))
         known = await self._recall(step, key)
         if known is not None:
