@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import subprocess
@@ -17,9 +18,10 @@ import httpx2
 import pytest
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
+from mcp_types import ImageContent
 
 from dovecote.sdk import Dovecote
-from tests.e2e.installation import Installation, running
+from tests.e2e.installation import Installation, running, until
 
 pytestmark = pytest.mark.e2e
 
@@ -69,13 +71,13 @@ def neighbour(installation: Installation) -> str:
     return key[0]
 
 
-async def call(client: Client, name: str, **arguments: Any) -> Any:
+async def call(client: Client, name: str, /, **arguments: Any) -> Any:
     answer = await client.call_tool(name, arguments)
     assert not answer.is_error, answer.content
     return answer.structured_content
 
 
-async def code_of(client: Client, name: str, **arguments: Any) -> str:
+async def code_of(client: Client, name: str, /, **arguments: Any) -> str:
     answer = await client.call_tool(name, arguments)
     assert answer.is_error
     return str(json.loads(answer.content[0].text)["error"]["code"])  # type: ignore[union-attr]
@@ -157,6 +159,117 @@ async def test_code_knows_what_was_run_before(installation: Installation, how: s
         assert [shown["data"]["text/plain"] for shown in ran["results"]] == ["42"]
         assert await code_of(client, "run_code", sandbox=sandbox, code="x", language="cobol") == "no_kernel"
         await call(client, "delete_sandbox", sandbox=sandbox)
+
+
+@pytest.fixture
+def code(dovecote: Dovecote) -> None:
+    """The template for code is there."""
+    for _ in dovecote.templates.prepare("code"):
+        pass
+
+
+PLOT = """
+import matplotlib.pyplot as plt, pandas
+plt.plot([1, 2, 4]); plt.title("grows"); plt.show()
+print("said"); kept = pandas.DataFrame({"a": [1, 2]}); kept
+"""
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("code")
+@pytest.mark.parametrize(("how", "mode"), [("http", "legacy"), ("stdio", "auto")])
+async def test_a_kernel_shows_pictures_tables_and_errors(installation: Installation, how: str, mode: str) -> None:
+    async with connected(installation, how, mode) as client:
+        sandbox = (await call(client, "create_sandbox", template="code"))["id"]
+        answer = await client.call_tool("run_code", {"sandbox": sandbox, "code": PLOT})
+        assert not answer.is_error
+        ran: Any = answer.structured_content
+        assert (ran["status"], ran["stdout"], ran["error"]) == ("ok", "said\n", None)
+        (picture,) = [each for each in answer.content if isinstance(each, ImageContent)]
+        assert base64.b64decode(picture.data).startswith(b"\x89PNG")
+        assert sum(shown["pictures"] for shown in ran["results"]) == 1
+        (table,) = [shown for shown in ran["results"] if shown["is_main"]]
+        assert table["data"]["application/vnd.dovecote.table+json"]["rows"] == [[1], [2]]
+        failed = await call(client, "run_code", sandbox=sandbox, code="len(kept) / 0")
+        assert failed["status"] == "error"
+        assert "ZeroDivisionError" in failed["error"]
+        apart = (await call(client, "create_context", sandbox=sandbox, cwd="/tmp"))["context"]
+        code = "import os; own = os.getcwd(); own"
+        own = await call(client, "run_code", sandbox=sandbox, code=code, context=apart)
+        assert own["results"][0]["data"]["text/plain"] == "'/tmp'"
+        assert (await call(client, "run_code", sandbox=sandbox, code="own"))["status"] == "error"
+        await call(client, "restart_context", sandbox=sandbox, context=apart)
+        assert (await call(client, "run_code", sandbox=sandbox, code="own", context=apart))["status"] == "error"
+        await call(client, "delete_sandbox", sandbox=sandbox)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("how", "mode"), [("http", "auto"), ("stdio", "legacy")])
+async def test_what_a_sandbox_serves_becomes_an_app(installation: Installation, how: str, mode: str) -> None:
+    async with connected(installation, how, mode) as client:
+        sandbox = (await call(client, "create_sandbox"))["id"]
+        await call(client, "write_file", sandbox=sandbox, path="app/index.html", content="first")
+        assert await code_of(client, "publish_app", sandbox=sandbox) == "no_start"
+        closed = await call(client, "expose_port", sandbox=sandbox, port=8000)
+        assert (closed["is_reachable"], "nothing listens" in closed["note"]) == (False, True)
+        server = "python3 -u -m http.server --bind 127.0.0.1 9100"
+        await call(client, "run_command", sandbox=sandbox, command=server, background=True)
+        with anyio.fail_after(20):
+            while "127.0.0.1 only" not in (await call(client, "expose_port", sandbox=sandbox, port=9100))["note"]:
+                pass
+        await call(
+            client, "start_server", sandbox=sandbox, command="exec python3 -m http.server $PORT", port=8000, cwd="app"
+        )
+        opened = await call(client, "expose_port", sandbox=sandbox, port=8000)
+        published = await call(client, "publish_app", sandbox=sandbox, name=f"tools-{how}")
+        with installation.client() as dovecote:
+            with dovecote.http_for(opened["address"]) as web:
+                assert web.get("/index.html").text == "first"
+            with dovecote.http_for(published["address"]) as web:
+                assert web.get("/index.html").text == "first"
+            await call(client, "write_file", sandbox=sandbox, path="app/index.html", content="second")
+            again = await call(client, "publish_app", sandbox=sandbox, name=f"tools-{how}")
+            assert again["address"] == published["address"]
+            with dovecote.http_for(published["address"]) as web:
+                until(lambda: web.get("/index.html").text == "second", "the new revision is served")
+            dovecote.apps.unpublish(f"tools-{how}")
+        await call(client, "delete_sandbox", sandbox=sandbox)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("how", "mode"), [("http", "legacy"), ("stdio", "auto")])
+async def test_files_are_read_in_pieces_and_keep_what_is_not_changed(
+    installation: Installation, how: str, mode: str
+) -> None:
+    async with connected(installation, how, mode) as client:
+        sandbox = (await call(client, "create_sandbox"))["id"]
+        raw = base64.b64encode(bytes(range(256))).decode()
+        await call(client, "write_file", sandbox=sandbox, path="raw", content=raw, encoding="base64")
+        assert (await call(client, "read_file", sandbox=sandbox, path="raw", encoding="base64"))["content"] == raw
+        assert (
+            await code_of(client, "write_file", sandbox=sandbox, path="x", content="?", encoding="base64") == "invalid"
+        )
+        await call(client, "write_file", sandbox=sandbox, path="deep/run.sh", content="#!/bin/sh\necho one", mode="755")
+        await call(client, "write_file", sandbox=sandbox, path="deep/run.sh", content="#!/bin/sh\necho two")
+        assert (await call(client, "stat_file", sandbox=sandbox, path="deep/run.sh"))["mode"] == "0755"
+        assert (await call(client, "run_command", sandbox=sandbox, command="deep/run.sh"))["stdout"] == "two\n"
+        listed = await call(client, "list_files", sandbox=sandbox, depth=2, max_entries=2)
+        assert (len(listed["entries"]), listed["left_out"] > 0) == (2, True)
+        assert await code_of(client, "remove_file", sandbox=sandbox, path="deep") == "directory_not_empty"
+        text = "é漢" * 1000
+        await call(client, "write_file", sandbox=sandbox, path="long", content=text)
+        version = (await call(client, "run_command", sandbox=sandbox, command="cat /proc/version"))["stdout"]
+        assert await in_pieces(client, sandbox, "long", 1024) == text
+        assert await in_pieces(client, sandbox, "/proc/version", 32) == version  # it says no size
+        await call(client, "delete_sandbox", sandbox=sandbox)
+
+
+async def in_pieces(client: Client, sandbox: str, path: str, size: int) -> str:
+    found, offset = "", 0
+    while offset is not None and len(found) < 100_000:
+        read = await call(client, "read_file", sandbox=sandbox, path=path, offset=offset, max_bytes=size)
+        found, offset = found + read["content"], read["next_offset"]
+    return found
 
 
 @pytest.mark.anyio

@@ -36,7 +36,7 @@ class FileTools:
         size = (await session.files.stat(path, user=user)).size
         data = await session.files.read(path, user=user, offset=offset, length=max_bytes)
         after = offset + len(data)
-        is_last = len(data) < max_bytes or after >= size
+        is_last = len(data) < max_bytes or 0 < size <= after  # what the kernel makes up says no size
         if encoding == "base64":
             content = base64.b64encode(data).decode()
         else:
@@ -52,13 +52,16 @@ class FileTools:
         path: Path,
         content: str,
         encoding: Encoding = "utf-8",
-        mode: Annotated[str, Field(pattern="^[0-7]{3,4}$", description="Permissions, octal.")] = "644",
+        mode: Annotated[
+            str | None,
+            Field(pattern="^[0-7]{3,4}$", description="Permissions, octal; kept, or 644 of a new file, if left out."),
+        ] = None,
         user: User = None,
     ) -> Written:
         """Write a whole file, atomically; missing directories are made."""
         session = await self._client_of(call).sessions.get(sandbox)
         data = content.encode() if encoding == "utf-8" else _decoded(content)
-        await session.files.write(path, data, user=user, mode=int(mode, 8))
+        await session.files.write(path, data, user=user, mode=int(mode, 8) if mode else None)
         return Written(path=path, bytes=len(data))
 
     async def list_files(
