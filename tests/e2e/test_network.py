@@ -113,7 +113,7 @@ def test_what_cannot_be_kept_is_refused_and_changes_nothing(dovecote: Dovecote) 
     with pytest.raises(BadRequest):
         dovecote.sessions.create(wake=False, network=Network(allow_cidrs=["nonsense "]))
     with pytest.raises(BadRequest):
-        dovecote.functions.create("unreachable", allow_cidrs=["10.0.0.1/8"])
+        dovecote.functions.create("unreachable", network=Network(allow_cidrs=["10.0.0.1/8"]))
 
 
 def test_the_command_line_says_and_changes_it(installation: Installation, dovecote: Dovecote) -> None:

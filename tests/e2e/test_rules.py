@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dovecote.sdk import Dovecote, DovecoteError, Session, Start
+from dovecote.sdk import Dovecote, DovecoteError, Rules, Session, Start
 from tests.e2e.installation import Installation, until
 
 pytestmark = pytest.mark.e2e
@@ -28,7 +28,7 @@ USE = ["node", "-p", "require('/home/user/app/node_modules/dep')"]
 @pytest.fixture(scope="module", autouse=True)
 def function(installation: Installation) -> None:
     with installation.client() as client:
-        client.functions.create("node", leave_out=["node_modules/", ".venv/"])
+        client.functions.create("node", rules=Rules(["node_modules/", ".venv/"]))
 
 
 @pytest.fixture
@@ -129,7 +129,8 @@ def test_a_hostile_ignore_file_leaves_the_session_whole(dovecote: Dovecote, act:
 
 def test_a_server_killed_while_it_installs_installs_again(installation: Installation) -> None:
     with installation.client() as client:
-        client.functions.create("slow", leave_out=["node_modules/"], reinstall="touch begun; sleep 3; echo $$ >> done")
+        rules = Rules(["node_modules/"], reinstall="touch begun; sleep 3; echo $$ >> done")
+        client.functions.create("slow", rules=rules)
         session = client.sessions.create(function="slow")
         session.run("mkdir -p app/node_modules/x", check=True)
         session.park()

@@ -23,7 +23,7 @@ from dovecote.errors import Conflict, Failed
 from dovecote.model.addresses import Addresses
 from dovecote.model.serving import Hook, Hooks
 from dovecote.model.states import SessionState
-from dovecote.sdk import AsyncDovecote, Revision
+from dovecote.sdk import AsyncDovecote, Network, Revision, Rules, Start
 from tests.unit.control_world import HOST_ID, START, World, world_on
 from tests.unit.memory_host import Clock, MemoryHost
 
@@ -59,6 +59,7 @@ class Api:
     http: httpx.AsyncClient
     other: httpx.AsyncClient
     key: str
+    dovecote: AsyncDovecote
 
     async def made(self, **fields: Any) -> dict[str, Any]:
         answer = await self.http.post("/v1/functions", json=SHOP | fields)
@@ -102,7 +103,8 @@ async def api_on(world: World) -> AsyncIterator[Api]:
         httpx.AsyncClient(transport=transport, base_url="http://localhost", headers={"authorization": f"Bearer {key}"})
         for key in keys
     ]
-    yield Api(world, clients[0], clients[1], keys[0])
+    sdk = AsyncDovecote(keys[0], "http://localhost", transport=transport)
+    yield Api(world, clients[0], clients[1], keys[0], sdk)
     for client in clients:
         await client.aclose()
 
@@ -130,6 +132,20 @@ async def test_all_that_is_said_of_a_function_is_shown(api: Api) -> None:
     assert shown["public_address"] == f"http://{slug}.fn.localhost:8080"
     listed = (await api.http.get("/v1/functions")).json()["items"]
     assert [each for each in listed if each["name"] == "shop"] == [shown]
+
+
+async def test_the_client_says_what_a_function_is_and_changes_what_it_names(api: Api) -> None:
+    functions = api.dovecote.functions
+    network, rules = Network(False, ["10.1.0.0/16"]), Rules(["node_modules/"], ["*.sqlite"], "make deps")
+    made = await functions.create("shop", network=network, rules=rules, start=Start("serve", 80))
+    assert (made.revision.network, made.revision.rules) == (network, rules)
+    same = await functions.update("shop", env={"A": "1"})
+    assert (same.revision.start, same.revision.rules) == (made.revision.start, rules)
+    cleared = await functions.update("shop", start=None)
+    assert (cleared.revision.start, cleared.revision.rules, cleared.revision.number) == (None, rules, 3)
+    changed = await functions.update("shop", rules=Rules(["dist/"]), network=Network())
+    assert (changed.revision.rules, changed.revision.network) == (Rules(["dist/"]), Network())
+    assert (changed.revision.start, changed.revision.env) == (None, {"A": "1"})
 
 
 async def test_a_header_alone_is_short_for_affinity_with_it(api: Api) -> None:

@@ -61,7 +61,7 @@ def create_function(
     reinstall: Annotated[str | None, typer.Option(help="Command that brings back what was left out.")] = None,
 ) -> None:
     """Define a function and print its address."""
-    from dovecote.sdk import Dovecote, Start
+    from dovecote.sdk import Dovecote, Network, Rules, Start
 
     if (start is None) != (port is None):
         raise typer.BadParameter("--start and --port go together")
@@ -71,12 +71,10 @@ def create_function(
             template=template,
             spec=spec,
             level=level,
-            internet=internet,
+            network=Network(internet=internet),
             affinity_header=header,
             start=Start(start, port) if start is not None and port is not None else None,
-            leave_out=leave_out or (),
-            keep=keep or (),
-            reinstall=reinstall,
+            rules=Rules(leave_out or [], keep or [], reinstall),
         )
         print(made.address)
 

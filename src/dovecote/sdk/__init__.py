@@ -20,6 +20,7 @@ from dovecote.sdk._code import (
     Said,
     Truncated,
 )
+from dovecote.sdk._commands import CommandView, Dropped, Event, Exited, Finished, Output, RawEvent, RawOutput, Started
 from dovecote.sdk._errors import (
     BadRequest,
     CommandFailed,
@@ -37,8 +38,10 @@ from dovecote.sdk._errors import (
     Unreachable,
     Unsupported,
 )
+from dovecote.sdk._files import File, FileChange, Listing
 from dovecote.sdk._forwards import AsyncForward, Forward
 from dovecote.sdk._functions import (
+    KEPT,
     Affinity,
     DeployEvent,
     Destination,
@@ -46,6 +49,7 @@ from dovecote.sdk._functions import (
     Hook,
     Hooks,
     Invoking,
+    Kept,
     Revision,
     Rules,
     Sharing,
@@ -56,32 +60,20 @@ from dovecote.sdk._shapes import (
     AppInstance,
     Change,
     Chat,
-    CommandView,
-    Dropped,
-    Event,
-    Exited,
-    File,
-    FileChange,
     FileDiff,
-    Finished,
     Instance,
     Key,
     Lag,
-    Listing,
     Mount,
     Network,
-    Output,
     Port,
     Printed,
-    RawEvent,
-    RawOutput,
     Reinstall,
     Sample,
     SandboxWishes,
     SessionView,
     Snapshot,
     Start,
-    Started,
     Step,
     Template,
     TemplateEvent,
@@ -98,6 +90,7 @@ from dovecote.sdk._sync.sessions import Session
 from dovecote.sdk._sync.terminals import Terminal
 
 __all__ = [
+    "KEPT",
     "Accepted",
     "Activity",
     "Affinity",
@@ -151,6 +144,7 @@ __all__ = [
     "Instance",
     "Invocation",
     "Invoking",
+    "Kept",
     "Key",
     "Lag",
     "Listing",

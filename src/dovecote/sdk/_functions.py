@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import Enum
+from typing import Final
 
 from dovecote.sdk._shapes import Mount, Network, Printed, Start, Step
+
+
+class Kept(Enum):
+    """In a change: it stays as it is, where None says that there shall be none."""
+
+    KEPT = "kept"
+
+
+KEPT: Final = Kept.KEPT
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypedDict
@@ -307,118 +307,7 @@ class User:
 
 
 @dataclass(frozen=True)
-class File:
-    path: str
-    kind: str
-    size: int
-    mode: int
-    uid: int
-    gid: int
-    modified_at: datetime
-    target: str | None
-    owner: str = ""
-    group: str = ""
-    permissions: str = ""
-    metadata: dict[str, str] = field(default_factory=dict)
-
-
-class Listing(list[File]):
-    """Files by path. With `truncated` there were more than were asked for, and which of them are here is chance."""
-
-    def __init__(self, files: Iterable[File] = (), *, truncated: bool = False) -> None:
-        super().__init__(files)
-        self.truncated = truncated
-
-
-@dataclass(frozen=True)
-class FileChange:
-    """`type` is watching, create, write, remove, rename, chmod or overflow: something was too much to tell.
-
-    Paths are below the watched directory, which is empty itself. A rename within it has its new name as `target`.
-    """
-
-    type: str
-    path: str
-    target: str | None
-    is_directory: bool
-
-
-@dataclass(frozen=True)
 class Port:
     port: int
     loopback_only: bool
     address: str
-
-
-@dataclass(frozen=True)
-class CommandView:
-    number: int
-    pid: int
-    is_running: bool
-    exit_code: int | None
-    signal: int | None
-    timed_out: bool
-    tag: str
-    started_at: datetime
-    output_bytes: int
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What a command did. `exit_code` is None when a signal ended it."""
-
-    stdout: str
-    stderr: str
-    exit_code: int | None
-    signal: int | None
-    timed_out: bool
-    truncated: bool
-
-    @property
-    def is_ok(self) -> bool:
-        return self.exit_code == 0
-
-
-@dataclass(frozen=True)
-class Started:
-    number: int
-    pid: int
-
-
-@dataclass(frozen=True)
-class Output:
-    """`offset` counts bytes of this command's output up to this; attach again from `next_offset`."""
-
-    stream: str
-    data: str
-    offset: int | None
-    next_offset: int | None = None
-
-
-@dataclass(frozen=True)
-class RawOutput:
-    """Output as bytes, for what may be no text."""
-
-    stream: str
-    data: bytes
-    offset: int
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """So many bytes of output were written over before anybody read them."""
-
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Exited:
-    exit_code: int | None
-    signal: int | None
-    timed_out: bool
-
-
-Event = Started | Output | Dropped | Exited
-RawEvent = Started | RawOutput | Dropped | Exited
-
-EVENTS: dict[str, type[Event]] = {"started": Started, "output": Output, "dropped": Dropped, "exited": Exited}

@@ -15,9 +15,10 @@ from pydantic import Field, ValidationError, model_validator
 from starlette.requests import ClientDisconnect
 
 from dovecote.api import errors
+from dovecote.api.rest.command_shapes import CommandShape, FinishedShape
 from dovecote.api.rest.here import Here, Number, SessionId, call
 from dovecote.api.rest.lines import NDJSON, lasting, line
-from dovecote.api.rest.shapes import Body, CommandShape, FinishedShape, Page, shown
+from dovecote.api.rest.shapes import Body, Page, shown
 from dovecote.control.sandboxes import CommandStatus, Dropped, Event, Exited, Finished, Output, Started
 from dovecote.errors import Invalid
 from dovecote.model.ids import parse_id

@@ -11,8 +11,9 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
+from dovecote.api.rest.file_shapes import FileListing, FileShape
 from dovecote.api.rest.here import Here, SessionId, pair
-from dovecote.api.rest.shapes import Body, FileListing, FileShape, Page, PortShape, shown, streamed
+from dovecote.api.rest.shapes import Body, Page, PortShape, shown, streamed
 from dovecote.api.uploads import Upload
 from dovecote.control.sandboxes import Listing, Stat
 

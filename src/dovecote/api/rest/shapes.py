@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -217,66 +217,10 @@ class UserShape(BaseModel):
     created_at: datetime
 
 
-class FileShape(BaseModel):
-    path: str = Field(description="As it was asked for; in a list, below the directory that was listed.")
-    kind: Literal["file", "directory", "link", "fifo", "socket", "character", "block", "unknown"]
-    size: int
-    mode: int
-    permissions: str = Field(description="As `ls -l` shows them.")
-    uid: int
-    gid: int
-    owner: str = Field(description="Its user's name inside; the number where there is none.")
-    group: str
-    modified_at: datetime
-    target: str | None = Field(description="Where a link points that was not followed.")
-    metadata: dict[str, str] = Field(description="What was noted on it.")
-
-
-class FileListing(BaseModel):
-    items: list[FileShape]
-    truncated: bool = Field(description="There was more than `limit`; which of it is here is chance.")
-
-
-class FileChangeShape(BaseModel):
-    type: Literal["watching", "create", "write", "remove", "rename", "chmod", "overflow"]
-    path: str = Field(description="Below the watched directory; empty for that itself.")
-    target: str | None = Field(description="The new name, of a rename within the directory.")
-    is_directory: bool
-
-
-class FileChanges(BaseModel):
-    items: list[FileChangeShape]
-
-
-class WatcherShape(BaseModel):
-    id: str
-
-
 class PortShape(BaseModel):
     port: int
     loopback_only: bool = Field(description="It listens on 127.0.0.1 only: a forward reaches it, the gateway cannot.")
     address: str
-
-
-class CommandShape(BaseModel):
-    number: int
-    pid: int
-    is_running: bool
-    exit_code: int | None
-    signal: int | None
-    timed_out: bool
-    tag: str
-    started_at: datetime
-    output_bytes: int = Field(description="What it printed so far.")
-
-
-class FinishedShape(BaseModel):
-    stdout: str
-    stderr: str
-    exit_code: int | None = Field(description="null when a signal ended it.")
-    signal: int | None
-    timed_out: bool
-    truncated: bool = Field(description="There was more output than `max_output_bytes`.")
 
 
 def shown(text: str) -> str:

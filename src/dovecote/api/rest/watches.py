@@ -8,10 +8,11 @@ from fastapi import APIRouter, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
+from dovecote.api.rest.file_shapes import FileChanges, FileChangeShape, WatcherShape
 from dovecote.api.rest.files import Path, User
 from dovecote.api.rest.here import Here, SessionId, WatcherId
 from dovecote.api.rest.lines import NDJSON, lasting, line
-from dovecote.api.rest.shapes import Body, FileChanges, FileChangeShape, WatcherShape, shown
+from dovecote.api.rest.shapes import Body, shown
 from dovecote.control.sandboxes import FileChange
 
 routes = APIRouter(prefix="/v1/sessions/{session_id}/files", tags=["files"])

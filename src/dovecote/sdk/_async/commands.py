@@ -8,8 +8,8 @@ from contextlib import aclosing
 from typing import Any
 
 from dovecote.sdk._async.transport import AsyncWire, json_lines
+from dovecote.sdk._commands import EVENTS, Dropped, Event, Exited, Finished, Output, RawEvent, RawOutput
 from dovecote.sdk._reading import read
-from dovecote.sdk._shapes import EVENTS, Dropped, Event, Exited, Finished, Output, RawEvent, RawOutput
 
 
 class AsyncCommand:

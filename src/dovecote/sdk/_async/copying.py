@@ -11,8 +11,8 @@ from dovecote.sdk._archives import PIECE, Unpacking, batches, content_bytes
 from dovecote.sdk._async.commands import AsyncCommand, command_body, raw_events_of
 from dovecote.sdk._async.files import AsyncFiles
 from dovecote.sdk._async.transport import AsyncWire
+from dovecote.sdk._commands import Dropped, Exited, RawOutput
 from dovecote.sdk._errors import CommandFailed, Conflict, DovecoteError, NotFound
-from dovecote.sdk._shapes import Dropped, Exited, RawOutput
 
 Progress = Callable[[int, int | None], None]  # bytes so far, and of how many; None is not known
 

@@ -9,8 +9,8 @@ from typing import Self
 
 from dovecote.sdk._async.transport import AsyncWire, json_lines
 from dovecote.sdk._errors import NotFound
+from dovecote.sdk._files import File, FileChange, Listing
 from dovecote.sdk._reading import read
-from dovecote.sdk._shapes import File, FileChange, Listing
 
 
 class AsyncWatcher:

@@ -13,7 +13,18 @@ import httpx
 from dovecote.sdk._activity import HookRun
 from dovecote.sdk._async.resources import given, pages, start_body
 from dovecote.sdk._async.transport import AsyncWire, json_lines
-from dovecote.sdk._functions import Affinity, DeployEvent, Function, Hooks, Invoking, Revision, Sharing
+from dovecote.sdk._functions import (
+    KEPT,
+    Affinity,
+    DeployEvent,
+    Function,
+    Hooks,
+    Invoking,
+    Kept,
+    Revision,
+    Rules,
+    Sharing,
+)
 from dovecote.sdk._ignoring import pack
 from dovecote.sdk._reading import read
 from dovecote.sdk._shapes import Mount, Network, Printed, Start, Step
@@ -32,8 +43,7 @@ class AsyncFunctions:
         template: str = "base",
         spec: str = "small",
         level: str | None = None,
-        internet: bool = True,
-        allow_cidrs: Sequence[str] = (),
+        network: Network | None = None,
         affinity: Affinity | None = None,
         affinity_header: str | None = None,
         sharing: Sharing | None = None,
@@ -43,25 +53,20 @@ class AsyncFunctions:
         env: Mapping[str, str] | None = None,
         start: Start | None = None,
         mounts: Sequence[Mount] = (),
-        leave_out: Sequence[str] = (),
-        keep: Sequence[str] = (),
-        reinstall: str | None = None,
+        rules: Rules | None = None,
     ) -> Function:
-        """`leave_out` and `keep` are patterns of gitignore for what its sessions do not save; `keep` wins.
-
-        `affinity_header` is short for an `affinity` with this header.
-        """
+        """`affinity_header` is short for an `affinity` with this header."""
         body = {
             "name": name,
             "template": template,
             "spec": spec,
             "level": level,
-            "network": {"internet": internet, "allow_cidrs": [*allow_cidrs]},
+            "network": asdict(network or Network()),
             "public": public,
             "env": dict(env or {}),
             "start": start_body(start),
             "mounts": [asdict(mount) for mount in mounts],
-            "rules": {"leave_out": [*leave_out], "keep": [*keep], "reinstall": reinstall},
+            "rules": asdict(rules or Rules()),
         }
         body |= _serving(affinity, affinity_header, sharing, hooks, invoking)
         return read(Function, await self._wire.call("POST", "/v1/functions", json=body))
@@ -82,10 +87,11 @@ class AsyncFunctions:
         invoking: Invoking | Mapping[str, Any] | None = None,
         public: bool | None = None,
         env: Mapping[str, str] | None = None,
-        start: Start | None = None,
+        start: Start | Kept | None = KEPT,
         mounts: Sequence[Mount] | None = None,
+        rules: Rules | None = None,
     ) -> Function:
-        """What is left out stays; `{"ttl": 60}` for `affinity` changes only that.
+        """What is left out stays; `{"ttl": 60}` for `affinity` changes only that. With `start` None it has none.
 
         `affinity`, `invoking` and `public` take effect at once, the rest as a new revision that new sessions get.
         `files` is the number of a revision of it, whose files it shall have.
@@ -98,9 +104,11 @@ class AsyncFunctions:
             network=asdict(network) if network else None,
             public=public,
             env=dict(env) if env is not None else None,
-            start=start_body(start),
             mounts=[asdict(mount) for mount in mounts] if mounts is not None else None,
+            rules=asdict(rules) if rules else None,
         )
+        if start is not KEPT:
+            body["start"] = start_body(start)
         body |= _serving(affinity, affinity_header, sharing, hooks, invoking)
         return read(Function, await self._wire.call("PATCH", f"/v1/functions/{name}", json=body))
 

@@ -17,24 +17,11 @@ from dovecote.sdk._async.terminals import AsyncTerminal
 from dovecote.sdk._async.transport import AsyncWire
 from dovecote.sdk._async.volumes import AsyncMounts
 from dovecote.sdk._code import CodeEvent, Execution
+from dovecote.sdk._commands import CommandView, Event, Finished, RawEvent
 from dovecote.sdk._errors import CommandFailed
 from dovecote.sdk._forwards import AsyncForward, OnProblem
 from dovecote.sdk._reading import read
-from dovecote.sdk._shapes import (
-    Change,
-    CommandView,
-    Event,
-    FileDiff,
-    Finished,
-    Instance,
-    Lag,
-    Network,
-    Port,
-    RawEvent,
-    Sample,
-    SessionView,
-    Snapshot,
-)
+from dovecote.sdk._shapes import Change, FileDiff, Instance, Lag, Network, Port, Sample, SessionView, Snapshot
 
 WAKE_SECONDS = 90.0  # added to what a command may take
 

@@ -8,10 +8,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from dovecote.sdk._async.transport import CONNECT_SECONDS
+from dovecote.sdk._commands import Exited
 from dovecote.sdk._errors import DovecoteError, Unreachable, error_from
 from dovecote.sdk._reading import read
 from dovecote.sdk._settings import Access, socket_address
-from dovecote.sdk._shapes import Exited
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection

@@ -9,8 +9,8 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
+from dovecote.sdk._commands import EVENTS, Dropped, Event, Exited, Finished, Output, RawEvent, RawOutput
 from dovecote.sdk._reading import read
-from dovecote.sdk._shapes import EVENTS, Dropped, Event, Exited, Finished, Output, RawEvent, RawOutput
 from dovecote.sdk._sync.transport import Wire, json_lines
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import IO
 
 from dovecote.sdk._archives import PIECE, Unpacking, batches, content_bytes
+from dovecote.sdk._commands import Dropped, Exited, RawOutput
 from dovecote.sdk._errors import CommandFailed, Conflict, DovecoteError, NotFound
-from dovecote.sdk._shapes import Dropped, Exited, RawOutput
 from dovecote.sdk._sync.commands import Command, command_body, raw_events_of
 from dovecote.sdk._sync.files import Files
 from dovecote.sdk._sync.transport import Wire

@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Self
 
 from dovecote.sdk._errors import NotFound
+from dovecote.sdk._files import File, FileChange, Listing
 from dovecote.sdk._reading import read
-from dovecote.sdk._shapes import File, FileChange, Listing
 from dovecote.sdk._sync.transport import Wire, json_lines
 
 

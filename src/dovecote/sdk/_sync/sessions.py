@@ -12,24 +12,11 @@ from typing import Any, Self
 
 from dovecote.sdk._activity import Activity
 from dovecote.sdk._code import CodeEvent, Execution
+from dovecote.sdk._commands import CommandView, Event, Finished, RawEvent
 from dovecote.sdk._errors import CommandFailed
 from dovecote.sdk._forwards import Forward, OnProblem
 from dovecote.sdk._reading import read
-from dovecote.sdk._shapes import (
-    Change,
-    CommandView,
-    Event,
-    FileDiff,
-    Finished,
-    Instance,
-    Lag,
-    Network,
-    Port,
-    RawEvent,
-    Sample,
-    SessionView,
-    Snapshot,
-)
+from dovecote.sdk._shapes import Change, FileDiff, Instance, Lag, Network, Port, Sample, SessionView, Snapshot
 from dovecote.sdk._sync.commands import Command, command_body, events_of, raw_events_of
 from dovecote.sdk._sync.contexts import Contexts, code_events, collect, execution_body
 from dovecote.sdk._sync.copying import Copies, Progress

@@ -9,10 +9,10 @@ from collections.abc import Generator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from dovecote.sdk._commands import Exited
 from dovecote.sdk._errors import DovecoteError, Unreachable, error_from
 from dovecote.sdk._reading import read
 from dovecote.sdk._settings import Access, socket_address
-from dovecote.sdk._shapes import Exited
 from dovecote.sdk._sync.transport import CONNECT_SECONDS
 
 if TYPE_CHECKING:
