@@ -41,8 +41,9 @@ def free_port() -> int:
 class Instance:
     """An HTTP server that says what reached it. `/hang` never answers, `/events` streams one line a `gate`.
 
-    A request may say what is answered: another status in `x-status`, one more header in `x-answer`, or in `x-stream`
-    the text of an event stream and in pieces of which size it comes; that stream ends with a `gate`.
+    A request may say what is answered: another status in `x-status`, more headers in `x-answer`, with ` + ` between
+    them, or in `x-stream` the text of an event stream and in pieces of which size it comes; that stream ends with a
+    `gate`.
     """
 
     def __init__(self, name: str, ip: str = "127.0.0.1") -> None:
@@ -115,7 +116,7 @@ class Instance:
             await self.gate.acquire()
         said = {"name": self.name, "method": method, "path": path, "headers": headers, "size": size, "sha256": digest}
         body = json.dumps(said).encode()
-        added = headers.get("x-answer", "").encode()
+        added = headers.get("x-answer", "").replace(" + ", "\r\n").encode()
         added = added + b"\r\n" if added else b""
         spoof = b"x-gw-wake: guessed route 127.0.0.1:9 - - fooled\r\n" if path == "/spoof" else b""
         status = headers.get("x-status", "200").encode()

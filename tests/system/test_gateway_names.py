@@ -134,6 +134,34 @@ async def test_a_prefix_that_a_client_made_up_reaches_no_instance(w: World) -> N
         assert "x-forwarded-prefix" not in answer.json()["headers"]
 
 
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("a=1", "a=1; Path=/fn/chat"),
+        ("a=1; Path=/; Domain=localhost; HttpOnly;Max-Age=5", "a=1; HttpOnly;Max-Age=5; Path=/fn/chat"),
+        ("a=b=c;path=/fn/other;  DOMAIN = .localhost ;Secure", "a=b=c;Secure; Path=/fn/chat"),
+        ("dovecote-session=planted; Path=/fn/other", None),
+        (" __Secure-dovecote-session =planted", None),
+        ("nameless", None),
+    ],
+)
+async def test_a_function_by_path_sets_cookies_for_its_own_path_alone(w: World, said: str, kept: str | None) -> None:
+    """It shares its host name with the console and all others that are called so."""
+    Serving(w, Affinity(), await w.instance("a"))
+    others = ("set-cookie: z=9", "clear-site-data: *", "strict-transport-security: max-age=9")
+    added = " + ".join((f"set-cookie: {said}", *others))
+    for host, prefix in (("localhost", "/fn/chat"), (FUNCTION, "")):
+        for _ in range(2):
+            answer = await w.get(host, f"{prefix}/", x_dovecote_session="s1", x_answer=added, **KEY)
+            cookies = answer.headers.get_list("set-cookie")
+            if prefix:
+                assert cookies == [*([kept] if kept else []), "z=9; Path=/fn/chat"]
+            else:
+                assert cookies == [said.strip(), "z=9"]
+            assert ("clear-site-data" in answer.headers) == (not prefix)
+            assert ("strict-transport-security" in answer.headers) == (not prefix)
+
+
 async def test_a_page_by_path_cannot_act_as_the_console_whose_host_it_shares(w: World) -> None:
     """Browsers give it an origin of its own then. At the function's own name it has one anyway."""
     Serving(w, Affinity(), await w.instance("a"))

@@ -4,6 +4,7 @@
 
 -- Of a page that is called by path: it shares its host name with console and API, and must not act as one of theirs.
 local APART = "sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts"
+local FOR_ALL = {"clear-site-data", "strict-transport-security"} -- what it must not say for its host
 local LONGEST_EVENT = 16384 -- bytes that are held back of a stream whose first event is to be changed
 
 -- key -> {address, ask, session, mark, limited, public}; what is learned in one TTL is dropped after the next.
@@ -214,10 +215,31 @@ local function follow(handle, headers, note)
   end
 end
 
+-- Its cookies are for the path that it is called by, and it clears and rules nothing else of that host.
+local function keep_apart(headers, prefix)
+  headers:add("content-security-policy", APART)
+  for _, name in ipairs(FOR_ALL) do headers:remove(name) end
+  local cookies = {}
+  for index = 0, headers:getNumValues("set-cookie") - 1 do
+    local pair, rest = headers:getAtIndex("set-cookie", index):match("^([^;]*)(.*)$")
+    local name = pair:match("^[ \t]*([^=]-)[ \t]*=")
+    if name and not OURS[name] then
+      for attribute in rest:gmatch(";([^;]*)") do
+        local kind = attribute:match("^[ \t]*([^= \t]*)"):lower()
+        if kind ~= "path" and kind ~= "domain" then pair = pair .. ";" .. attribute end
+      end
+      cookies[#cookies + 1] = pair .. "; Path=" .. prefix
+    end
+  end
+  headers:remove("set-cookie")
+  for _, cookie in ipairs(cookies) do headers:add("set-cookie", cookie) end
+end
+
 -- `x-gw-wake: <secret> deny <status>` or `<secret> route ...`
 function envoy_on_response(handle)
   local headers = handle:headers()
-  if prefix_of(handle) then headers:add("content-security-policy", APART) end
+  local prefix = prefix_of(handle)
+  if prefix then keep_apart(headers, prefix) end
   local note = headers:get("x-gw-wake")
   if not note then
     if headers:get("mcp-session-id") then
