@@ -34,7 +34,7 @@ from dovecote.control.sessions import Keeping, Routing, Sessions
 from dovecote.control.snapshots import RETAIN_EVERY, Snapshots
 from dovecote.control.templates import Templates
 from dovecote.control.tenancy import Tenancy
-from dovecote.control.volumes import Contents, Volumes
+from dovecote.control.volumes import SETTLE_EVERY, Contents, PathLimits, Volumes
 from dovecote.credentials import write_credentials
 from dovecote.errors import DovecoteError, Unsupported
 from dovecote.gateway import Answer, Ask, Gateway
@@ -94,6 +94,7 @@ class Server:
     metering: Metering
     invoking: Invoking
     collect: Callable[[], Awaitable[None]]
+    path_limits: PathLimits
     is_open: bool = False
 
 
@@ -244,6 +245,7 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
         metering=metering,
         invoking=invoking,
         collect=collect,
+        path_limits=volumes.limits,
     )
     rooms += [sessions, apps]
     for death in early:
@@ -280,6 +282,7 @@ async def _run(server: Server) -> None:
     serving = asyncio.ensure_future(server.api.serve())
     await server.gateway.start()
     ticking = [
+        asyncio.ensure_future(_every(SETTLE_EVERY, server.path_limits.tick)),
         asyncio.ensure_future(_every(server.settings.tick, server.keeping.tick)),
         asyncio.ensure_future(_every(server.settings.tick, server.apps.tick)),
         asyncio.ensure_future(_every(RETAIN_EVERY, server.snapshots.retain)),

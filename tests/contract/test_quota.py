@@ -69,6 +69,15 @@ async def test_a_full_disk_hurts_only_itself(disks: Disks) -> None:
     assert fill(other / "f", 2 * MIB) is None
 
 
+async def test_a_disk_that_holds_more_than_its_limit_can_be_given_more(disks: Disks) -> None:
+    upper = await disks.create("a", max_bytes=16 * MIB, owner=OWNER) / "upper"
+    assert fill(upper / "f", 8 * MIB) is None
+    await disks.limit("a", max_bytes=MIB)
+    assert fill(upper / "g", MIB)
+    await disks.limit("a", max_bytes=32 * MIB)
+    assert fill(upper / "g", 8 * MIB) is None
+
+
 async def test_a_limit_can_be_raised_and_lowered_while_in_use(disks: Disks) -> None:
     upper = await disks.create("a", max_bytes=4 * MIB, owner=OWNER) / "upper"
     assert fill(upper / "f", 16 * MIB)

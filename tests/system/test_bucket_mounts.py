@@ -19,7 +19,7 @@ from dovecote.errors import StorageFailed
 from dovecote.host.instances import mounting
 from dovecote.host.storage import mounts
 from dovecote.host.storage.volumes import Buckets, buckets, parse_prefixes
-from dovecote.host.storage.volumes.opening import open_mount
+from dovecote.host.storage.volumes.opening import clone_mount, open_directory, open_mount
 from dovecote.model.volumes import Mount
 from tests.system.guest_rig import BOUND, until
 
@@ -124,34 +124,40 @@ async def test_removing_waits_for_what_is_being_mounted(at: Path, served: Bucket
 class Late:
     """Opens what it is asked for when it may."""
 
-    def __init__(self) -> None:
+    def __init__(self, opens: Callable[..., int]) -> None:
+        self.opens = opens
         self.begun, self.may_go_on, self.opened = threading.Event(), threading.Event(), 0
 
-    def __call__(self, directory: Path, mount: Mount, userns: int | None) -> int:
+    def __call__(self, place: Path | int, mount: Mount, userns: int | None) -> int:
         self.begun.set()
         assert self.may_go_on.wait(BOUND)
-        descriptor = open_mount(directory, mount, userns)
+        descriptor = self.opens(place, mount, userns)
         self.opened += 1
         return descriptor
 
 
-def of_bucket(served: Buckets, at: Path) -> tuple[Any, Mount]:
-    return SimpleNamespace(buckets=served), QUICK
+def of_bucket(served: Buckets, at: Path, patch: pytest.MonkeyPatch) -> tuple[Any, Mount, Late]:
+    late = Late(open_mount)
+    patch.setattr(buckets, "open_mount", late)
+    return SimpleNamespace(buckets=served), QUICK, late
 
 
-def of_volume(served: Buckets, at: Path) -> tuple[Any, Mount]:
-    return SimpleNamespace(volumes=SimpleNamespace(directory=lambda _: at / "quick")), Mount("vol_1", "/data")
+def of_volume(served: Buckets, at: Path, patch: pytest.MonkeyPatch) -> tuple[Any, Mount, Late]:
+    late = Late(clone_mount)
+    patch.setattr(mounting, "clone_mount", late)
+    volumes = SimpleNamespace(open=lambda mount: open_directory(at / "quick", mount))
+    return SimpleNamespace(volumes=volumes), Mount("vol_1", "/data"), late
 
 
 @pytest.mark.parametrize("of", [of_bucket, of_volume])
 async def test_a_mount_that_comes_when_its_caller_has_left_is_closed(
-    of: Callable[[Buckets, Path], tuple[Any, Mount]], at: Path, served: Buckets, monkeypatch: pytest.MonkeyPatch
+    of: Callable[[Buckets, Path, pytest.MonkeyPatch], tuple[Any, Mount, Late]],
+    at: Path,
+    served: Buckets,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    parts, mount = of(served, at)
     os.close(await served.open(QUICK))
-    late = Late()
-    monkeypatch.setattr(buckets, "open_mount", late)
-    monkeypatch.setattr(mounting, "open_mount", late)
+    parts, mount, late = of(served, at, monkeypatch)
     instance = SimpleNamespace(id_base=1 << 21, claim=SimpleNamespace(mounts=(mount,)), mounted={})
     before = descriptors()
     task = asyncio.create_task(mounting.mount_all(parts, cast(Any, instance)))

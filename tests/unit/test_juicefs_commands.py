@@ -78,7 +78,7 @@ def test_a_bucket_that_was_not_tried_is_refused() -> None:
 
 def test_limits_are_told_to_the_kibibyte() -> None:
     line = " ".join(quota_command("juicefs", find(), "vol_a", 5 << 20))
-    assert line == f"juicefs quota set --quiet --path /vol_a --capacity 5120K sqlite3://{HERE}/meta.db"
+    assert line == f"juicefs quota set --quiet --strict --path /vol_a --capacity 5120K sqlite3://{HERE}/meta.db"
 
 
 def test_a_request_without_a_user_is_roots_and_one_with_a_user_is_his() -> None:

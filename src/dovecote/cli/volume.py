@@ -18,6 +18,7 @@ Name = Annotated[str, typer.Argument(metavar="VOLUME")]
 Size = Annotated[str, typer.Argument(metavar="SIZE", help="Bytes, or with K, M, G or T: 10G.")]
 SessionId = Annotated[str, typer.Argument(metavar="SESSION", help="ses_...")]
 At = Annotated[str, typer.Argument(metavar="AT", help="Absolute path inside.")]
+Path = Annotated[str, typer.Argument(metavar="PATH", help="A path in the volume: user/session/task.")]
 Force = Annotated[bool, typer.Option(help="Whatever uses it.")]
 
 
@@ -95,6 +96,37 @@ def rm(name: Name, force: Force = False) -> None:
         client.volumes.delete(name, force=force)
 
 
+@commands.command()
+def limit(name: Name, path: Path, size: Size) -> None:
+    """Give a path in it a limit of its own, at once, and print it."""
+    from dovecote.sdk import Dovecote
+
+    with Dovecote() as client:
+        print(client.volumes.limit(name, path, max_bytes=parse_size(size)).max_bytes)
+
+
+@commands.command()
+def limits(name: Name) -> None:
+    """List the paths in it that have limits, and what they hold."""
+    from dovecote.sdk import Dovecote
+
+    with Dovecote() as client:
+        rows = [
+            (found.path, "-" if found.used_bytes is None else str(found.used_bytes), str(found.max_bytes))
+            for found in client.volumes.limits(name)
+        ]
+    table(("path", "used", "limit"), rows)
+
+
+@commands.command()
+def unlimit(name: Name, path: Path) -> None:
+    """Lift the limit of a path; its files stay."""
+    from dovecote.sdk import Dovecote
+
+    with Dovecote() as client:
+        client.volumes.lift_limit(name, path)
+
+
 def mount(
     session_id: SessionId,
     volume: Name,
@@ -103,12 +135,17 @@ def mount(
     read_only: Annotated[bool, typer.Option(help="Whether writing there fails.")] = False,
     uid: Annotated[int, typer.Option(help="Owner of the mounted directory, inside.")] = 1000,
     gid: Annotated[int, typer.Option(help="Its group.")] = 1000,
+    limit: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="A limit of the path's own, which stays: 1G.")
+    ] = None,
 ) -> None:
     """Mount a volume into a session, running or not."""
     from dovecote.sdk import Dovecote, Mount
 
     with Dovecote() as client:
-        client.sessions.get(session_id).mounts.add(Mount(volume, at, path, read_only, uid, gid))
+        client.sessions.get(session_id).mounts.add(
+            Mount(volume, at, path, read_only, uid, gid, parse_size(limit) if limit else None)
+        )
 
 
 def unmount(session_id: SessionId, at: At, force: Force = False) -> None:

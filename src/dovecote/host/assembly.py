@@ -16,7 +16,7 @@ from pathlib import Path
 from dovecote.config import Settings
 from dovecote.errors import DovecoteError, Unsupported
 from dovecote.host.guest import ensure_guest
-from dovecote.host.instances import Death, Instances, Parts, Preparing, Saving, WarmPool
+from dovecote.host.instances import Death, Instances, Parts, Preparing, Saving, WarmPool, mounted_paths
 from dovecote.host.network import Network
 from dovecote.host.runtime import LEVELS, Pauses, Runtime, find_runtime, probe_cgroups
 from dovecote.host.runtime.inotify import ensure_room
@@ -253,7 +253,8 @@ def _volumes(settings: Settings, driver: str) -> Volumes:
         return JuiceFSVolumes(place, at, run_dir=settings.run_dir / "juicefs", cache_dir=settings.cache_dir / "juicefs")
     if driver == LOOP:
         return LoopVolumes(settings.data_dir / IMAGES, at)
-    return PoolVolumes(settings.data_dir / POOL, at, max_bytes=settings.volumes_bytes)
+    mounted = partial(mounted_paths, settings.run_dir / "instances")
+    return PoolVolumes(settings.data_dir / POOL, at, max_bytes=settings.volumes_bytes, mounted=mounted)
 
 
 def _instances(

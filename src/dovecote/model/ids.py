@@ -29,6 +29,7 @@ KINDS = {
     "req": "request",
     "hst": "host",
     "vol": "volume",
+    "lim": "limit",
     "tpl": "template",
     "wat": "watcher",
 }

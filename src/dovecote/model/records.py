@@ -302,3 +302,21 @@ class Volume:
     max_bytes: int
     created_at: datetime
     generation: int = 0
+
+
+@dataclass(frozen=True)
+class PathLimit:
+    """What a path in a volume may hold. Not settled: its host may not have it yet, or not any more.
+
+    `is_lifted`: it is about to go, as soon as its host has lifted it.
+    """
+
+    id: str
+    tenant_id: str
+    volume_id: str
+    path: str
+    max_bytes: int
+    created_at: datetime
+    is_settled: bool = False
+    is_lifted: bool = False
+    generation: int = 0

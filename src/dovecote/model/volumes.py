@@ -11,6 +11,7 @@ MOST_SEGMENTS = 16
 MOST_MOUNTS = 32
 MOST_ID = 65535
 MIN_VOLUME_BYTES = 1 << 20
+MOST_VOLUME_BYTES = 1 << 50
 BUCKET = "@"  # begins what a mount names when it is a prefix of a bucket: `@datasets`
 RESERVED = frozenset({"proc", "dev", "sys", "run"})
 
@@ -21,7 +22,8 @@ _SEGMENT = re.compile(r"[A-Za-z0-9_.@:-]{1,200}")
 class Mount:
     """`path` is "" for the whole volume, which may be a bucket's prefix (`@name`), read-only then.
 
-    `uid` and `gid` are container ids: they own the directory that is mounted.
+    `uid` and `gid` are container ids: they own the directory that is mounted. `max_bytes` is asked for with a mount and
+    set for its path in the volume, where it stays; a mount that is kept has none.
     """
 
     volume: str
@@ -30,6 +32,7 @@ class Mount:
     read_only: bool = False
     uid: int = 1000
     gid: int = 1000
+    max_bytes: int | None = None
 
 
 def parse_mount(mount: Mount) -> Mount:
@@ -54,6 +57,17 @@ def parse_at(text: str) -> str:
         raise _malformed(text, "an absolute path, not in /proc, /dev, /sys or /run")
     _check(segments, text)
     return text
+
+
+def parents(path: str) -> list[str]:
+    """All paths above one in a volume, the shortest first: of `a/b/c` it is `a` and `a/b`."""
+    segments = path.split("/")
+    return ["/".join(segments[:count]) for count in range(1, len(segments))]
+
+
+def touches(one: str, other: str) -> bool:
+    """Whether a path in a volume is the other, or lies above or below it; "" is the whole volume."""
+    return not one or not other or covers(one, other)
 
 
 def covers(one: str, other: str) -> bool:

@@ -26,7 +26,10 @@ class Start:
 
 @dataclass(frozen=True)
 class Mount:
-    """A volume by its name, or a path in it, and where it shows inside. `uid` and `gid` own the mounted directory."""
+    """A volume by its name, or a path in it, and where it shows inside. `uid` and `gid` own the mounted directory.
+
+    `max_bytes` gives the path a limit of its own before it is mounted; mounts that are listed do not say it.
+    """
 
     volume: str
     at: str
@@ -34,6 +37,18 @@ class Mount:
     read_only: bool = False
     uid: int = 1000
     gid: int = 1000
+    max_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class PathLimit:
+    """Of a path in a volume. `used_bytes` is None where nothing is there; the next mount makes it again."""
+
+    id: str
+    path: str
+    max_bytes: int
+    used_bytes: int | None
+    created_at: datetime
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from dovecote.model.records import (
     App,
     Chat,
     Function,
+    PathLimit,
     Revision,
     Session,
     Snapshot,
@@ -38,6 +39,7 @@ Record = (
     | Invocation
     | Snapshot
     | Volume
+    | PathLimit
     | Template
 )
 R = TypeVar("R", bound=Record)
@@ -129,6 +131,8 @@ class Scope(Protocol):
     def snapshots(self) -> Records[Snapshot]: ...
     @property
     def volumes(self) -> Records[Volume]: ...
+    @property
+    def path_limits(self) -> Records[PathLimit]: ...
     @property
     def templates(self) -> Records[Template]: ...
     @property

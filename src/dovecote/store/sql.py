@@ -19,6 +19,7 @@ from dovecote.model.records import (
     App,
     Chat,
     Function,
+    PathLimit,
     Revision,
     Session,
     Snapshot,
@@ -146,6 +147,10 @@ class _Scope:
     @cached_property
     def volumes(self) -> _Records[Volume]:
         return self._of(tables.VOLUMES)
+
+    @cached_property
+    def path_limits(self) -> _Records[PathLimit]:
+        return self._of(tables.PATH_LIMITS)
 
     @cached_property
     def templates(self) -> _Records[Template]:

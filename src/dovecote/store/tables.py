@@ -135,11 +135,20 @@ INVOCATIONS = _kind(
     sa.Index(None, "finished_at"),
 )
 VOLUMES = _kind("volume", "volumes", records.Volume, sa.UniqueConstraint("tenant_id", "name"))
+PATH_LIMITS = _kind(
+    "limit",
+    "path_limits",
+    records.PathLimit,
+    sa.UniqueConstraint("tenant_id", "volume_id", "path"),
+    sa.Index(None, "volume_id", "created_at", "id"),
+    sa.Index(None, "is_settled", "created_at", "id"),
+)
 TEMPLATES = _kind("template", "templates", records.Template, sa.UniqueConstraint("tenant_id", "name"))
 
 KINDS: tuple[Kind[Any], ...] = (
     *(TENANTS, USERS, KEYS, FUNCTIONS, REVISIONS, SESSIONS, APPS, CHATS, TURNS, INVOCATIONS),
     SNAPSHOTS,
     VOLUMES,
+    PATH_LIMITS,
     TEMPLATES,
 )

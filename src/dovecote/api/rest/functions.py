@@ -23,7 +23,16 @@ from dovecote.api.rest.serving import (
     invoking_shape,
     sharing_shape,
 )
-from dovecote.api.rest.shapes import Body, MountShape, NetworkShape, Page, StartShape, network_shape, start_shape
+from dovecote.api.rest.shapes import (
+    Body,
+    MountShape,
+    NetworkShape,
+    NewMount,
+    Page,
+    StartShape,
+    network_shape,
+    start_shape,
+)
 from dovecote.api.uploads import Upload
 from dovecote.control.functions import Runs
 from dovecote.control.templates import Deployed, OnTheWay
@@ -61,7 +70,7 @@ class RevisionChange(Body):
     network: NetworkShape = Field(default_factory=NetworkShape)
     env: dict[str, str] = Field(default_factory=dict)
     start: StartShape | None = None
-    mounts: list[MountShape] = Field(default_factory=list, max_length=32, description="In each of its instances.")
+    mounts: list[NewMount] = Field(default_factory=list, max_length=32, description="In each of its instances.")
     rules: RulesShape = Field(default_factory=RulesShape)
     sharing: SharingShape = SharingShape()
     hooks: HooksShape = Field(default_factory=HooksShape)
@@ -286,7 +295,7 @@ async def revision_shape(here: Call, function: Function, revision: Revision) -> 
         network=network_shape(revision.network),
         env=revision.env,
         start=start_shape(revision.start),
-        mounts=[MountShape(**vars(mount)) for mount in shown],
+        mounts=[MountShape.of(mount) for mount in shown],
         rules=RulesShape(leave_out=[*rules.leave_out], keep=[*rules.keep], reinstall=rules.reinstall),
         sharing=sharing_shape(revision.sharing),
         hooks=hooks_shape(revision.hooks),

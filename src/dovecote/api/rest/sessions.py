@@ -13,8 +13,8 @@ from dovecote.api.rest.shapes import (
     Body,
     InstanceShape,
     LagShape,
-    MountShape,
     NetworkShape,
+    NewMount,
     Page,
     SampleShape,
     SessionShape,
@@ -57,7 +57,7 @@ class NewSession(Body):
     network: NetworkShape | None = Field(None, description="What it may reach; as its function's if null.")
     snapshot: NamedSnapshot | None = Field(None, description="Begins with these files, and runs what they ran in.")
     env: dict[str, str] = Field(default_factory=dict, description="Environment of each of its commands.")
-    mounts: list[MountShape] = Field(default_factory=list, max_length=32, description="Of volumes, into it alone.")
+    mounts: list[NewMount] = Field(default_factory=list, max_length=32, description="Of volumes, into it alone.")
     wake: bool = Field(True, description="Whether to start its instance now.")
 
 

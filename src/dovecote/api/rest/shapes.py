@@ -82,8 +82,16 @@ class MountShape(Body):
     uid: int = Field(1000, ge=0, le=65535, description="Who owns the mounted directory, inside.")
     gid: int = Field(1000, ge=0, le=65535)
 
+    @classmethod
+    def of(cls, mount: Mount) -> MountShape:
+        return cls(**{name: value for name, value in vars(mount).items() if name != "max_bytes"})
+
+
+class NewMount(MountShape):
+    max_bytes: int | None = Field(None, description="A limit of the path, set before it is mounted; it stays there.")
+
     def record(self) -> Mount:
-        return Mount(self.volume, self.at, self.path, self.read_only, self.uid, self.gid)
+        return Mount(self.volume, self.at, self.path, self.read_only, self.uid, self.gid, self.max_bytes)
 
 
 class ReinstallShape(BaseModel):

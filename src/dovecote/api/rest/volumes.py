@@ -9,14 +9,16 @@ from fastapi import APIRouter, Path, Query
 from pydantic import AfterValidator, BaseModel, Field
 
 from dovecote.api.rest.here import After, Call, Here, Limit, SessionId
-from dovecote.api.rest.shapes import Body, MountShape, Page
-from dovecote.control.volumes import VolumeView
+from dovecote.api.rest.shapes import Body, MountShape, NewMount, Page
+from dovecote.control.volumes import PathLimitView, VolumeView
 from dovecote.model.ids import parse_label
-from dovecote.model.volumes import Mount
+from dovecote.model.volumes import Mount, parse_path
 
 routes = APIRouter(prefix="/v1", tags=["volumes"])
 
 VolumeName = Annotated[str, Path(), AfterValidator(lambda text: parse_label(text, "a volume"))]
+# In the query: clients fold `..` in the path of a URL before they send it.
+LimitedPath = Annotated[str, Query(min_length=1, max_length=4096), AfterValidator(parse_path)]
 Force = Annotated[bool, Query(description="Whatever uses it.")]
 
 
@@ -37,6 +39,25 @@ class VolumeShape(BaseModel):
     max_bytes: int
     used_bytes: int | None = Field(description="Null when its host does not have it.")
     created_at: datetime
+
+
+class WishedLimit(Body):
+    max_bytes: int = Field(description="Writes beyond fail at once, below the path.")
+
+
+class PathLimitShape(BaseModel):
+    id: str
+    path: str
+    max_bytes: int
+    used_bytes: int | None = Field(description="Null when nothing is there; the next mount makes it again.")
+    created_at: datetime
+
+
+def _limit_shape(view: PathLimitView) -> PathLimitShape:
+    of = view.limit
+    return PathLimitShape(
+        id=of.id, path=of.path, max_bytes=of.max_bytes, used_bytes=view.used_bytes, created_at=of.created_at
+    )
 
 
 def _shape(view: VolumeView) -> VolumeShape:
@@ -81,8 +102,40 @@ async def delete_volume(here: Here, name: VolumeName, force: Force = False) -> N
     await here.rooms.volumes.delete(here.tenant_id, name, force=force)
 
 
+@routes.get("/volumes/{name}/limits", summary="Limits of paths in it and what is there, in pages")
+async def list_path_limits(
+    here: Here, name: VolumeName, after: After = None, limit: Limit = 100
+) -> Page[PathLimitShape]:
+    volumes = here.rooms.volumes
+    volume = await volumes.get(here.tenant_id, name)
+    found = await volumes.limits.list(volume, after=after, limit=limit)
+    items = [_limit_shape(await volumes.limits.view(volume, each)) for each in found]
+    return Page[PathLimitShape](items=items, next=found[-1].id if len(found) == limit else None)
+
+
+@routes.put("/volumes/{name}/limit", summary="Give a path a limit, effective at once")
+async def limit_path(here: Here, name: VolumeName, path: LimitedPath, wished: WishedLimit) -> PathLimitShape:
+    volumes = here.rooms.volumes
+    volume = await volumes.get(here.tenant_id, name)
+    limit = await volumes.limits.set(volume, path, wished.max_bytes)
+    return _limit_shape(await volumes.limits.view(volume, limit))
+
+
+@routes.get("/volumes/{name}/limit", summary="The limit of a path, with what is there now")
+async def get_path_limit(here: Here, name: VolumeName, path: LimitedPath) -> PathLimitShape:
+    volumes = here.rooms.volumes
+    volume = await volumes.get(here.tenant_id, name)
+    return _limit_shape(await volumes.limits.view(volume, await volumes.limits.get(volume, path)))
+
+
+@routes.delete("/volumes/{name}/limit", status_code=204, summary="Lift it; the files stay")
+async def lift_path_limit(here: Here, name: VolumeName, path: LimitedPath) -> None:
+    volumes = here.rooms.volumes
+    await volumes.limits.lift(await volumes.get(here.tenant_id, name), path)
+
+
 @routes.post("/sessions/{session_id}/mounts", status_code=201, summary="Mount a volume into a session")
-async def mount_volume(here: Here, session_id: SessionId, mount: MountShape) -> Page[MountShape]:
+async def mount_volume(here: Here, session_id: SessionId, mount: NewMount) -> Page[MountShape]:
     session = await here.rooms.volumes.mount(here.tenant_id, session_id, mount.record())
     return await _mounts(here, session.mounts)
 
@@ -102,4 +155,4 @@ async def unmount_volume(
 
 async def _mounts(here: Call, mounts: tuple[Mount, ...]) -> Page[MountShape]:
     shown = await here.rooms.volumes.names(here.tenant_id, mounts)
-    return Page[MountShape](items=[MountShape(**vars(mount)) for mount in shown], next=None)
+    return Page[MountShape](items=[MountShape.of(mount) for mount in shown], next=None)

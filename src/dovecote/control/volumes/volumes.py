@@ -9,14 +9,13 @@ from datetime import UTC, datetime
 from dovecote.control.fleet import Fleet
 from dovecote.control.sessions import Sessions
 from dovecote.control.tenancy import Tenancy
+from dovecote.control.volumes.limits import PathLimits, check_size
 from dovecote.errors import Conflict, Forbidden, Invalid, NotFound
 from dovecote.model.ids import new_id, parse_label
 from dovecote.model.records import Session, Volume
 from dovecote.model.states import SessionState
-from dovecote.model.volumes import BUCKET, MIN_VOLUME_BYTES, Mount, parse_mount
+from dovecote.model.volumes import BUCKET, Mount, parse_mount
 from dovecote.store import Store
-
-MOST_BYTES = 1 << 50
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,12 @@ class Volumes:
         self._fleet = fleet
         self._tenancy = tenancy
         self._sessions = sessions
+        self.limits = PathLimits(store, fleet)
 
     async def create(self, tenant_id: str, name: str, *, max_bytes: int, user: str | None = None) -> Volume:
         """Raises Invalid, Conflict (exists), StorageFailed."""
         parse_label(name, "a volume")
-        _check_size(max_bytes)
+        check_size(max_bytes)
         owner = await self._tenancy.user(tenant_id, user) if user is not None else None
         volume = Volume(
             id=new_id("vol"),
@@ -79,7 +79,7 @@ class Volumes:
 
     async def resize(self, tenant_id: str, name: str, *, max_bytes: int) -> Volume:
         """Effective at once, where it is mounted too. Raises Unsupported (cannot_shrink)."""
-        _check_size(max_bytes)
+        check_size(max_bytes)
         volume = await self.get(tenant_id, name)
         await self._fleet.host(volume.host_id).volumes.limit(volume.id, max_bytes=max_bytes)
         return await self._store.tenant(tenant_id).volumes.swap(replace(volume, max_bytes=max_bytes))
@@ -96,8 +96,10 @@ class Volumes:
             for mount in session.mounts:
                 if mount.volume == volume.id:
                     await self._sessions.unmount(tenant_id, session.id, mount.at, force=True)
-        await self._fleet.host(volume.host_id).volumes.delete(volume.id)
-        await self._store.tenant(tenant_id).volumes.delete(volume.id)
+        async with self.limits.lock(volume.id):
+            await self._fleet.host(volume.host_id).volumes.delete(volume.id)
+            await self.limits.forget(volume)
+            await self._store.tenant(tenant_id).volumes.delete(volume.id)
 
     async def _users(self, volume: Volume) -> Sequence[str]:
         scope = self._store.tenant(volume.tenant_id)
@@ -115,7 +117,7 @@ class Volumes:
     ) -> tuple[Mount, ...]:
         """Mounts that name volumes by their names, as mounts that name them by their ids, for a user or for all.
 
-        `user` is the tenant's own name for one, `user_id` ours.
+        `user` is the tenant's own name for one, `user_id` ours. Limits that are asked for with them are set.
 
         Raises NotFound (no_such_volume), Invalid, Forbidden (not_its_user) for what belongs to another user.
         """
@@ -133,7 +135,10 @@ class Volumes:
                     code="not_its_user",
                     hint="that user's sessions may mount it",
                 )
-            found.append(parse_mount(replace(mount, volume=volume.id)))
+            wanted = parse_mount(replace(mount, volume=volume.id))
+            if wanted.max_bytes is not None:
+                await self.limits.set(volume, wanted.path, wanted.max_bytes)
+            found.append(replace(wanted, max_bytes=None))
         return tuple(found)
 
     def _bucket(self, mount: Mount) -> Mount:
@@ -149,6 +154,8 @@ class Volumes:
             raise Invalid(
                 f"{mount.volume} can only be read", code="read_only", hint="mount it read-only: `:ro`, `read_only=True`"
             )
+        if mount.max_bytes is not None:
+            raise Invalid(f"{mount.volume} can only be read, so it has no limit", code="read_only")
         return parse_mount(mount)
 
     async def names(self, tenant_id: str, mounts: Sequence[Mount]) -> Sequence[Mount]:
@@ -171,8 +178,3 @@ class Volumes:
 
 
 _NOT_ENDED = [state for state in SessionState if state is not SessionState.ENDED]
-
-
-def _check_size(max_bytes: int) -> None:
-    if not MIN_VOLUME_BYTES <= max_bytes <= MOST_BYTES:
-        raise Invalid(f"a volume cannot have {max_bytes} bytes", hint=f"{MIN_VOLUME_BYTES} to {MOST_BYTES}")

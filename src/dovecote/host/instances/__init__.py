@@ -4,6 +4,7 @@ from dovecote.host.instances.connections import Connection
 from dovecote.host.instances.instance import Claim, Death, Leftover, Memory, Observed, Placed
 from dovecote.host.instances.instances import Instances
 from dovecote.host.instances.looking import SERVER_TAG
+from dovecote.host.instances.mounting import mounted_paths
 from dovecote.host.instances.preparing import Parts, Preparing
 from dovecote.host.instances.saving import Saving
 from dovecote.host.instances.warm import WarmPool
@@ -22,4 +23,5 @@ __all__ = [
     "Preparing",
     "Saving",
     "WarmPool",
+    "mounted_paths",
 ]

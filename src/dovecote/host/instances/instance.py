@@ -53,6 +53,7 @@ class Claim:
 
 
 _CLAIM = TypeAdapter(Claim)
+_OPENING = TypeAdapter(Mount | None)
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ class Instance:
     has_door: bool = False  # its guest binds its socket there itself
     claim: Claim | None = None
     mounted: dict[str, int] = field(default_factory=dict)  # mount point inside -> number of the mount
+    opening: Mount | None = None  # one more that is on its way; stays where that was cut off
     lock: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
     hibernating: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)  # one at a time, to its end
     quiet_since: float = 0.0
@@ -200,6 +202,7 @@ class Instance:
             "mounted": self.mounted,
             "untouched": self.untouched,
             "claim": _CLAIM.dump_python(self.claim, mode="json") if self.claim else None,
+            "opening": _OPENING.dump_python(self.opening, mode="json"),
             "protocol": self.protocol,
         }
         temporary = self.directory / "instance.json.new"
@@ -212,12 +215,14 @@ def read_instance(directory: Path) -> Instance:
     try:
         body = orjson.loads((directory / "instance.json").read_bytes())
         claim, limits = body.pop("claim"), body.pop("limits", None)
+        opening = body.pop("opening", None)
         return Instance(
             directory=directory,
             state=InstanceState(body.pop("state")),
             netns=Path(body.pop("netns")),
             claim=_CLAIM.validate_python(claim) if claim else None,
             limits=Limits(**limits) if limits else None,
+            opening=_OPENING.validate_python(opening),
             protocol=body.pop("protocol", 1),
             **body,
         )

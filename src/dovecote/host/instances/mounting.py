@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from dataclasses import replace
 from pathlib import Path
 
-from dovecote.errors import Conflict, Unsupported
-from dovecote.host.instances.instance import Instance
+from dovecote.errors import Conflict, DovecoteError, NotFound, Unsupported
+from dovecote.host.instances.instance import Instance, read_instance
 from dovecote.host.instances.preparing import Parts
 from dovecote.host.storage import mounts
 from dovecote.host.storage.inside import place
-from dovecote.host.storage.volumes import open_mount, taken
+from dovecote.host.storage.volumes import clone_mount, closing, taken
 from dovecote.model.volumes import BUCKET, Mount, covers
 
 
@@ -42,8 +43,17 @@ async def mount(parts: Parts, instance: Instance, wanted: Mount) -> None:
     for there in instance.claim.mounts:
         if covers(there.at, wanted.at):
             raise Conflict(f"a volume is mounted at {there.at}", code="exists", hint="unmount it first")
-    await _attach(parts, instance, wanted)
-    instance.claim = replace(instance.claim, mounts=(*instance.claim.mounts, wanted))
+    # Written first: whoever wants to know what is mounted sees it before it is.
+    instance.opening = wanted
+    instance.record()
+    try:
+        await _attach(parts, instance, wanted)
+        instance.claim = replace(instance.claim, mounts=(*instance.claim.mounts, wanted))
+    except DovecoteError:
+        instance.opening = None
+        instance.record()
+        raise
+    instance.opening = None
     instance.record()
 
 
@@ -57,6 +67,19 @@ async def unmount(parts: Parts, instance: Instance, at: str, *, force: bool) -> 
         del instance.mounted[at]
     instance.claim = replace(instance.claim, mounts=tuple(m for m in instance.claim.mounts if m.at != at))
     instance.record()
+
+
+def mounted_paths(instances_dir: Path, volume: str) -> list[str]:
+    """Paths of a volume that instances have, or are about to have, by what is recorded of them."""
+    found = []
+    for directory in instances_dir.glob("*"):
+        with contextlib.suppress(NotFound, OSError):  # its preparation was cut short, or it is just gone
+            if volume.encode() not in (directory / "instance.json").read_bytes():
+                continue  # most name another
+            instance = read_instance(directory)
+            all_of_it = (*(instance.claim.mounts if instance.claim else ()), instance.opening)
+            found += [mount.path for mount in all_of_it if mount is not None and mount.volume == volume]
+    return found
 
 
 def _check_live(parts: Parts, instance: Instance) -> None:
@@ -99,6 +122,7 @@ async def _open(parts: Parts, instance: Instance, mount: Mount) -> int:
 def _open_volume(parts: Parts, instance: Instance, mount: Mount) -> int:
     userns = mounts.user_namespace(instance.id_base)
     try:
-        return open_mount(parts.volumes.directory(mount.volume), mount, userns)
+        with closing(parts.volumes.open(mount)) as place:
+            return clone_mount(place, mount, userns)
     finally:
         os.close(userns)

@@ -15,29 +15,29 @@ from typing import NamedTuple
 
 _MAGIC = 0x94
 _TOP_OF_SUBVOLUME = 256  # inode of every subvolume's root
-_LIMIT_REFERENCED = 1
+_BY_ID = 1 << 4
 _READ_ONLY = 2
 _NAME_BYTES = 255
 
 
-def _request(direction: int, number: int, size: int) -> int:
+def request(direction: int, number: int, size: int) -> int:
     return (direction << 30) | (size << 16) | (_MAGIC << 8) | number
 
 
-_WRITE, _READ = 1, 2
-_SUBVOL_CREATE = _request(_WRITE, 14, 4096)
-_SNAP_DESTROY = _request(_WRITE, 15, 4096)
-_RESIZE = _request(_WRITE, 3, 4096)
-_INO_LOOKUP = _request(_WRITE | _READ, 18, 4096)
-_SNAP_CREATE_V2 = _request(_WRITE, 23, 4096)
-_FS_INFO = _request(_READ, 31, 1024)
-_QUOTA_CTL = _request(_WRITE | _READ, 40, 16)
-_QGROUP_LIMIT = _request(_READ, 43, 48)
+WRITE, READ = 1, 2
+_SUBVOL_CREATE = request(WRITE, 14, 4096)
+_SNAP_DESTROY = request(WRITE, 15, 4096)
+_RESIZE = request(WRITE, 3, 4096)
+_INO_LOOKUP = request(WRITE | READ, 18, 4096)
+_SNAP_CREATE_V2 = request(WRITE, 23, 4096)
+_FS_INFO = request(READ, 31, 1024)
+_QUOTA_CTL = request(WRITE | READ, 40, 16)
 _QUOTA_RESCAN_WAIT = (_MAGIC << 8) | 46
-_TREE_SEARCH_V2 = _request(_WRITE | _READ, 17, 112)
+_TREE_SEARCH_V2 = request(WRITE | READ, 17, 112)
 _SYNC = (_MAGIC << 8) | 8
-_INO_PATHS = _request(_WRITE | _READ, 35, 56)
-_SUBVOL_INFO = _request(_READ, 60, 504)
+_INO_PATHS = request(WRITE | READ, 35, 56)
+_SUBVOL_INFO = request(READ, 60, 504)
+_SNAP_DESTROY_V2 = request(WRITE, 63, 4096)
 
 _QUOTA_ENABLE, _QUOTA_ENABLE_SIMPLE = 1, 4
 
@@ -58,6 +58,12 @@ def delete_subvolume(parent: int, name: str) -> None:
     fcntl.ioctl(parent, _SNAP_DESTROY, _named(name))
 
 
+def delete_subvolume_by_id(top: int, subvolume: int) -> None:
+    """One in which no other is nested, wherever it is. `top` is on the mount of the whole file system."""
+    packed = struct.pack("qQQ4QQ4032s", 0, 0, _BY_ID, 0, 0, 0, 0, subvolume, b"")
+    fcntl.ioctl(top, _SNAP_DESTROY_V2, bytearray(packed))
+
+
 def create_snapshot(parent: int, name: str, source: int) -> None:
     """A read-only snapshot of the subvolume `source`. What was written or stored by mmap before is in it."""
     _named(name)
@@ -70,16 +76,15 @@ def write_out(top: int) -> None:
     fcntl.ioctl(top, _SYNC)
 
 
+def is_subvolume(directory: int) -> bool:
+    return os.fstat(directory).st_ino == _TOP_OF_SUBVOLUME
+
+
 def subvolume_id(directory: int) -> int:
     answer = bytearray(struct.pack("QQ4080s", 0, _TOP_OF_SUBVOLUME, b""))
     fcntl.ioctl(directory, _INO_LOOKUP, answer)
     found: int = struct.unpack_from("Q", answer)[0]
     return found
-
-
-def set_limit(subvolume: int, max_bytes: int) -> None:
-    """At once, for everything that the subvolume refers to, its metadata included."""
-    fcntl.ioctl(subvolume, _QGROUP_LIMIT, bytearray(struct.pack("6Q", 0, _LIMIT_REFERENCED, max_bytes, 0, 0, 0)))
 
 
 def enable_quota(top: int, *, simple: bool) -> None:
@@ -214,6 +219,64 @@ def _inline(item: bytearray, at: int, length: int, size: int) -> bytes | None:
     if kind != _INLINE or any(encoded) or unpacked != size or length != _EXTENT.size + size:
         return None
     return bytes(item[at + _EXTENT.size : at + length])
+
+
+@dataclass(frozen=True)
+class Item:
+    offset: int
+    body: bytes
+
+
+def search(descriptor: int, tree: int, number: int, kind: int) -> list[Item]:
+    """The items of one kind that a tree has of one object."""
+    found: list[Item] = []
+    buffer = bytearray(_SEARCH.size + _BUFFER)
+    offset = 0
+    while offset <= _ANY:
+        _SEARCH.pack_into(
+            *(buffer, 0, tree, number, number, offset, _ANY, 0, _ANY, kind, kind, 1 << 31, 0, 0, 0, 0, 0, _BUFFER)
+        )
+        fcntl.ioctl(descriptor, _TREE_SEARCH_V2, buffer)
+        count = struct.unpack_from("I", buffer, 64)[0]
+        if not count:
+            break
+        at = _SEARCH.size
+        for _ in range(count):
+            _, _, offset, _, length = _FOUND.unpack_from(buffer, at)
+            at += _FOUND.size
+            found.append(Item(offset, bytes(buffer[at : at + length])))
+            at += length
+        offset += 1
+    return found
+
+
+_TREE_OF_ROOTS, _ROOT_REF = 1, 156
+
+
+@dataclass(frozen=True)
+class Nested:
+    """A subvolume that lies in another: in the directory of that inode, under that name."""
+
+    id: int
+    directory: int
+    name: str
+
+
+def nested(top: int, subvolume: int) -> list[Nested]:
+    """The subvolumes that lie directly in one, by its id. Costs what there are."""
+    found = []
+    for item in search(top, _TREE_OF_ROOTS, subvolume, _ROOT_REF):
+        directory, _, length = struct.unpack_from("<QQH", item.body)
+        found.append(Nested(item.offset, directory, os.fsdecode(item.body[18 : 18 + length])))
+    return found
+
+
+def descendants(top: int, subvolume: int) -> list[int]:
+    """All that lie in one, by their ids; those above come before those below."""
+    found = [subvolume]
+    for each in found:  # which grows on the way
+        found += [below.id for below in nested(top, each)]
+    return found[1:]
 
 
 _LAST_INODE = (1 << 64) - 257

@@ -25,6 +25,7 @@ _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
 _CLONE, _CLOEXEC = 1, os.O_CLOEXEC
 _F_EMPTY_PATH, _T_EMPTY_PATH = 0x4, 0x40
 _SET_FLAG, _SET_STRING, _CMD_CREATE = 0, 1, 6
+_NO_REPLACE, _EXCHANGE = 1, 2
 _CLONE_NEWNS, _MNT_DETACH, _UMOUNT_NOFOLLOW = 0x20000, 2, 8
 
 RDONLY, NOSUID, NODEV, NOEXEC, NOATIME, IDMAP = 0x1, 0x2, 0x4, 0x8, 0x10, 0x100000
@@ -128,6 +129,16 @@ def open_beneath(root: int, path: str, *, resolve: int, flags: int = os.O_PATH |
     """openat2: opens `path` below the directory `root` without leaving it. `resolve` are the flags above."""
     how = struct.pack("QQQ", flags | os.O_CLOEXEC, 0, resolve)
     return _call(_OPENAT2, root, os.fsencode(path), how, len(how))
+
+
+def exchange(directory: int, one: str, other: str) -> None:
+    """Two names in a directory stand for each other's files from now on."""
+    _checked(_libc.renameat2(directory, os.fsencode(one), directory, os.fsencode(other), _EXCHANGE))
+
+
+def rename_new(name: str, new: str, *, source: int, target: int) -> None:
+    """From one directory to another, where nothing of that name may be. Raises OSError (EEXIST)."""
+    _checked(_libc.renameat2(source, os.fsencode(name), target, os.fsencode(new), _NO_REPLACE))
 
 
 def unmount(path: str | Path, *, detach: bool = False) -> None:

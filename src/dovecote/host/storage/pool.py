@@ -12,12 +12,12 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from dovecote.errors import Conflict, Invalid, NotFound, StorageFailed, Unsupported
-from dovecote.host.storage import btrfs, loops, mounts
+from dovecote.host.storage import btrfs, groups, loops, mounts
+from dovecote.host.storage.groups import Usage
 
 T = TypeVar("T")
 
@@ -30,16 +30,10 @@ MUCH_UNWRITTEN = 4 << 20  # bytes
 MOUNT_OPTIONS = {"discard": "async", "commit": "5"}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,119}")
 _RECORDS = ".records"
-_NEW = ".new-"
+NEW = ".new-"
 _MARK = ".mark-"
 _UPPER = b"upper/"
 _MAX_RECORD_BYTES = 1 << 20  # the longest rules of a function, escaped, are half of it
-
-
-@dataclass(frozen=True)
-class Usage:
-    bytes: int
-    max_bytes: int
 
 
 class Touched(NamedTuple):
@@ -162,7 +156,7 @@ class BtrfsDisks:
         return self._at / name
 
     async def limit(self, name: str, *, max_bytes: int) -> None:
-        await self._in_thread(self._with_disk, name, lambda disk: btrfs.set_limit(disk, max_bytes))
+        await self._in_thread(self._limit, name, max_bytes)
 
     async def usage(self, name: str) -> Usage:
         return await self._in_thread(self._with_disk, name, self._usage)
@@ -252,7 +246,7 @@ class BtrfsDisks:
             for name in os.listdir(top):
                 of = name.removeprefix(_MARK)
                 # A create that was cut off, or a mark whose disk was deleted.
-                if name.startswith(_NEW) or (of != name and not (self._at / of).is_dir()):
+                if name.startswith(NEW) or (of != name and not (self._at / of).is_dir()):
                     btrfs.delete_subvolume(top, name)
 
     def _format(self) -> None:
@@ -305,7 +299,7 @@ class BtrfsDisks:
     # ---- one disk
 
     def _create(self, name: str, max_bytes: int, owner: int) -> Path:
-        partial = _NEW + name
+        partial = NEW + name
         with self._top() as top:
             if (self._at / name).exists():
                 raise FileExistsError
@@ -313,7 +307,7 @@ class BtrfsDisks:
             try:
                 disk = os.open(partial, os.O_RDONLY | os.O_DIRECTORY, dir_fd=top)
                 try:
-                    btrfs.set_limit(disk, max_bytes)
+                    groups.limit(top, btrfs.subvolume_id(disk), max_bytes)
                     for part in self._parts:
                         os.mkdir(part, 0o755, dir_fd=disk)
                         os.chown(part, owner, owner, dir_fd=disk)
@@ -333,13 +327,16 @@ class BtrfsDisks:
         finally:
             os.close(disk)
 
+    def _limit(self, name: str, max_bytes: int) -> None:
+        number = self._with_disk(name, btrfs.subvolume_id)
+        with self._top() as top:
+            groups.limit(top, number, max_bytes)
+
     def _usage(self, disk: int) -> Usage:
-        held, reserved, most = _counts(disk, "referenced", "rsv_data", "max_referenced")
-        # Reserved is what was written and is not on the disk yet.
-        return Usage(bytes=held + reserved, max_bytes=most)
+        return groups.counts(disk, btrfs.subvolume_id(disk))
 
     def _write_out(self, disk: int) -> None:
-        (reserved,) = _counts(disk, "rsv_data")
+        (reserved,) = groups.shown(disk, btrfs.subvolume_id(disk), "rsv_data")
         if reserved >= MUCH_UNWRITTEN:
             btrfs.write_out(disk)
 
@@ -409,7 +406,7 @@ class BtrfsDisks:
         if len(text) > _MAX_RECORD_BYTES:
             raise Invalid(f"the record of disk {name} has {len(text)} bytes")
         path = self._at / _RECORDS / name
-        partial = path.with_name(f"{_NEW}{name}")
+        partial = path.with_name(f"{NEW}{name}")
         partial.write_text(text)
         partial.rename(path)
 
@@ -424,11 +421,6 @@ class BtrfsDisks:
             hint = "its files are kept; nobody is given them"
             raise StorageFailed(f"the record of disk {name} cannot be read", code="corrupt", hint=hint)
         return record
-
-
-def _counts(disk: int, *names: str) -> list[int]:
-    shown = btrfs.sysfs(disk) / "qgroups" / f"0_{btrfs.subvolume_id(disk)}"
-    return [int((shown / name).read_text()) for name in names]
 
 
 def _touched(disk: int, since: int, most: int) -> list[Touched] | None:

@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+import builtins
 from dataclasses import asdict
 from typing import Any
 
 from dovecote.sdk._reading import read
-from dovecote.sdk._shapes import Mount, Volume
+from dovecote.sdk._shapes import Mount, PathLimit, Volume
 from dovecote.sdk._sync.transport import Wire
 
 
@@ -41,6 +42,28 @@ class Volumes:
     def delete(self, name: str, *, force: bool = False) -> None:
         """With its files. Raises Conflict (in_use) while a session or a function mounts it, unless forced."""
         self._wire.call("DELETE", f"/v1/volumes/{name}", params={"force": force})
+
+    def limit(self, name: str, path: str, *, max_bytes: int) -> PathLimit:
+        """What is at and below the path holds at most so much, at once. Raises Conflict (path_in_use)."""
+        body = {"max_bytes": max_bytes}
+        return read(PathLimit, self._wire.call("PUT", f"/v1/volumes/{name}/limit", params={"path": path}, json=body))
+
+    def get_limit(self, name: str, path: str) -> PathLimit:
+        return read(PathLimit, self._wire.call("GET", f"/v1/volumes/{name}/limit", params={"path": path}))
+
+    def limits(self, name: str) -> builtins.list[PathLimit]:
+        found: builtins.list[PathLimit] = []
+        after: str | None = None
+        while True:
+            page: Any = self._wire.call("GET", f"/v1/volumes/{name}/limits", params={"after": after})
+            found += [read(PathLimit, each) for each in page["items"]]
+            after = page["next"]
+            if after is None:
+                return found
+
+    def lift_limit(self, name: str, path: str) -> None:
+        """The files stay, and count for the volume."""
+        self._wire.call("DELETE", f"/v1/volumes/{name}/limit", params={"path": path})
 
 
 class Mounts:

@@ -14,7 +14,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +21,7 @@ from typing import Any, TypeVar
 from dovecote.errors import DeadlineExceeded, DovecoteError, Invalid, NotFound, StorageFailed, Unsupported
 from dovecote.host.processes import is_alive, process_started
 from dovecote.host.storage import mounts
-from dovecote.host.storage.pool import Usage
+from dovecote.host.storage.groups import Usage
 from dovecote.host.storage.volumes import fuse
 from dovecote.host.storage.volumes.juicefs_commands import (
     Place,
@@ -33,16 +32,17 @@ from dovecote.host.storage.volumes.juicefs_commands import (
     relay_command,
     remove_command,
 )
+from dovecote.host.storage.volumes.quotas import QuotaPaths, Quotas
+from dovecote.model.volumes import Mount
 
 log = logging.getLogger(__name__)
 
 TIMEOUT = 120.0  # seconds that any call may take; the store may be slow
-TAKES_EFFECT_WITHIN = 30.0
+ANSWERS_WITHIN = 30.0
 PAUSE, LONGEST_PAUSE = 0.2, 30.0  # before it is served again
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,119}")
 _FILES = "files"
 _GONE = ".gone-"
-_ROUND = 4096
 T = TypeVar("T")
 
 
@@ -59,6 +59,8 @@ class JuiceFSVolumes:
         self._run_dir = run_dir
         self._cache_dir = cache_dir
         self._program = program or find_program()
+        self._quotas = Quotas(at, self._set_quota, self._delete_quota)
+        self._paths = QuotaPaths(at, self.directory, self._quotas)
         self._device = -1
         self._settings = b""
         self._watched = -1
@@ -80,6 +82,15 @@ class JuiceFSVolumes:
     async def usage(self, name: str) -> Usage:
         return await self._do(self._usage, name)
 
+    async def limit_path(self, name: str, path: str, *, max_bytes: int) -> None:
+        await self._do(self._paths.limit, name, path, max_bytes)
+
+    async def unlimit_path(self, name: str, path: str) -> None:
+        await self._do(self._paths.lift, name, path)
+
+    async def path_usage(self, name: str, path: str) -> Usage:
+        return await self._do(self._paths.usage, name, path)
+
     async def delete(self, name: str) -> None:
         await self._do(self._delete, name)
 
@@ -88,6 +99,9 @@ class JuiceFSVolumes:
 
     def directory(self, name: str) -> Path:
         return self._at / _checked(name) / _FILES
+
+    def open(self, mount: Mount) -> int:
+        return self._paths.open(mount)
 
     async def remove(self) -> None:
         self._unwatch()
@@ -177,7 +191,7 @@ class JuiceFSVolumes:
     def _wait_until_it_answers(self) -> None:
         asked = subprocess.Popen(["stat", "-f", str(self._at)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            if asked.wait(TAKES_EFFECT_WITHIN) == 0:
+            if asked.wait(ANSWERS_WITHIN) == 0:
                 return
         except subprocess.TimeoutExpired:
             pass
@@ -271,43 +285,31 @@ class JuiceFSVolumes:
         with mounts.reported(f"making volume {name}"):
             with contextlib.suppress(FileExistsError):
                 top.mkdir(mode=0o755)
-            self._set_limit(name, max_bytes)
+            self._quotas.set(name, max_bytes)
             # The last of it: a volume without this was cut off, and is handed to nobody.
             with contextlib.suppress(FileExistsError):
                 (top / _FILES).mkdir(mode=0o755)
 
     def _limit(self, name: str, max_bytes: int) -> None:
         self._there(name)
-        self._set_limit(name, max_bytes)
-
-    def _set_limit(self, name: str, max_bytes: int) -> None:
-        wanted = -(-max_bytes // _ROUND) * _ROUND
-        self._run(quota_command(self._program, self._place, name, wanted))
-        # The mount learns of it with its next heartbeat, and only then stops a writer.
-        deadline = time.monotonic() + TAKES_EFFECT_WITHIN
-        while True:
-            space = os.statvfs(self._at / name)
-            if abs(space.f_blocks * space.f_frsize - wanted) < space.f_frsize:
-                return
-            if time.monotonic() > deadline:
-                raise StorageFailed(
-                    f"the limit of volume {name} did not take effect in {TAKES_EFFECT_WITHIN:.0f} s",
-                    code="limit_late",
-                    hint="try again; until then it has the limit that it had",
-                )
-            time.sleep(0.05)
+        self._quotas.set(name, max_bytes)
 
     def _usage(self, name: str) -> Usage:
         self._there(name)
-        space = os.statvfs(self._at / name)
-        total = space.f_blocks * space.f_frsize
-        return Usage(bytes=total - space.f_bfree * space.f_frsize, max_bytes=total)
+        return self._quotas.usage(name)
+
+    def _set_quota(self, path: str, max_bytes: int) -> None:
+        self._run(quota_command(self._program, self._place, path, max_bytes))
+
+    def _delete_quota(self, path: str) -> None:
+        self._run(delete_quota_command(self._program, self._place, path))
 
     def _delete(self, name: str) -> None:
         top = self._at / _checked(name)
+        self._paths.clear(name)
         if not top.exists():
             return
-        self._run(delete_quota_command(self._program, self._place, name))
+        self._delete_quota(name)
         gone = self._at / f"{_GONE}{secrets.token_hex(6)}"
         with mounts.reported(f"deleting volume {name}"):
             top.rename(gone)

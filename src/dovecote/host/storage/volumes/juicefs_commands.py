@@ -113,8 +113,9 @@ def mount_command(program: str, place: Place, at: Path, cache_dir: Path) -> list
 
 
 def quota_command(program: str, place: Place, name: str, max_bytes: int) -> list[str]:
+    """argv. Strict: what was written a moment ago counts too."""
     return [
-        *(program, "quota", "set", "--quiet", "--path", f"/{name}", "--capacity", f"{max_bytes // 1024}K"),
+        *(program, "quota", "set", "--quiet", "--strict", "--path", f"/{name}", "--capacity", f"{max_bytes // 1024}K"),
         place.meta_url,
     ]
 

@@ -14,7 +14,9 @@ from pathlib import Path
 
 from dovecote.errors import Invalid, NotFound, StorageFailed, Unsupported
 from dovecote.host.storage import loops, mounts
-from dovecote.host.storage.pool import Usage
+from dovecote.host.storage.groups import Usage
+from dovecote.host.storage.volumes.opening import open_directory
+from dovecote.model.volumes import Mount
 
 TIMEOUT = 120.0  # seconds that a tool of ext4 may take
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,119}")
@@ -45,6 +47,15 @@ class LoopVolumes:
     async def usage(self, name: str) -> Usage:
         return await asyncio.to_thread(self._usage, name)
 
+    async def limit_path(self, name: str, path: str, *, max_bytes: int) -> None:
+        raise _no_limits()
+
+    async def unlimit_path(self, name: str, path: str) -> None:
+        """There is none."""
+
+    async def path_usage(self, name: str, path: str) -> Usage:
+        raise _no_limits()
+
     async def delete(self, name: str) -> None:
         await asyncio.to_thread(self._delete, name)
 
@@ -53,6 +64,9 @@ class LoopVolumes:
 
     def directory(self, name: str) -> Path:
         return self._at / _checked(name) / _FILES
+
+    def open(self, mount: Mount) -> int:
+        return open_directory(self.directory(mount.volume), mount)
 
     async def remove(self) -> None:
         await asyncio.to_thread(self._remove)
@@ -146,6 +160,14 @@ class LoopVolumes:
         if not image.exists():
             raise NotFound(f"no volume {name}", code="no_such_volume")
         return image
+
+
+def _no_limits() -> Unsupported:
+    return Unsupported(
+        "a path in a volume that is an image has no limit of its own",
+        code="no_path_limits",
+        hint="the drivers btrfs and juicefs have them; or make a volume for the path",
+    )
 
 
 def may_grow() -> bool:
