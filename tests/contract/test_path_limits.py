@@ -194,6 +194,8 @@ async def test_a_volume_is_deleted_with_its_limited_paths(volumes: Volumes) -> N
     for path in ("anna", CHAT, "ben"):
         await volumes.limit_path(VOLUME, path, max_bytes=4 * MIB)
         (await opened(volumes, path) / "f").write_text("x")
+    assert refused(volumes.directory(VOLUME), 80 * MIB)  # it is full, and so is a path in it
+    assert refused(volumes.directory(VOLUME) / CHAT, 8 * MIB)
     for _ in range(2):
         await volumes.delete(VOLUME)
     assert await volumes.list() == []

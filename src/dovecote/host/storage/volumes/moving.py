@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -11,10 +12,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dovecote.errors import NotFound, StorageFailed
+from dovecote.errors import DovecoteError, NotFound, StorageFailed
 from dovecote.host.storage import btrfs, groups, mounts
 from dovecote.host.storage.volumes.opening import closing, open_below, walk
 from dovecote.model.volumes import Mount
+
+log = logging.getLogger(__name__)
 
 COPY_TIMEOUT = 120.0  # seconds
 ROOM = 1 << 20  # bytes that have to be left, or the exchange itself could meet a limit
@@ -49,9 +52,12 @@ class Moving:
     def finish_all(self, top: int) -> None:
         """What an earlier process began. Called before anything is mounted."""
         for note in self._notes.glob("*"):
-            if note.suffix != _BEGUN:
-                self._finish(top, Move(**json.loads(note.read_bytes())))
-            note.unlink()
+            try:
+                if note.suffix != _BEGUN:
+                    self._finish(top, Move(**json.loads(note.read_bytes())))
+                note.unlink()
+            except (DovecoteError, OSError, ValueError, TypeError) as error:
+                log.error("%s is left to the next start, nothing in it is lost: %s", note, error)
 
     def move(self, top: int, volume: str, path: str, made: str, place: int) -> None:
         """`made` is the new subvolume, below `top`, and `place` it opened. Nobody may have the path in reach.

@@ -66,7 +66,7 @@ class Nesting:
         with contextlib.suppress(NotFound), self._place(volume, path) as place:
             if btrfs.is_subvolume(place):
                 with self._top() as top, mounts.reported(f"lifting the limit of {path!r} of volume {volume}"):
-                    _limit(top, place, None)
+                    _limit(top, btrfs.subvolume_id(place), None)
 
     def usage(self, volume: str, path: str) -> Usage:
         kept = self._kept.get(volume, path)
@@ -90,7 +90,7 @@ class Nesting:
 
     def limit_volume(self, volume: str, max_bytes: int) -> None:
         with self._top() as top, self._place(volume) as place, mounts.reported(f"limiting volume {volume}"):
-            _limit(top, place, max_bytes)
+            _limit(top, btrfs.subvolume_id(place), max_bytes)
 
     def volume_usage(self, volume: str) -> Usage:
         with self._place(volume) as place, mounts.reported(f"looking at volume {volume}"):
@@ -102,7 +102,10 @@ class Nesting:
         with contextlib.suppress(NotFound), self._place(volume) as place:
             number = btrfs.subvolume_id(place)
             with self._top() as top, mounts.reported(f"deleting what is nested in volume {volume}"):
-                for each in reversed(btrfs.descendants(top, number)):
+                below = btrfs.descendants(top, number)
+                for each in (number, *below):  # from what is full the kernel takes no subvolume away
+                    _limit(top, each, None)
+                for each in reversed(below):
                     btrfs.delete_subvolume_by_id(top, each)
                 for member in groups.related(top, groups.of(number)):  # also of those removed from inside
                     groups.dissolve(top, groups.of(member))
@@ -225,8 +228,9 @@ class _Way:
 
     def bind(self, top: int, limit: KeptLimit, place: int) -> None:
         """A subvolume gets its limit, and counts for what the way leads through and for nothing else."""
-        _bind(top, btrfs.subvolume_id(place), self._through)
-        _limit(top, place, limit.max_bytes)
+        number = btrfs.subvolume_id(place)
+        _bind(top, number, self._through)
+        _limit(top, number, limit.max_bytes)
 
 
 def _bind(top: int, subvolume: int, through: Sequence[int]) -> None:
@@ -240,8 +244,8 @@ def _bind(top: int, subvolume: int, through: Sequence[int]) -> None:
 
 
 def _limit(top: int, subvolume: int, max_bytes: int | None) -> None:
-    number = btrfs.subvolume_id(subvolume)
-    for group in (number, groups.of(number)):
+    """Of a subvolume by its id."""
+    for group in (subvolume, groups.of(subvolume)):
         if groups.is_there(top, group) and groups.counts(top, group).max_bytes != (max_bytes or 0):
             groups.limit(top, group, max_bytes)
 
