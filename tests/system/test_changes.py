@@ -196,6 +196,15 @@ def test_a_file_that_is_being_written_lies_in_the_slot_of_that_moment(world: Wor
     assert set(parse_payload(world.payloads[-1]).carried) == {entries[b"home/half"].digest}
 
 
+@pytest.mark.parametrize("seconds", [-(1 << 62), -(10**12), 10**12, 1 << 62])
+def test_a_time_that_no_tree_can_hold_is_kept_as_the_nearest(world: World, seconds: int) -> None:
+    world.checkpoint()
+    (world.root / "home/far").write_text("far")
+    os.utime(world.root / "home/far", ns=(1, seconds * 10**9))
+    folded, whole = world.checkpoint()
+    assert folded == whole.digest
+
+
 def test_a_copied_up_directory_takes_only_what_changed(world: World) -> None:
     world.checkpoint()
     (world.root / "lib/deep/er/d3").write_text("changed")

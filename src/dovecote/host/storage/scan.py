@@ -85,7 +85,7 @@ class Scan:
         self.replaced.add(path)
         if not self.rules.drops(path):
             uid, gid = self._container_id(path, plain.uid), self._container_id(path, plain.gid)
-            entry = Entry(path, Kind.FILE, plain.mode, uid, gid, plain.mtime_ns, plain.size)
+            entry = Entry(path, Kind.FILE, plain.mode, uid, gid, _kept_time(plain.mtime_ns), plain.size)
             self._count(entry, full, plain.ctime_ns, plain.content)
             self.entries[path] = entry
 
@@ -110,7 +110,7 @@ class Scan:
             0o777 if kind is Kind.SYMLINK else stat.S_IMODE(status.st_mode),
             self._container_id(path, status.st_uid),
             self._container_id(path, status.st_gid),
-            min(max(status.st_mtime_ns, MTIME_RANGE[0]), MTIME_RANGE[-1]),
+            _kept_time(status.st_mtime_ns),
             status.st_size if kind is Kind.FILE else 0,
             target=os.readlink(full) if kind is Kind.SYMLINK else b"",
             link=self._link(path, status) if status.st_nlink > 1 and kind not in DIRS else b"",
@@ -193,6 +193,11 @@ def container_capability(value: bytes, id_base: int) -> bytes | None:
     if len(value) == 24 and value[3] == _CAPABILITY_3 and struct.unpack_from("<I", value, 20)[0] == id_base:
         return value[:3] + bytes([_CAPABILITY_2]) + value[4:20]
     return None
+
+
+def _kept_time(mtime_ns: int) -> int:
+    """Whoever is inside may set any time."""
+    return min(max(mtime_ns, MTIME_RANGE[0]), MTIME_RANGE[-1])
 
 
 def join_path(base: bytes, path: bytes) -> bytes:
