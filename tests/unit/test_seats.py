@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dovecote.control.sessions import Wishes
+from dovecote.control.sessions import Wishes, keeping
+from dovecote.control.sessions.activity import rest_of
 from dovecote.control.sessions.placing import Placing
 from dovecote.control.sessions.seats import emptiest, fullest
 from dovecote.errors import Conflict, Failed, Gone, Invalid, NoCapacity, NotFound, Unsupported
@@ -507,3 +508,35 @@ async def test_strict_ids_are_those_of_function_compute(world: World, key: str) 
     with pytest.raises(Invalid) as refused:
         await ask(world, key)
     assert refused.value.code == "malformed_id"
+
+
+async def test_a_seat_is_considered_when_something_may_be_due_and_not_at_each_look(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
+    def counted(*args: object) -> object:
+        nonlocal looks
+        looks += 1
+        return rest_of(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(keeping, "rest_of", counted)
+    await shared(world, Sharing(sessions=2), Affinity(idle_after=timedelta(seconds=12)))
+    _, session = await ask(world, "a")
+    for _ in range(23):
+        await world.tick()
+        world.clock.advance(0.5)
+    assert looks == 3  # at 0, 5 and 10 seconds
+    assert (await world.record(session)).state is SessionState.READY
+    world.clock.advance(0.5)
+    await world.tick()
+    assert (await world.record(session)).state is SessionState.PARKED
+
+
+async def test_a_change_of_a_session_is_considered_at_the_next_look(world: World) -> None:
+    await shared(world, Sharing(sessions=2))
+    _, session = await ask(world, "a")
+    await world.tick()
+    await world.sessions.set_timeout(world.tenant, session.id, timedelta(microseconds=1))
+    await world.tick()
+    assert (await world.record(session)).state is SessionState.ENDED

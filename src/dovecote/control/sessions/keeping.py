@@ -16,7 +16,7 @@ from dovecote.control.fleet import Death, Fleet, Host, Observed
 from dovecote.control.functions import Functions
 from dovecote.control.sessions.activity import quiet_of, rest_of
 from dovecote.control.sessions.adopting import AdoptingShared
-from dovecote.control.sessions.idle import Move, next_move
+from dovecote.control.sessions.idle import Move, next_move, to_come
 from dovecote.control.sessions.live import Live
 from dovecote.control.sessions.replicas import stop_replica
 from dovecote.control.sessions.rules import idle_after, is_over
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 PAGE = 500
 MOVES_AT_ONCE = 8
+CONSIDER_EVERY = 5.0  # seconds, at least, of a seat for which nothing is due: the clock of the wall may be set
 RETRY_LOST_AFTER = 30.0  # seconds between tries to save what a dead instance left
 
 
@@ -202,17 +203,20 @@ class Keeping:
 
     def _consider_seat(self, seat: Seat, now: float) -> None:
         """A session in a shared instance. Its instance freezes by itself; a route that the gateway has learned serves
-        it unseen for a while."""
+        it unseen for a while. There may be thousands, so each is looked at when something may be due."""
         session = seat.session
+        if seat.considered is session and now < seat.consider_at:
+            return
         quiet_for = now - seat.touched
-        move = next_move(
-            session.state,
-            rest_of(session, max(0.0, quiet_for - self._unseen), datetime.now(UTC)),
-            quiet_after=inf,
-            idle_after=idle_after(session, seat.instance.revision).total_seconds(),
-        )
+        quiet = rest_of(session, max(0.0, quiet_for - self._unseen), datetime.now(UTC))
+        idle = idle_after(session, seat.instance.revision).total_seconds()
+        move = next_move(session.state, quiet, quiet_after=inf, idle_after=idle)
         if move is not Move.STAY:
             self._begin(move, session, quiet_for, seat.touched)
+            return
+        coming = to_come(session.state, quiet, quiet_after=inf, idle_after=idle)
+        soonest = min((after for _, after in coming), default=inf)
+        seat.considered, seat.consider_at = session, now + min(soonest, CONSIDER_EVERY)
 
     async def _turn(self, instance: SharedInstance, move: Move) -> None:
         async with self._limit:

@@ -54,7 +54,7 @@ class Placing:
         """The session's seat, its instance awake and answering. One seating for all who wait for it.
 
         Whether a server that was seen to answer still does is looked at where it `is_doubted`, else left to a request.
-        Raises NoCapacity (no_instances), Conflict (paused), Gone (session_expired), and what starting raises.
+        Raises NoCapacity (no_instances), Conflict (paused), Gone, and what starting raises.
         """
 
         async def take() -> tuple[SharedInstance, Seat]:

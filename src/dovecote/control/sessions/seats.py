@@ -72,6 +72,8 @@ class Seat:
     session: Session
     instance: SharedInstance
     touched: float = field(default_factory=time.monotonic)
+    considered: Session | None = None  # as whose record it was last considered what becomes of it
+    consider_at: float = 0.0  # by when that may be another, if it is only used
 
     @property
     def past(self) -> Past:
