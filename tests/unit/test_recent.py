@@ -70,6 +70,37 @@ async def test_what_was_read_before_a_change_is_not_remembered_after_it() -> Non
     assert await recent.get("it", fresh) == "new"
 
 
+async def test_many_who_ask_at_once_read_it_once_and_one_who_leaves_takes_nothing_from_the_others() -> None:
+    recent: Recent[str, str] = Recent(ttl=10, most=5)
+    seen: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    reads = 0
+
+    async def slow() -> str:
+        nonlocal reads
+        reads += 1
+        return await seen
+
+    leaver, *stayers = [asyncio.ensure_future(recent.get("it", slow)) for _ in range(50)]
+    await asyncio.sleep(0)
+    leaver.cancel()
+    await asyncio.wait([leaver])
+    seen.set_result("there")
+    assert (await asyncio.gather(*stayers), reads) == (["there"] * 49, 1)
+
+
+async def test_a_reading_that_fails_fails_for_all_who_waited_and_for_nobody_else() -> None:
+    recent: Recent[str, str] = Recent(ttl=10, most=5)
+    shelf = Shelf()
+    shelf.holds["it"] = "there"
+
+    async def broken() -> str:
+        raise RuntimeError("the store is away")
+
+    failed = await asyncio.gather(*(recent.get("it", broken) for _ in range(3)), return_exceptions=True)
+    assert [str(each) for each in failed] == ["the store is away"] * 3
+    assert await recent.get("it", shelf.read) == "there"
+
+
 async def test_it_is_bounded_and_what_was_read_first_goes_first() -> None:
     recent: Recent[str, str] = Recent(ttl=10, most=2)
     read: list[str] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 
 from dovecote.control.fleet import Death
 from dovecote.control.functions import Functions
@@ -40,6 +41,7 @@ class Routing:
         self._sessions = sessions
         self._functions = functions
         self._tenancy = tenancy
+        self._beginning: dict[tuple[str, str, str], asyncio.Task[Session]] = {}
 
     async def box(self, slug: str, port: int, failed: str | None = None) -> str:
         """Where the port of the sandbox with that slug is, `ip:port`, open. The slug is the right to ask."""
@@ -152,12 +154,22 @@ class Routing:
                 if is_made_here:
                     raise _no_such_session()
             try:
-                return await self._sessions.create(
-                    function.tenant_id, function=function.name, key=key, user=user, wake=False
-                )
+                return await self._begin(function, user, owner_id, key)
             except Conflict:
                 continue  # another request of the same session was first
         raise Conflict(f"session {key} comes and goes", code="busy", hint="try again")
+
+    async def _begin(self, function: Function, user: str, user_id: str, key: str | None) -> Session:
+        """One beginning for all who wait for a session of that key."""
+        begin = partial(self._sessions.create, function.tenant_id, function=function.name, user=user, wake=False)
+        if key is None:
+            return await begin(key=None)
+        name = (function.id, user_id, key)
+        task = self._beginning.get(name)
+        if task is None:
+            task = self._beginning[name] = asyncio.ensure_future(begin(key=key))
+            task.add_done_callback(lambda _: self._beginning.pop(name, None))
+        return await asyncio.shield(task)
 
     async def _named(self, function: Function, user_id: str, key: str) -> Session | None:
         sessions = self._store.tenant(function.tenant_id).sessions
