@@ -44,6 +44,7 @@ test: setup packages-test ## Every test, with real parts
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 stress: setup packages-test ## Kill everything at random instants and compare what comes back; STRESS="--rounds 20 --seed 7"
+	DOVECOTE_MODEL_EXAMPLES=1000 $(BIN)/pytest --timeout 0 tests/unit/test_affinity_model.py
 	$(BIN)/python -m stress.guest --minutes 5
 	$(BIN)/python -m stress.affinity --minutes 10
 	$(BIN)/python -m stress $(STRESS)

@@ -187,7 +187,15 @@ async def _build(settings: Settings, store: Store, tenancy: Tenancy) -> Server:
     )
     routing = Routing(store, sessions, functions, tenancy)
     directory = Directory(tenancy, routing, functions, apps)
-    keeping = Keeping(store, fleet, functions, sessions, quiet_after=settings.quiet_after, route_ttl=settings.route_ttl)
+    keeping = Keeping(
+        store,
+        fleet,
+        functions,
+        sessions,
+        quiet_after=settings.quiet_after,
+        route_ttl=settings.route_ttl,
+        strays=[apps.strays],
+    )
     builds = settings.cache_dir / "builds" / settings.installation
     metering = Metering(sessions)
     volumes = Volumes(store, fleet, tenancy, sessions)
@@ -272,16 +280,53 @@ def _certificates(settings: Settings) -> Authority | Files | None:
 
 
 async def _run(server: Server) -> None:
+    """Whatever fails, on the way up or down, what was begun before it is brought to its end, the last first."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
-    await server.keeping.adopt()
-    await server.apps.adopt()
-    await server.templates.adopt()
-    serving = asyncio.ensure_future(server.api.serve())
-    await server.gateway.start()
-    ticking = [
+    async with contextlib.AsyncExitStack() as ends:
+        ends.push_async_callback(server.host.close)
+        ends.push_async_callback(server.host.instances.stop_host)
+        await server.keeping.adopt()
+        await server.apps.adopt()
+        await server.templates.adopt()
+        serving = asyncio.ensure_future(server.api.serve())
+        ends.push_async_callback(server.gateway.stop, keep_envoy=True)
+        ends.push_async_callback(_end_api, server.api, serving)
+        for room in (server.tools, server.files, server.templates, server.apps, server.sessions.placing):
+            ends.push_async_callback(room.stop)
+        ends.push_async_callback(server.keeping.stop)
+        ends.push_async_callback(server.invoking.stop)
+        await server.gateway.start()
+        ends.push_async_callback(_cancel, _ticking(server))
+        server.is_open = True
+        ends.callback(_close, server)
+        log.info("ready on %s", Addresses(server.settings.domain, server.settings.port).console())
+        stopping = asyncio.ensure_future(stop.wait())
+        ends.callback(stopping.cancel)
+        await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _close(server: Server) -> None:
+    log.info("stopping; instances go on")
+    server.is_open = False
+
+
+async def _end_api(api: uvicorn.Server, serving: asyncio.Future[None]) -> None:
+    api.should_exit = True
+    api.force_exit = True
+    await asyncio.gather(serving, return_exceptions=True)
+
+
+async def _cancel(tasks: list[asyncio.Future[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _ticking(server: Server) -> list[asyncio.Future[None]]:
+    return [
         asyncio.ensure_future(_every(SETTLE_EVERY, server.path_limits.tick)),
         asyncio.ensure_future(_every(server.settings.tick, server.keeping.tick)),
         asyncio.ensure_future(_every(server.settings.tick, server.apps.tick)),
@@ -293,30 +338,6 @@ async def _run(server: Server) -> None:
         asyncio.ensure_future(_every(FORGET_EVERY, server.invoking.dispatching.forget)),
         asyncio.ensure_future(_every(cache_limit.LOOK_EVERY, server.host.limit.tick)),
     ]
-    server.is_open = True
-    log.info("ready on %s", Addresses(server.settings.domain, server.settings.port).console())
-    stopping = asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        log.info("stopping; instances go on")
-        server.is_open = False
-        for task in ticking:
-            task.cancel()
-        await asyncio.gather(*ticking, return_exceptions=True)
-        await server.invoking.stop()
-        await server.keeping.stop()
-        await server.sessions.placing.stop()
-        await server.apps.stop()
-        await server.templates.stop()
-        await server.files.stop()
-        await server.tools.stop()
-        server.api.should_exit = True
-        server.api.force_exit = True
-        await asyncio.gather(serving, return_exceptions=True)
-        await server.gateway.stop(keep_envoy=True)
-        await server.host.instances.stop_host()
-        await server.host.close()
 
 
 async def _every(seconds: float, act: Callable[[], Awaitable[None]]) -> None:

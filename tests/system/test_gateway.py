@@ -208,11 +208,13 @@ async def test_a_post_that_reached_an_instance_is_not_sent_twice(w: World, is_wa
     assert second.seen == []
 
 
+@pytest.mark.parametrize("is_warm", [False, True])
 @pytest.mark.parametrize(("method", "headers"), [("GET", {}), ("POST", {"idempotency_key": "k1"})])
-async def test_a_request_that_may_be_repeated_is(w: World, method: str, headers: dict[str, str]) -> None:
+async def test_a_request_that_may_be_repeated_is(w: World, method: str, headers: dict[str, str], is_warm: bool) -> None:
     first, second = await w.instance("first"), await w.instance("second")
     w.points_to(first)
-    await w.get(BOX)
+    if is_warm:
+        await w.get(BOX)
     pending = asyncio.create_task(w.send(method, BOX, "/hang", b"", **headers))
     await until(lambda: _seen(first, f"{method} /hang"))
     w.points_to(second)
@@ -393,3 +395,21 @@ async def test_errors_that_envoy_makes_have_the_same_shape(w: World) -> None:
     assert said["request_id"] == response.headers["x-request-id"]
     too_large = await w.get(BOX, x_much="x" * 70_000)
     assert (too_large.status_code, too_large.json()["error"]["code"]) == (431, "headers_too_large")
+
+
+async def test_a_request_that_kills_whatever_it_meets_is_not_repeated_for_ever(w: World) -> None:
+    instances = [await w.instance(f"i{number}") for number in range(5)]
+    asked = iter(instances)
+
+    async def answer(ask: Ask) -> Answer:
+        return Answer(next(asked).address)
+
+    async def kills() -> None:
+        for instance in instances[:3]:
+            await until(lambda instance=instance: _seen(instance, "GET /hang"))  # type: ignore[misc]
+            await instance.die()
+
+    w.answers = answer
+    response, _ = await asyncio.gather(w.get(BOX, path="/hang"), kills())
+    assert (response.status_code, response.json()["error"]["code"]) == (502, "instance_died")
+    assert [instance.seen for instance in instances[3:]] == [[], []]

@@ -79,7 +79,6 @@ class World:
         self.templates = Templates(self.store, fleet, self.functions, level="crun", work_dir=self.builds)
         files = DeployedFiles(fleet, self.functions, level="crun", work_dir=self.builds)
         self.deployments = Deployments(self.store, fleet, self.functions, self.sessions, files)
-        self.keeping = Keeping(self.store, fleet, self.functions, self.sessions, quiet_after=10)
         self.apps = Apps(
             self.store,
             fleet,
@@ -88,6 +87,9 @@ class World:
             start_timeout=self.start_timeout,
             set_endpoints=self._set_endpoints,
             loads=self._loads,
+        )
+        self.keeping = Keeping(
+            self.store, fleet, self.functions, self.sessions, quiet_after=10, strays=[self.apps.strays]
         )
         self.host.on_death = self._died
 

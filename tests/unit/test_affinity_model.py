@@ -1,283 +1,246 @@
-"""Random requests, deaths, restarts and clocks against a small model of who may be where."""
+"""Random requests in all modes, kills of everything, and a given clock, against a model of who may be where.
+
+A longer run: `DOVECOTE_MODEL_EXAMPLES=1000 pytest --timeout 0 tests/unit/test_affinity_model.py`, as in `make stress`.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
-from collections import defaultdict
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dovecote.control.sessions import Routed
-from dovecote.control.sessions.keeping import RETRY_LOST_AFTER
-from dovecote.errors import Gone, NoCapacity
-from dovecote.model.records import Session
-from dovecote.model.serving import Affinity, Mode, Sharing
-from dovecote.model.states import LIVE_SESSION, SessionState
-from tests.unit.control_world import START, world_on
-from tests.unit.memory_host import Clock, MemoryHost
+from dovecote.model.serving import Mode
+from tests.unit.affinity_acts import Acts
+from tests.unit.affinity_callers import Client, callers
+from tests.unit.affinity_truth import FUNCTIONS, SERVER, Truth
+from tests.unit.affinity_world import WORKERS, affinity_world
 
-IDLE, QUIET = 100, 10  # seconds
-SEATED = Sharing(sessions=2, requests=2, instances=3)
-FUNCTIONS = {
-    "own": (Affinity(idle_after=timedelta(seconds=IDLE)), Sharing(sessions=1, instances=4)),
-    "seated": (Affinity(idle_after=timedelta(seconds=IDLE)), SEATED),
-    "guarded": (Affinity(refuses_reuse=True, idle_after=timedelta(seconds=IDLE)), Sharing(sessions=3)),
-    "none": (Affinity(modes=(Mode.NONE,), idle_after=timedelta(seconds=IDLE)), Sharing(requests=2, instances=2)),
-}
-WITH_SESSIONS = [name for name in FUNCTIONS if name != "none"]
 T = TypeVar("T")
-Caller = tuple[int, str, str, str]  # tenant, user, function, key
 
-functions = st.sampled_from(WITH_SESSIONS)
-callers = st.tuples(st.integers(0, 1), st.sampled_from(["ann", "bob"]), functions, st.sampled_from(["a", "b", "c"]))
+EXAMPLES = int(os.environ.get("DOVECOTE_MODEL_EXAMPLES", "25"))
+
+clients = st.integers(0, len(callers()) - 1)
+workers = st.integers(0, WORKERS - 1)
+calls = st.tuples(clients, workers, st.booleans())
+indexes = st.integers(0, 30)  # of what there is then; what is drawn must not depend on it
+shared = st.sampled_from(["own", "seated", "tools", "none"])
 
 
-indexes = st.integers(0, 20)  # of what there is then; what is drawn must not depend on it
-
-
-class AffinityModel(RuleBasedStateMachine):
-    """`known` is the session that a caller was last given; `ended` are those that may never be given again."""
+class AffinityModel(Acts, RuleBasedStateMachine):
+    """Callers with what they were given, through workers of the gateway with what they have learned."""
 
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.patch = pytest.MonkeyPatch()
         self.stack = AsyncExitStack()
-        self.known: dict[Caller, str] = {}
-        self.callers: dict[str, Caller] = {}
-        self.places: dict[str, str] = {}  # session -> instance, as long as nothing took it away
-        self.ended: set[str] = set()
-        self.flows: list[str] = []
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self.loop.run_until_complete(asyncio.wait_for(work, 20))
+        return self.loop.run_until_complete(asyncio.wait_for(work, 30))
 
     @initialize()
     def begin(self) -> None:
+        self.run(self._begin())
+
+    async def _begin(self) -> None:
         directory = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
-        self.host = MemoryHost(Clock())
-        self.world = self.run(self.stack.enter_async_context(world_on(self.host, directory, self.patch)))
-        self.world.start_timeout = 0.2
-        self.world.join()
-        self.tenants = [self.world.tenant, self.world.other]
-        for tenant in self.tenants:
-            for name, (affinity, sharing) in FUNCTIONS.items():
-                self.run(self.world.functions.create(tenant, name, start=START, affinity=affinity, sharing=sharing))
+        self.there = await self.stack.enter_async_context(affinity_world(directory, self.patch))
+        world = self.there.world
+        self.truth = Truth(self.there, [world.tenant, world.other])
+        self.credentials = []
+        for number, tenant in enumerate(self.truth.tenants):
+            self.credentials.append((await world.tenancy.create_key(tenant, "model")).secret)
+            for name, (affinity, sharing, hooks) in FUNCTIONS.items():
+                self.truth.functions[number, name] = await world.functions.create(
+                    tenant, name, start=SERVER, affinity=affinity, sharing=sharing, hooks=hooks
+                )
 
     def teardown(self) -> None:
+        if hasattr(self, "there"):
+            self.run(self._release())
+            self.run(self.there.kill())
         self.run(self.stack.aclose())
         self.patch.undo()
         self.loop.close()
 
-    async def ask(self, caller: Caller) -> Routed:
-        tenant, user, name, key = caller
-        return await self.world.call(name, user=user, key=key, tenant=self.tenants[tenant])
-
-    def took(self, caller: Caller, routed: Routed) -> None:
-        """What every answer must keep to."""
-        session = routed.session
-        assert session is not None
-        assert session.id not in self.ended
-        assert session.tenant_id == self.tenants[caller[0]]
-        assert self.callers.setdefault(session.id, caller) == caller  # no id crosses users, tenants or functions
-        before = self.known.get(caller)
-        assert before in (None, session.id) or before in self.ended
-        self.known[caller] = session.id
-        [instance] = [i for i in self.host.instances.values() if i.address == routed.address.partition(":")[0]]
-        assert self.places.get(session.id, instance.id) == instance.id  # it stays where it is
-        self.places[session.id] = instance.id
-
     # -- what callers do
 
-    @rule(caller=callers)
-    def request(self, caller: Caller) -> None:
-        try:
-            routed = self.run(self.ask(caller))
-        except Gone:
-            assert caller[2] == "guarded"
-            assert self.known[caller] in self.ended
-        except NoCapacity:
-            assert self.is_full(caller)
-        else:
-            assert caller[2] != "guarded" or self.known.get(caller) not in self.ended
-            self.took(caller, routed)
+    @rule(call=calls)
+    def request(self, call: tuple[int, int, bool]) -> None:
+        at, worker, is_post = call
+        self.run(self._ask(self.clients[at], worker, is_post))
 
-    @rule(several=st.lists(callers, min_size=2, max_size=8))
-    def requests_at_once(self, several: list[Caller]) -> None:
-        async def all_of_them() -> list[Routed | BaseException]:
-            return await asyncio.gather(*map(self.ask, several), return_exceptions=True)
+    @rule(several=st.lists(calls, min_size=2, max_size=8, unique_by=lambda call: call[0]))
+    def requests_at_once(self, several: list[tuple[int, int, bool]]) -> None:
+        async def work() -> None:
+            await asyncio.gather(*[self._ask(self.clients[at], worker, is_post) for at, worker, is_post in several])
 
-        for caller, routed in zip(several, self.run(all_of_them()), strict=True):
-            if isinstance(routed, Routed):
-                self.took(caller, routed)
-            else:
-                assert isinstance(routed, (Gone, NoCapacity)), routed
+        self.run(work())
 
-    @rule(tenant=st.integers(0, 1))
-    def request_of_nobody(self, tenant: int) -> None:
-        try:
-            routed = self.run(self.world.call("none", user="ann", key=None, tenant=self.tenants[tenant]))
-        except NoCapacity:
-            assert sum(self.of("none", tenant).values()) >= 4
-        else:
-            assert routed.session is None
-            if self.host.connect(routed.address):
-                self.flows.append(routed.address)
+    @rule(at=clients, first=workers, times=st.integers(2, 6))
+    def the_same_at_once(self, at: int, first: int, times: int) -> None:
+        """By all workers: of one session, however cold it is."""
+        client = self.clients[at]
+        if client.chosen:
+
+            async def work() -> None:
+                await asyncio.gather(*[self._ask(client, first + n, n % 2 == 0) for n in range(times)])
+
+            self.run(work())
+
+    @rule(victim=clients, thief=clients, worker=workers)
+    def steal(self, victim: int, thief: int, worker: int) -> None:
+        """Somebody shows what another one was given, with a credential of his own."""
+        robbed, robber = self.clients[victim], self.clients[thief]
+        is_own = (robbed.tenant, robbed.user, robbed.function) == (robber.tenant, robber.user, robber.function)
+        if robbed.mode is not robber.mode or is_own or not robbed.key or robbed.function != robber.function:
+            return
+        false = robbed.stolen_by(robber)
+
+        async def work() -> None:
+            before = await self.truth.session(false)
+            theirs = await self.truth.session(robbed)
+            response = await self.there.gateway.send(self._request(false, is_post=False), worker=worker)
+            await self._judge(false, before, response, was_full=await self.truth.is_full(false))
+            mine = await self.truth.session(false)
+            assert mine is None or theirs is None or mine.id != theirs.id
+
+        self.run(work())
+
+    @rule(worker=workers, tenant=st.integers(0, 1), is_held=st.booleans())
+    def request_of_nobody(self, worker: int, tenant: int, is_held: bool) -> None:
+        client = Client(tenant, "ann", "none", Mode.NONE)
+        self.run(self._nobody(client, worker, asyncio.Event() if is_held else None))
+
+    @rule(at=clients, worker=workers)
+    def a_request_that_lasts(self, at: int, worker: int) -> None:
+        client = self.clients[at]
+        if client.mode not in (Mode.HEADER, Mode.COOKIE) or not client.key or len(self.held) > 3:
+            return
+
+        async def work() -> None:
+            before, was_full = await self.truth.session(client), await self.truth.is_full(client)
+            response = await self._sent(client, worker, asyncio.Event())
+            if response is not None:
+                await self._judge(client, before, response, was_full=was_full)
+
+        self.run(work())
 
     @rule()
     def answers_come(self) -> None:
-        for address in self.flows:
-            self.host.disconnect(address)
-        self.flows.clear()
+        self.run(self._release())
+
+    @rule(at=clients)
+    def a_stream_ends(self, at: int) -> None:
+        client = self.clients[at]
+        if client.stream is not None:
+            self.run(self._close(client))
+
+    @rule(at=clients, worker=workers)
+    def an_mcp_client_is_done(self, at: int, worker: int) -> None:
+        client = self.clients[at]
+        if client.mode is not Mode.MCP_HTTP or not client.given:
+            return
+
+        async def work() -> None:
+            before = await self.truth.session(client)
+            request = replace(self._request(client, is_post=False), method="DELETE")
+            response = await self.there.gateway.send(request, worker=worker)
+            if response.instance is None:
+                await self._judge(client, before, response)
+            elif before is not None:
+                await self.truth.has_ended(before.id)
+            client.forget()
+
+        self.run(work())
 
     # -- what is done to sessions
 
-    def some(self, at: int) -> Session | None:
-        alive = [each for _, each in sorted(self.known.items()) if each not in self.ended]
-        if not alive:
-            return None
-        session_id = alive[at % len(alive)]
-        return self.run(self.world.store.everyone().sessions.find(id=session_id))
+    @rule(at=indexes, act=st.sampled_from(["delete", "pause", "resume", "park", "vip", "default", "short", "idle"]))
+    def change(self, at: int, act: str) -> None:
+        async def work() -> None:
+            session = await self._some(at)
+            if session is not None:
+                await self._change(session, act)
 
-    @rule(at=indexes)
-    def delete(self, at: int) -> None:
-        if (session := self.some(at)) is not None:
-            self.run(self.world.sessions.delete(session.tenant_id, session.id))
-            self.gone(session.id)
+        self.run(work())
 
-    @rule(at=indexes)
-    def pause(self, at: int) -> None:
-        if (session := self.some(at)) is not None and not session.is_paused:
-            self.run(self.world.sessions.pause(session.tenant_id, session.id))
-            self.forget_moved()
-
-    @rule(at=indexes, tier=st.sampled_from(["default", "vip"]))
-    def change_tier(self, at: int, tier: str) -> None:
-        if (session := self.some(at)) is not None:
-            self.run(self.world.sessions.update(session.tenant_id, session.id, tier=tier))
-
-    @rule(at=indexes)
-    def its_time_is_over(self, at: int) -> None:
-        if (session := self.some(at)) is not None:
-            ttl = timedelta(microseconds=1)
-            self.run(self.world.sessions.update(session.tenant_id, session.id, ttl=ttl))
-            self.host.clock.advance(RETRY_LOST_AFTER)  # those that rest are looked at so often
-            self.run(self.world.tick())
-            self.forget_moved()
-            self.gone(session.id)
-
-    @rule(seconds=st.sampled_from([QUIET + 1, IDLE + 1]))
+    @rule(seconds=st.sampled_from([1, 5, 11, 31, 101, 401]))
     def time_passes(self, seconds: int) -> None:
-        self.host.clock.advance(seconds)
-        self.run(self.world.tick())
-        self.forget_moved()
+        self.there.clock.advance(seconds)
+        self.run(self.there.world.tick())
+
+    # -- limits
+
+    @rule(name=shared, tenant=st.integers(0, 1), instances=st.integers(1, 4))
+    def limit(self, name: str, tenant: int, instances: int) -> None:
+        async def work() -> None:
+            functions = self.there.world.functions
+            function = await functions.get(self.truth.tenants[tenant], name)
+            now = await functions.revision(function.tenant_id, function.revision_id)
+            like = replace(now, sharing=replace(now.sharing, instances=instances))
+            await functions.revise(function.tenant_id, function.id, like=like)
+
+        self.run(work())
 
     # -- what breaks
 
     @rule(at=indexes, is_told=st.booleans())
-    def instance_dies(self, at: int, is_told: bool) -> None:
-        owners = [instance.claim.owner for instance in self.host.instances.values()]
-        if owners:
-            self.run(self.host.die(owners[at % len(owners)], is_told=is_told))
-            self.run(self.world.tick())
-            self.forget_moved()
-
-    @rule()
-    def control_restarts(self) -> None:
-        self.run(self.world.restart())
-        self.forget_moved()
-
-    @rule(name=functions, tenant=st.integers(0, 1))
-    def revise(self, name: str, tenant: int) -> None:
+    def an_instance_dies(self, at: int, is_told: bool) -> None:
         async def work() -> None:
-            function = await self.world.functions.get(self.tenants[tenant], name)
-            revision = await self.world.functions.revision(function.tenant_id, function.revision_id)
-            await self.world.functions.revise(function.tenant_id, function.id, like=replace(revision, env={"V": "2"}))
+            await self._die(at, is_told=is_told)
+            await self.there.world.tick()
 
         self.run(work())
+
+    @rule()
+    def envoy_dies(self) -> None:
+        async def work() -> None:
+            self.there.gateway.die()
+            await self._release()
+            for client in self.clients:
+                if client.stream is not None:
+                    client.stream.close()
+                    client.stream = None  # nobody tells of its end; the client comes back to its session
+
+        self.run(work())
+
+    @rule(
+        several=st.lists(calls, min_size=1, max_size=6, unique_by=lambda call: call[0]),
+        at=indexes,
+        act=st.sampled_from(["nothing", "tick", "delete", "pause", "park"]),
+        after=st.integers(1, 80),
+        away=st.lists(calls, max_size=4),
+        deaths=st.lists(indexes, max_size=2),
+        is_machine=st.booleans(),
+    )
+    def control_is_killed(self, **drawn: Any) -> None:
+        """In the middle of something; meanwhile warm requests go on, instances die, or all of the machine does."""
+        self.run(self._killed(**drawn))
 
     # -- what must always hold
 
     @invariant()
-    def seats_and_instances_are_within_bounds_and_agree_with_the_records(self) -> None:
-        if not hasattr(self, "world"):
-            return
-        live = self.live()
-        holders: dict[str, set[str]] = defaultdict(set)
-        for session in live:
-            assert session.instance_id in self.host.instances
-            holders[str(session.instance_id)].add(session.id)
-        instances: dict[str, int] = defaultdict(int)
-        for instance in self.host.instances.values():
-            owner = instance.claim.owner
-            if owner.startswith("ses_"):
-                assert holders[instance.id] == {owner}
-                continue
-            function_id, revision_id, _ = owner.split(":")
-            instances[function_id] += 1
-            revision = self.run(self.revision(revision_id))
-            assert len(holders[instance.id]) <= revision.sharing.sessions
-            [there] = [i for i in self.world.sessions.placing.on(self.host) if i.instance_id == instance.id]
-            assert set(there.seats) == holders[instance.id]
-            assert there.places == 0
-            assert self.host.flows[instance.id] <= (revision.sharing.requests or 1000)
-            bound = revision.sharing.instances
-            assert not bound or instances[function_id] <= bound
-
-    async def revision(self, revision_id: str) -> Any:
-        found = await self.world.store.everyone().revisions.find(id=revision_id)
-        assert found is not None
-        return found
-
-    def live(self) -> list[Session]:
-        async def read() -> list[Session]:
-            # What a death has begun to note comes first.
-            for _ in range(200):
-                found = [s async for s in self.world.store.everyone().sessions.each(state=list(LIVE_SESSION))]
-                if all(session.instance_id in self.host.instances for session in found):
-                    return found
-                await asyncio.sleep(0.002)
-            return found
-
-        return self.run(read())
-
-    def of(self, name: str, tenant: int) -> dict[str, int]:
-        """Instances of a function, with what is open to each."""
-        function = self.run(self.world.functions.get(self.tenants[tenant], name))
-        found = [i for i in self.host.instances.values() if i.claim.owner.startswith(function.id)]
-        return {instance.id: self.host.flows[instance.id] for instance in found}
-
-    def is_full(self, caller: Caller) -> bool:
-        tenant, _, name, _ = caller
-        if name == "own":
-            function = self.run(self.world.functions.get(self.tenants[tenant], name))
-            return sum(1 for s in self.live() if s.function_id == function.id) >= 4
-        return name == "seated" and len(self.of(name, tenant)) >= SEATED.instances
-
-    def gone(self, session_id: str) -> None:
-        self.ended.add(session_id)
-        self.places.pop(session_id, None)
-        record = self.run(self.world.store.everyone().sessions.find(id=session_id))
-        assert record is not None
-        assert record.state is SessionState.ENDED
-
-    def forget_moved(self) -> None:
-        """Those whose record says that they have no instance may wake in another."""
-        seated = {session.id: session.instance_id for session in self.live()}
-        self.places = {each: place for each, place in self.places.items() if seated.get(each) == place}
+    @precondition(lambda self: hasattr(self, "there"))
+    def all_is_well(self) -> None:
+        streams = sum(1 for client in self.clients if client.stream is not None)
+        self.run(self.truth.look(len(self.held) + streams))
 
 
 AffinityModel.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=EXAMPLES,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
 )
 TestAffinity = AffinityModel.TestCase

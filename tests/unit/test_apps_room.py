@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,12 +13,13 @@ import pytest
 
 from dovecote.control.apps import AppInstance, apps
 from dovecote.control.apps.apps import surplus
+from dovecote.control.sessions import replicas
 from dovecote.errors import Conflict, Failed, NoCapacity, NotFound
 from dovecote.model.records import App, Start
 from tests.unit.control_world import START, Load, World, until, world_on
 from tests.unit.failing_hosts import DiesOnStart
 from tests.unit.memory_host import Clock, MemoryHost
-from tests.unit.memory_instance import MemoryInstance
+from tests.unit.memory_instance import NOW, MemoryInstance
 
 pytestmark = pytest.mark.anyio
 
@@ -425,6 +427,7 @@ async def test_a_restart_ends_instances_of_apps_and_revisions_that_are_gone(worl
     record = await world.store.tenant(world.tenant).apps.swap(_of_revision(record, function.revision_id))
     world.join()
     await world.apps.adopt()
+    await world.tick()
     assert instances(world) == []
     assert world.running("shop").app == record
 
@@ -464,3 +467,44 @@ async def test_a_stop_that_fails_in_an_unforeseen_way_is_tried_again(on: MakeWor
         await asyncio.wait([instance.life])
         assert instances(world) == []
         assert world.running("shop").instances == []
+
+
+async def test_what_cannot_be_stopped_for_long_ends_at_a_later_look(
+    on: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replicas, "STOP_TRIES", 1)
+    monkeypatch.setattr(replicas, "LONGEST_PAUSE", 0)
+    async with on(MemoryHost(Clock())) as world:
+        await publish(world)
+        await visit(world)
+        world.host.refuse("stop", Failed("busy", code="internal"))
+        (instance,) = world.running("shop").instances
+        await world.apps.unpublish(world.tenant, "shop")
+        assert instance.life is not None
+        assert len(instances(world)) == 1
+        await world.tick()
+        assert len(instances(world)) == 1
+        world.host.mend("stop")
+        await world.tick()
+        assert instances(world) == []
+
+
+async def test_an_instance_of_an_app_that_is_looked_after_is_no_stray(world: World) -> None:
+    await publish(world)
+    await visit(world)
+    await world.tick()
+    assert len(instances(world)) == 1
+
+
+async def test_a_stray_that_cannot_be_stopped_keeps_no_server_from_starting(world: World) -> None:
+    await publish(world)
+    await visit(world)
+    world.host.refuse("stop", Failed("busy", code="internal"), times=1)
+    app = await world.apps.get(world.tenant, "shop")
+    await world.leave()
+    await world.store.tenant(world.tenant).apps.swap(replace(app, removed_at=NOW))
+    world.join()
+    await world.apps.adopt()
+    world.host.mend("stop")
+    await world.tick()
+    assert instances(world) == []

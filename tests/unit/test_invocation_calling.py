@@ -7,6 +7,7 @@ import base64
 import ipaddress
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -16,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from dovecote.control.invocations import Calling, WebhookSecrets, webhooks
+from dovecote.control.invocations import Calling, WebhookSecrets, lookups, webhooks
 from dovecote.control.invocations.calling import exchange
 from dovecote.control.invocations.deciding import Broken, Reply
+from dovecote.control.invocations.lookups import Lookups
 from dovecote.control.invocations.webhooks import Webhooks, is_outside, parse_url, signature
 from dovecote.control.sessions import Routed
 from dovecote.errors import Failed, Forbidden, Invalid, NoCapacity
@@ -262,14 +264,14 @@ async def test_a_webhook_by_tls_is_sent_to_whom_its_name_belongs(
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(tmp_path / "chain.pem", tmp_path / "key.pem")
 
-    async def resolve(host: str, port: int, **_: Any) -> list[Any]:
+    def resolve(host: str, port: int, **_: Any) -> list[Any]:
         return [(0, 0, 0, "", ("127.0.0.1", port))]
 
     kept, tenant = secrets
     sender = Webhooks(kept, allowed=LOOPBACK)
     async with server_that(tls) as server:
         port = server.address.partition(":")[2]
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+        monkeypatch.setattr(lookups, "getaddrinfo", resolve)
         with pytest.raises(Failed):
             await sender.send(tenant, f"https://hooks.example:{port}/", b"{}")
         sender._tls.load_verify_locations(authority_path(tmp_path, "hooks.example"))
@@ -297,13 +299,38 @@ async def test_a_name_that_leads_inside_is_refused(
 ) -> None:
     """One address of several is enough."""
 
-    async def resolve(host: str, port: int, **_: Any) -> list[Any]:
+    def resolve(host: str, port: int, **_: Any) -> list[Any]:
         return [(0, 0, 0, "", (address, port)) for address in ("93.184.215.14", "10.0.0.7")]
 
     kept, tenant = secrets
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+    monkeypatch.setattr(lookups, "getaddrinfo", resolve)
     with pytest.raises(Forbidden):
         await Webhooks(kept).send(tenant, "http://rebind.example/", b"{}")
+
+
+async def test_dead_names_of_one_tenant_hold_up_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor the threads that all the rest of us has."""
+    answers = threading.Event()
+
+    def resolve(host: str, port: int, **_: Any) -> list[Any]:
+        if host == "dead.example":
+            answers.wait(30)
+        return [(0, 0, 0, "", ("192.0.2.1", port))]
+
+    monkeypatch.setattr(lookups, "getaddrinfo", resolve)
+    names = Lookups()
+    dead = [asyncio.ensure_future(names.find("one", "dead.example", 80)) for _ in range(100)]
+    try:
+        async with asyncio.timeout(20):
+            assert await names.find("other", "alive.example", 80) == [ipaddress.ip_address("192.0.2.1")]
+        for each in dead[:50]:
+            each.cancel()  # whoever gives up leaves no more than his thread behind
+        async with asyncio.timeout(20):
+            await asyncio.gather(*[names.find("other", "alive.example", 80) for _ in range(20)])
+    finally:
+        answers.set()
+    found = await asyncio.gather(*dead, return_exceptions=True)
+    assert sum(isinstance(each, list) for each in found) == 50
 
 
 @pytest.mark.parametrize(

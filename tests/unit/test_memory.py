@@ -255,3 +255,32 @@ async def test_a_killed_instance_breaks_the_promise_of_each_who_sat_there(world:
     await world.host.die(next(iter(world.host.instances.values())).claim.owner)
     assert (await world.becomes(session, S.LOST)).past.breaches == told
     assert _breaches("killed") == before + told
+
+
+async def test_a_live_session_is_promised_what_there_is_memory_for(world: World) -> None:
+    _free(world, LIMIT // 4 * 2)
+    sessions = [await _opened(world, "default") for _ in range(3)]
+    raised = await asyncio.gather(
+        *(world.sessions.update(world.tenant, each.id, tier="vip") for each in sessions), return_exceptions=True
+    )
+    refused = [each for each in raised if isinstance(each, NoCapacity)]
+    assert [each.code for each in refused] == ["no_memory"]
+    tiers = [(await world.record(each)).tier for each in sessions]
+    assert sorted(tiers) == ["default", "vip", "vip"]
+    [left] = [each for each, tier in zip(sessions, tiers, strict=True) if tier == "default"]
+    assert (await world.sessions.update(world.tenant, left.id, ttl=timedelta(hours=1))).tier == "default"
+    assert (await world.sessions.update(world.tenant, left.id, tier="default")).tier == "default"
+    [promised, _] = [each for each, tier in zip(sessions, tiers, strict=True) if tier == "vip"]
+    assert (await world.sessions.update(world.tenant, promised.id, tier="svip")).tier == "svip"  # promised already
+
+
+async def test_others_make_room_for_a_session_that_is_promised_more(world: World) -> None:
+    quiet = await _opened(world, "default", uses=LIMIT // 4)
+    raised = await _opened(world, "default")
+    await _quiet(world)
+    await world.sessions.wake(world.tenant, raised.id)
+    _free(world, LIMIT // 8)
+    await world.sessions.update(world.tenant, raised.id, tier="vip")
+    assert await _state(world, quiet) is S.PARKED
+    assert await _state(world, raised) is S.READY
+    assert (await world.record(raised)).tier == "vip"

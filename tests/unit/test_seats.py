@@ -301,6 +301,22 @@ async def test_a_client_that_leaves_while_it_starts_takes_nothing_from_the_other
         assert len(host.claims) == 1
 
 
+async def test_nothing_is_kept_of_a_function_whose_instances_are_gone(world: World) -> None:
+    function = await shared(world, Sharing(sessions=2, instances=1))
+    _, session = await ask(world, "a")
+    pools = world.sessions.placing._pools
+    assert len(pools._pools) == 1
+    assert pools.of(function) is pools.of(function)
+    await world.sessions.delete(session.tenant_id, session.id)
+    world.clock.advance(1000)
+    await world.tick()
+    assert world.host.instances == {}
+    assert (dict(pools._pools), pools._held) == ({}, set())
+    await ask(world, "a")  # and it begins anew, within its bound
+    await ask(world, "b")
+    assert len(world.host.instances) == 1
+
+
 async def test_an_older_revision_takes_nobody_new_and_ends_with_its_last_seat(world: World) -> None:
     function = await shared(world, Sharing(sessions=5))
     old, a = await ask(world, "a")

@@ -13,8 +13,8 @@ from hypothesis import strategies as some
 
 from dovecote.control.fleet import Claim, Placed
 from dovecote.control.snapshots import Snapshots, expired
-from dovecote.control.snapshots.retention import moment_after
 from dovecote.errors import Conflict, NotFound, StorageFailed
+from dovecote.model.moments import moment_after
 from dovecote.model.records import Revision, Session, Snapshot
 from dovecote.model.sizes import TIERS
 from dovecote.model.states import SessionState, SnapshotCause

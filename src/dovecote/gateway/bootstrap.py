@@ -26,7 +26,7 @@ from dovecote.gateway.clusters import (
     second_try,
 )
 from dovecote.gateway.replies import local_replies
-from dovecote.gateway.routes import MOST_TRIES, held_host, read_lua, virtual_hosts
+from dovecote.gateway.routes import ATTEMPT, MOST_TRIES, UNWRITTEN, WRITTEN, held_host, read_lua, virtual_hosts
 from dovecote.gateway.streams import held_log, stream_log
 from dovecote.model.addresses import SERVED
 from dovecote.model.naming import PREFIX_HEADER
@@ -224,9 +224,10 @@ def _wake_listener(front: Front, sockets: Sockets) -> Json:
         "status_on_error": {"code": 503},
         "failure_mode_allow": False,
     }
-    again = [header(NOTE_HEADER, f"{front.secret} retry")]
+    notes = {"unreachable": f"{front.secret} {UNWRITTEN}", "instance_died": f"{front.secret} {WRITTEN} {ATTEMPT}"}
     filters = [{"name": "ask", "typed_config": ask}, _lua("", "taken.lua")]
-    manager = _connection_manager("wake", filters, [held_host()], local_replies(on_unreachable=again))
+    told = {code: header(NOTE_HEADER, note) for code, note in notes.items()}
+    manager = _connection_manager("wake", filters, [held_host()], local_replies(told))
     manager |= {"max_request_headers_kb": 96, "generate_request_id": False, "http_protocol_options": {}}
     manager |= _reports(held_log(sockets.streams), front)
     return _listener("wake", pipe(sockets.wake), manager) | {"ignore_global_conn_limit": True}

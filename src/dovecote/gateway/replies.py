@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dovecote.gateway.clusters import Json, header
@@ -54,10 +54,13 @@ REPLIES = (
 )
 
 
-def local_replies(on_unreachable: Sequence[Json] = ()) -> Json:
-    """`on_unreachable` are headers for the front listener where no connection could be made."""
-    mappers = [_mapper(reply, on_unreachable if reply.code == "unreachable" else ()) for reply in REPLIES]
-    return {"mappers": mappers}
+def local_replies(added: Mapping[str, Json] | None = None) -> Json:
+    """`added` is a header for each code of a reply that somebody else is to understand."""
+    return {
+        "mappers": [
+            _mapper(reply, [(added or {})[reply.code]] if reply.code in (added or {}) else []) for reply in REPLIES
+        ]
+    }
 
 
 def _mapper(reply: Reply, headers: Sequence[Json]) -> Json:

@@ -21,6 +21,10 @@ from dovecote.model.addresses import SERVED
 
 # How often a request for a function may find its instance full, or gone, before it is refused.
 MOST_TRIES = 9
+# What the wake listener notes of a request that came to nothing: whether some of it may have reached an instance.
+UNWRITTEN, WRITTEN, ATTEMPT = "retry", "died", "%REQ(X-ENVOY-ATTEMPT-COUNT)%"
+# Attempts after which a request is sent again though it was written: one that kills its instance kills few.
+REPEATED_AFTER = (1, 2)
 # What a retry may repeat. More than a connection's buffer, so that a held request keeps its body however long that is.
 REPLAY_BYTES = 4 << 20
 
@@ -92,10 +96,13 @@ def _held_routes(kind: str, action: Json, secret: str, *, tries: int = 2, matchi
     unvouched = [KEY_HEADER] if kind == "fn" else [KEY_HEADER, USER_HEADER]
     safe = {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD|OPTIONS"}}}
 
-    def route(headers: list[Json], retry_on: str) -> Json:
+    def route(headers: list[Json], *, is_repeatable: bool) -> Json:
+        died = [f"{WRITTEN} {attempt}" for attempt in REPEATED_AFTER] if is_repeatable else []
         policy = {
-            "retry_on": retry_on,
-            "retriable_headers": [{"name": NOTE_HEADER, "string_match": {"exact": f"{secret} retry"}}],
+            "retry_on": f"{unwritten},reset" if is_repeatable else unwritten,
+            "retriable_headers": [
+                {"name": NOTE_HEADER, "string_match": {"exact": f"{secret} {note}"}} for note in (UNWRITTEN, *died)
+            ],
             "num_retries": tries,
             "retry_back_off": {"base_interval": "0.002s", "max_interval": "0.02s"},
         }
@@ -107,7 +114,11 @@ def _held_routes(kind: str, action: Json, secret: str, *, tries: int = 2, matchi
         }
 
     keyed = _present("idempotency-key")
-    return [route([safe], unwritten + ",reset"), route([keyed], unwritten + ",reset"), route([], unwritten)]
+    return [
+        route([safe], is_repeatable=True),
+        route([keyed], is_repeatable=True),
+        route([], is_repeatable=False),
+    ]
 
 
 def _present(name: str) -> Json:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from dovecote.background import Background
 from dovecote.control.apps.rescale import DEFAULT_SCALE, Rescale
 from dovecote.control.apps.running import AppInstance, RunningApp
 from dovecote.control.apps.turns import AppTurns
-from dovecote.control.fleet import Death, Fleet
+from dovecote.control.fleet import Death, Fleet, Observed
 from dovecote.control.functions import Functions
 from dovecote.control.scaling import desired
 from dovecote.control.sessions import Sessions, wait_for_port
@@ -26,6 +26,7 @@ from dovecote.store import Store
 
 log = logging.getLogger(__name__)
 
+OWNER = "app_"  # how the owners of apps' instances begin
 LASTS = 30.0  # seconds that an instance must live for its start to count as a good one
 PAGE = 500
 
@@ -66,6 +67,7 @@ class Apps:
         self._loads = loads
         self._published = published
         self._apps: dict[str, RunningApp] = {}  # by name
+        self._owners: set[str] = set()  # of instances that are looked after, also of apps that are unpublished
         self._telling = asyncio.Lock()
         self._background = Background()
         self._turns = AppTurns(
@@ -294,6 +296,7 @@ class Apps:
 
     def _let_live(self, there: RunningApp, instance: AppInstance, coming: Coroutine[Any, Any, None]) -> None:
         there.instances.append(instance)
+        self._owners.add(instance.owner)
         instance.life = self._background.run(self._life(there, instance, coming), f"an instance of {there.app.name}")
 
     async def _life(self, there: RunningApp, instance: AppInstance, coming: Coroutine[Any, Any, None]) -> None:
@@ -314,6 +317,7 @@ class Apps:
             instance.leaving.set()
         await there.tell()
         await self._turns.end(there, instance)
+        self._owners.discard(instance.owner)
         await there.tell()
 
     def died(self, death: Death) -> None:
@@ -326,6 +330,10 @@ class Apps:
                     instance.is_dead = True
                     instance.leaving.set()
                     return
+
+    def strays(self, observed: Iterable[Observed]) -> Sequence[Observed]:
+        """Of what a host has, those that nobody looks after: ending them has failed."""
+        return [seen for seen in observed if seen.owner.startswith(OWNER) and seen.owner not in self._owners]
 
     # -- coming and going of control
 
@@ -341,14 +349,12 @@ class Apps:
         by_id = {there.app.id: there for there in self._apps.values()}
         for host in self._fleet.hosts().values():
             for seen in await host.observe():
-                if not seen.owner.startswith("app_"):
+                if not seen.owner.startswith(OWNER):
                     continue
                 app_id, revision_id, _ = seen.owner.split(":")
                 there = by_id.get(app_id)
                 if there is None or there.revision.id != revision_id or there.revision.start is None:
-                    with contextlib.suppress(NotFound):
-                        await host.stop(seen.instance_id, grace=0)
-                    continue
+                    continue  # it is a stray, and ended at the next tick
                 there.last_request = time.monotonic()  # nobody knows better
                 with contextlib.suppress(NotFound):
                     await host.thaw(seen.instance_id)

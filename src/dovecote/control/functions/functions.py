@@ -13,6 +13,7 @@ from dovecote.control.functions.wishes import Runs, parse_spec
 from dovecote.errors import Conflict, Invalid, NotFound
 from dovecote.model.environment import parse_env
 from dovecote.model.ids import is_slug, new_id, parse_name, random_text
+from dovecote.model.moments import moment_after
 from dovecote.model.networks import parse_policy
 from dovecote.model.records import Function, Revision, Start
 from dovecote.model.rules import SaveRules, parse_rules
@@ -88,7 +89,7 @@ class Functions:
             raise Invalid(f"{name} looks like a name of ours", code="malformed_name", hint="choose one that says more")
         function_id = new_id("fun")
         if like is not None:
-            revision = _numbered(like, function_id, 1)
+            revision = _next(like, function_id, None)
         else:
             revision = await self._plan(
                 tenant_id, function_id, template=template, spec=spec, level=level, network=network, env=env, start=start
@@ -161,8 +162,7 @@ class Functions:
 
     async def add_revision(self, function: Function, revision: Revision, *, is_current: bool) -> Revision:
         """The next one, which says what this one says. Raises Conflict (stale)."""
-        number = await self._next_number(function.tenant_id, function.id)
-        revision = _numbered(revision, function.id, number)
+        revision = _next(revision, function.id, await self._newest(function.tenant_id, function.id))
         try:
             async with self._store.tenant(function.tenant_id).together() as t:
                 if is_current:
@@ -283,8 +283,8 @@ class Functions:
             if found is not None:
                 return found
             try:
-                number = await self._next_number(tenant_id, function.id)
-                return await self._store.tenant(tenant_id).revisions.insert(replace(wanted, number=number))
+                wanted = _next(wanted, function.id, await self._newest(tenant_id, function.id))
+                return await self._store.tenant(tenant_id).revisions.insert(wanted)
             except Conflict:
                 continue  # another request made one meanwhile
         raise Conflict("revisions of the function `sandbox` come all the time", code="busy", hint="try again")
@@ -297,9 +297,8 @@ class Functions:
                 return each
         return None
 
-    async def _next_number(self, tenant_id: str, function_id: str) -> int:
-        newest = await self._store.tenant(tenant_id).revisions.newest(function_id=function_id)
-        return newest.number + 1 if newest else 1
+    async def _newest(self, tenant_id: str, function_id: str) -> Revision | None:
+        return await self._store.tenant(tenant_id).revisions.newest(function_id=function_id)
 
     async def _plan(
         self,
@@ -395,5 +394,7 @@ class Functions:
         return revision
 
 
-def _numbered(like: Revision, function_id: str, number: int) -> Revision:
-    return replace(like, id=new_id("rev"), function_id=function_id, number=number, created_at=datetime.now(UTC))
+def _next(like: Revision, function_id: str, newest: Revision | None) -> Revision:
+    """After the newest of the function, which is known by its time."""
+    number, at = newest.number + 1 if newest else 1, moment_after(newest, datetime.now(UTC))
+    return replace(like, id=new_id("rev"), function_id=function_id, number=number, created_at=at)

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 
+from dovecote.control.invocations.lookups import Address, Lookups
 from dovecote.errors import Conflict, DovecoteError, Failed, Forbidden, Invalid
 from dovecote.model.ids import random_text
 from dovecote.model.records import Tenant
@@ -26,8 +27,6 @@ WITHIN = 15.0  # seconds, for all of it
 TRIES = 8
 OVERLAP, LONGEST_OVERLAP = timedelta(days=1), timedelta(days=30)  # of a secret and the one before it
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class WebhookSecrets:
@@ -83,8 +82,10 @@ class Webhooks:
         *,
         allowed: tuple[ipaddress.IPv4Network, ...] = (),
         clock: Callable[[], float] = time.time,
+        lookups: Lookups | None = None,
     ) -> None:
         self._secrets = secrets
+        self._lookups = lookups or Lookups()
         self._allowed = allowed
         self._clock = clock
         self._tls = httpx.create_ssl_context()  # once: it reads all authorities, which holds up the loop
@@ -99,7 +100,7 @@ class Webhooks:
         }
         try:
             async with asyncio.timeout(WITHIN):
-                status = await self._post(url, headers, body)
+                status = await self._post(tenant_id, url, headers, body)
         except TimeoutError:
             raise Failed(f"the webhook took longer than {WITHIN:g} s", code="webhook_failed") from None
         except (httpx.HTTPError, OSError) as error:
@@ -107,10 +108,10 @@ class Webhooks:
         if not 200 <= status < 300:
             raise Failed(f"the webhook answered {status}", code="webhook_failed", hint="it has to answer 2xx")
 
-    async def _post(self, url: str, headers: dict[str, str], body: bytes) -> int:
+    async def _post(self, tenant_id: str, url: str, headers: dict[str, str], body: bytes) -> int:
         """To an address that was looked at, not to a name that may lead elsewhere a moment later; no redirects."""
         there = parse_url(url)
-        address = await self._resolve(there.host, there.port or (443 if there.scheme == "https" else 80))
+        address = await self._resolve(tenant_id, there.host, there.port or (443 if there.scheme == "https" else 80))
         limits = httpx.Limits(max_keepalive_connections=0)
         transport = httpx.AsyncHTTPTransport(verify=self._tls, retries=0, limits=limits)
         timeout = httpx.Timeout(WITHIN)
@@ -126,12 +127,11 @@ class Webhooks:
             await response.aclose()  # what it says besides its status is nobody's
             return response.status_code
 
-    async def _resolve(self, host: str, port: int) -> Address:
+    async def _resolve(self, tenant_id: str, host: str, port: int) -> Address:
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            addresses = await self._lookups.find(tenant_id, host, port)
         except (socket.gaierror, UnicodeError) as error:
             raise Failed(f"no address of {host[:200]}: {error}", code="webhook_failed") from error
-        addresses = [ipaddress.ip_address(each[4][0]) for each in found]
         for address in addresses:
             if not self._may(address):
                 raise Forbidden(

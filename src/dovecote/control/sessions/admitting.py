@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -40,11 +41,20 @@ class Park(Protocol):
     ) -> Session: ...
 
 
+@dataclass(frozen=True, eq=False)
+class _Coming:
+    """What was let in and is not there yet."""
+
+    host: Host
+    owner: str
+    needed: int  # bytes
+
+
 class Admitting:
     def __init__(self, ledger: Ledger, *, overcommit: float) -> None:
         self._ledger = ledger
         self._overcommit = overcommit
-        self._coming: dict[str, tuple[Host, int]] = {}  # owner -> its host, and what it was admitted with
+        self._coming: set[_Coming] = set()
         self._making = asyncio.Lock()
         self._background = Background()
         self._measured_at = 0.0
@@ -61,31 +71,48 @@ class Admitting:
         (no_memory) where that does not help.
         """
         needed = STARTING if promised_limit is None else promised_bytes(promised_limit, self._overcommit)
-        if not self._fits(host, needed):
+        async with self._room_for(host, owner, needed):
+            yield
+
+    @asynccontextmanager
+    async def promised(self, live: Live) -> AsyncIterator[None]:
+        """Around the change by which its tier begins to promise what it has. Raises NoCapacity (no_memory)."""
+        held = replace(self._of(live), is_promised=True)
+        async with self._room_for(live.host, live.session.id, outstanding(held, self._overcommit)):
+            yield
+
+    @asynccontextmanager
+    async def _room_for(self, host: Host, owner: str, needed: int) -> AsyncIterator[None]:
+        if not self._fits(host, owner, needed):
             async with self._making:
-                await self._make_room(host, needed)
-        self._coming[owner] = host, needed
+                await self._make_room(host, owner, needed)
+        coming = _Coming(host, owner, needed)
+        self._coming.add(coming)
         try:
             yield
         finally:
-            self._coming.pop(owner, None)
+            self._coming.discard(coming)
 
-    def _fits(self, host: Host, needed: int) -> bool:
-        room = make_room(
-            self._wanted(host, needed), host.memory().free_bytes, self.held(host), overcommit=self._overcommit
-        )
+    def _fits(self, host: Host, owner: str, needed: int) -> bool:
+        held = self._others(host, owner)
+        room = make_room(self._wanted(host, needed), host.memory().free_bytes, held, overcommit=self._overcommit)
         return room.is_enough and not room.park
 
-    def _wanted(self, host: Host, needed: int) -> int:
-        return needed + sum(size for there, size in self._coming.values() if there is host)
+    def _others(self, host: Host, owner: str) -> list[Held]:
+        """Nobody makes room for himself, and what a session is about to be promised is among what comes."""
+        coming = {owner, *(each.owner for each in self._coming)}
+        return [each for each in self.held(host) if each.session_id not in coming]
 
-    async def _make_room(self, host: Host, needed: int) -> None:
+    def _wanted(self, host: Host, needed: int) -> int:
+        return needed + sum(each.needed for each in self._coming if each.host is host)
+
+    async def _make_room(self, host: Host, owner: str, needed: int) -> None:
         await self._measure()  # what was seen seconds ago decides nothing here
-        free, held = host.memory().free_bytes, self.held(host)
+        free, held = host.memory().free_bytes, self._others(host, owner)
         room = make_room(self._wanted(host, needed), free, held, overcommit=self._overcommit)
         if room.is_enough:
             await self._put_to_rest(room.park)
-        if not self._fits(host, needed):
+        if not self._fits(host, owner, needed):
             REFUSED.inc()
             raise NoCapacity(
                 f"this host has {max(0, free) // MIB} MiB of memory beside its reserve, and promises of tiers to keep",

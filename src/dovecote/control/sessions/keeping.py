@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from datetime import UTC, datetime
 from math import inf
 from typing import Any
@@ -34,6 +34,9 @@ MOVES_AT_ONCE = 8
 CONSIDER_EVERY = 5.0  # seconds, at least, of a seat for which nothing is due: the clock of the wall may be set
 RETRY_LOST_AFTER = 30.0  # seconds between tries to save what a dead instance left
 
+Strays = Callable[[Iterable[Observed]], Sequence[Observed]]
+"""Of what a host has, the instances of a room that nobody there knows: ending them has failed."""
+
 
 class Keeping:
     def __init__(
@@ -45,14 +48,16 @@ class Keeping:
         *,
         quiet_after: float,
         route_ttl: float = 0.0,
+        strays: Sequence[Strays] = (),
     ) -> None:
-        """`route_ttl` is for how many seconds the gateway uses a route without asking."""
+        """`route_ttl` is for how many seconds the gateway uses a route without asking. `strays` are of other rooms."""
         self._store = store
         self._fleet = fleet
         self._functions = functions
         self._sessions = sessions
         self._quiet_after = quiet_after
         self._unseen = 2 * route_ttl
+        self._strays = (sessions.placing.strays, *strays)
         self._shared = AdoptingShared(store, functions, sessions)
         self._moving: dict[str, asyncio.Task[None]] = {}
         self._background = Background()
@@ -163,8 +168,9 @@ class Keeping:
             by_owner = {seen.owner: seen for seen in observed}
             for instance, move in self._sessions.placing.due(shared, by_owner, quiet_after=self._quiet_after):
                 self._go_on(instance.owner, self._turn(instance, move))
-            for stray in self._sessions.placing.strays(observed):
-                self._go_on(stray.owner, stop_replica(host, stray.instance_id, stray.owner))
+            for strays in self._strays:
+                for stray in strays(observed):
+                    self._go_on(stray.owner, stop_replica(host, stray.instance_id, stray.owner))
             self._go_on(f"memory of {id(host)}", self._sessions.admitting.tick(host))
         for seat in self._sessions.placing.seats():
             self._consider_seat(seat, now)

@@ -385,7 +385,7 @@ class Placing:
     def take_over(self, function: Function, revision: Revision, host: Host, seen: Observed, is_frozen: bool) -> None:
         instance = SharedInstance(seen.owner, revision, host, seen.instance_id, seen.address, seen.pid, is_ready=True)
         instance.is_frozen = is_frozen
-        self._pools.of(function).instances.append(instance)
+        self._pools.take(self._pools.of(function), instance)
 
     def sit_again(self, session: Session) -> bool:
         """Whether the instance that its record names is here; then it has its seat there again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from dovecote.control.fleet import Host, Observed
 from dovecote.control.sessions.seats import SharedInstance
@@ -36,10 +37,14 @@ class Pool:
 
 
 class Pools:
-    """Every instance's owner is `{function}:{revision}:{random}`, and begins with OWNER."""
+    """Every instance's owner is `{function}:{revision}:{random}`, and begins with OWNER.
+
+    A pool is there as long as it has an instance, or somebody looks for a place in it.
+    """
 
     def __init__(self) -> None:
-        self._pools: dict[str, Pool] = {}  # by function
+        self._pools: WeakValueDictionary[str, Pool] = WeakValueDictionary()  # by function
+        self._held: set[Pool] = set()  # those that have instances
 
     def of(self, function: Function) -> Pool:
         """Made where there is none; it knows the function as it was last read."""
@@ -54,14 +59,20 @@ class Pools:
     def add(self, pool: Pool, revision: Revision, host: Host) -> SharedInstance:
         """One that is to come."""
         instance = SharedInstance(f"{pool.function.id}:{revision.id}:{random_text(10)}", revision, host)
-        pool.instances.append(instance)
+        self.take(pool, instance)
         return instance
+
+    def take(self, pool: Pool, instance: SharedInstance) -> None:
+        pool.instances.append(instance)
+        self._held.add(pool)
 
     def remove(self, instance: SharedInstance) -> None:
         """May be repeated."""
         pool = self.around(instance)
         if pool is not None and instance in pool.instances:
             pool.instances.remove(instance)
+            if not pool.instances:
+                self._held.discard(pool)
 
     def strays(self, observed: Iterable[Observed]) -> list[Observed]:
         """Of what a host has, those that nobody knows: ending them or taking them over has failed."""
@@ -69,4 +80,4 @@ class Pools:
         return [seen for seen in observed if seen.owner.startswith(OWNER) and seen.owner not in known]
 
     def all(self) -> list[SharedInstance]:
-        return [instance for pool in self._pools.values() for instance in pool.instances]
+        return [instance for pool in self._held for instance in pool.instances]

@@ -18,6 +18,7 @@ from dovecote.model.trees import Workspace
 log = logging.getLogger(__name__)
 
 STOP_TRIES = 5
+LONGEST_PAUSE = 16.0  # seconds between two of them
 
 
 class Admit(Protocol):
@@ -67,4 +68,4 @@ async def stop_replica(host: Host, instance_id: str, owner: str) -> None:
             return  # gone already
         except Exception as error:
             log.error("%s of %s could not be stopped: %s", instance_id, owner, error)
-            await asyncio.sleep(2**attempt)
+            await asyncio.sleep(min(LONGEST_PAUSE, 2**attempt))

@@ -104,7 +104,7 @@ class Sessions:
         pausing = Pausing(self._ledger, waking, parking, hibernating)
         self.pause, self.pause_if_due, self.resume = pausing.pause, pausing.pause_if_due, pausing.resume
         self.remembered = pausing.remembered
-        tiers = Tiers(store, self._ledger, tenancy)
+        tiers = Tiers(store, self._ledger, self.admitting, tenancy)
         self.update, self.pace, self.set_user_tier = tiers.update, tiers.pace, tiers.set_user_tier
 
     # -- the record

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 
+from dovecote.control.sessions.admitting import Admitting
 from dovecote.control.sessions.ledger import Ledger
+from dovecote.control.sessions.live import Live
 from dovecote.control.sessions.rules import parse_tier, parse_time, recovery_point
 from dovecote.control.tenancy import Tenancy
-from dovecote.errors import Gone, NotFound
+from dovecote.errors import Conflict, Gone, NotFound
 from dovecote.model.records import Session, User
+from dovecote.model.sizes import TIERS
 from dovecote.store import Store
+
+TRIES = 8
 
 
 class Tiers:
-    def __init__(self, store: Store, ledger: Ledger, tenancy: Tenancy) -> None:
+    def __init__(self, store: Store, ledger: Ledger, admitting: Admitting, tenancy: Tenancy) -> None:
         self._store = store
         self._ledger = ledger
+        self._admitting = admitting
         self._tenancy = tenancy
 
     async def update(
@@ -29,18 +36,35 @@ class Tiers:
         quiet_after: timedelta | None = None,
         ttl: timedelta | None = None,
     ) -> Session:
-        """Changes times of one session. `ttl` counts from creation. Raises Invalid, NotFound (no_such_tier), Gone."""
-        async with self._ledger.live.lock(session_id):
-            session = await self._ledger.living(tenant_id, session_id)
-            session = await self._ledger.change(
-                session,
-                tier=parse_tier(tier) if tier else session.tier,
-                idle_after=parse_time(idle_after, "idle_after") or session.idle_after,
-                quiet_after=parse_time(quiet_after, "quiet_after") or session.quiet_after,
-                expires_at=session.created_at + ttl if (ttl := parse_time(ttl, "ttl")) else session.expires_at,
-            )
-            await self.pace(session)
-            return session
+        """Changes times of one session. `ttl` counts from creation. Raises Invalid, NotFound (no_such_tier), Gone.
+
+        A tier that promises its window is given to a live session only where there is memory for that: else raises
+        NoCapacity (no_memory).
+        """
+        for _ in range(TRIES):
+            live = self._ledger.live.get(session_id)
+            # Ahead of its lock: others make room for it, and may wait for it to make room for them.
+            async with self._promised(live, tier), self._ledger.live.lock(session_id):
+                if self._ledger.live.get(session_id) is not live:
+                    continue  # it woke or went meanwhile
+                session = await self._ledger.living(tenant_id, session_id)
+                session = await self._ledger.change(
+                    session,
+                    tier=parse_tier(tier) if tier else session.tier,
+                    idle_after=parse_time(idle_after, "idle_after") or session.idle_after,
+                    quiet_after=parse_time(quiet_after, "quiet_after") or session.quiet_after,
+                    expires_at=session.created_at + ttl if (ttl := parse_time(ttl, "ttl")) else session.expires_at,
+                )
+                await self.pace(session)
+                return session
+        raise Conflict(f"session {session_id} comes and goes", code="busy", hint="try again")
+
+    def _promised(self, live: Live | None, tier: str | None) -> AbstractAsyncContextManager[None]:
+        """Around a change of tier: memory for what it begins to promise."""
+        is_more = tier is not None and TIERS[parse_tier(tier)].is_promised
+        if live is None or not is_more or TIERS[live.session.tier].is_promised:
+            return contextlib.nullcontext()
+        return self._admitting.promised(live)
 
     async def pace(self, session: Session) -> None:
         """Lets its instance, if it has one, be saved as often as its tier says. May be repeated."""

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from dovecote.model.records import Snapshot
 from dovecote.model.sizes import Tier
-
-
-def moment_after(newest: Snapshot | None, now: datetime) -> datetime:
-    """When a new one was taken: its place is behind all others, also where the clock went back since."""
-    return now if newest is None or newest.created_at < now else newest.created_at + timedelta(microseconds=1)
 
 
 def expired(snapshots: Sequence[Snapshot], tier: Tier, now: datetime) -> list[Snapshot]:

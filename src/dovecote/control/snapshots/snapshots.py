@@ -12,9 +12,10 @@ from typing import Unpack
 
 from dovecote.control.functions import Functions
 from dovecote.control.sessions import Origin, Sessions, Wishes
-from dovecote.control.snapshots.retention import expired, moment_after
+from dovecote.control.snapshots.retention import expired
 from dovecote.errors import Conflict, DovecoteError, Invalid, NotFound
 from dovecote.model.ids import new_id
+from dovecote.model.moments import moment_after
 from dovecote.model.records import Session, Snapshot
 from dovecote.model.sizes import TIERS
 from dovecote.model.states import SessionState, SnapshotCause

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from dovecote.host.storage import mounts
 from dovecote.host.storage.inside import place
 from dovecote.host.storage.volumes import clone_mount, closing, taken
 from dovecote.model.volumes import BUCKET, Mount, covers
+
+log = logging.getLogger(__name__)
 
 
 async def mount_all(parts: Parts, instance: Instance) -> None:
@@ -92,17 +95,47 @@ def _check_live(parts: Parts, instance: Instance) -> None:
 
 
 async def _attach(parts: Parts, instance: Instance, mount: Mount) -> None:
+    """Whoever waits may leave: what was begun comes to its end all the same, and is taken back then."""
     detached = await _open(parts, instance, mount)
+    attaching = asyncio.ensure_future(_attached(parts, instance, mount.at, detached))
+    try:
+        await asyncio.shield(attaching)
+    except asyncio.CancelledError:
+        await asyncio.shield(asyncio.ensure_future(_given_up(parts, instance, mount.at, attaching)))
+        raise
+
+
+async def _attached(parts: Parts, instance: Instance, at: str, detached: int) -> None:
     try:
         # Written first: what is mounted and not written down could never be unmounted.
-        instance.mounted[mount.at] = mounts.mount_id(detached)
+        instance.mounted[at] = mounts.mount_id(detached)
         instance.record()
-        await parts.entrance.attach(instance.pid, detached, mount.at, owner=instance.id_base)
-    except BaseException:
-        instance.mounted.pop(mount.at, None)
+        await parts.entrance.attach(instance.pid, detached, at, owner=instance.id_base)
+    except Exception:
+        await _take_back(parts, instance, at)
         raise
     finally:
         os.close(detached)
+
+
+async def _given_up(parts: Parts, instance: Instance, at: str, attaching: asyncio.Future[None]) -> None:
+    await asyncio.wait({attaching})
+    if attaching.cancelled() or attaching.exception() is None:
+        await _take_back(parts, instance, at)
+
+
+async def _take_back(parts: Parts, instance: Instance, at: str) -> None:
+    """A helper that failed may have attached it: what cannot be looked after stays written down."""
+    number = instance.mounted.get(at)
+    if number is None:
+        return
+    try:
+        await parts.entrance.detach(instance.pid, number, lazy=True)
+    except DovecoteError as error:
+        log.warning("a mount at %s of %s may be left: %s", at, instance.id, error)
+        return
+    instance.mounted.pop(at, None)
+    instance.record()
 
 
 def _place(detached: int, root: Path, at: str, owner: int) -> None:
