@@ -6,7 +6,7 @@ import asyncio
 import re
 from dataclasses import dataclass, replace
 
-from dovecote.gateway.affinity import COOKIE
+from dovecote.model.naming import COOKIE
 from dovecote.model.serving import DEFAULT_HEADER, Mode
 from tests.unit.memory_servers import Request, Response, Stream
 
