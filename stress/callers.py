@@ -11,17 +11,25 @@ from random import Random
 import httpx
 
 PATIENCE = 90.0  # seconds for one answer: a kill may come while it waits, and another while that is mended
+MOST_INSIDE = 4  # requests, in a shared instance
 REFUSED = (429, 500, 502, 503, 504)  # what a kill may cost a caller
 
 
 @dataclass
 class Life:
-    """One session: `boots` are the processes that answered, in the order in which they were first seen."""
+    """One session: `boots` are the processes that answered, in the order in which they were first seen.
+
+    `lasts` says that what it did outlives its instance. `peers` are the sessions that may be in the same one.
+    """
 
     user: str
     key: str
+    lasts: bool = True
+    peers: frozenset[str] = frozenset()
+    repeated: set[str] = field(default_factory=set)  # work that may be done more than once
     boots: list[str] = field(default_factory=list)
-    answered: set[str] = field(default_factory=set)  # work whose answer came
+    answered: dict[str, str] = field(default_factory=dict)  # work whose answer came, and who did it
+    done_by: dict[str, str] = field(default_factory=dict)  # work that was seen to be done
     unsure: set[str] = field(default_factory=set)  # work that failed: it may have been done
     refused: Counter[int] = field(default_factory=Counter)
     requests: int = 0
@@ -88,7 +96,7 @@ class Caller:
             self._life.refused[0] += 1
             return
         if answer.status_code == 200:
-            self._life.answered.add(work)
+            self._life.answered[work] = answer.json()["boot"]
             self._life.seen(answer.json()["boot"], before)
         else:
             self._life.unsure.add(work)
@@ -96,7 +104,7 @@ class Caller:
 
     def _look(self) -> None:
         before = self._life.newest
-        known = set(self._life.answered)
+        known = dict(self._life.answered)
         try:
             answer = self._client.get("/")
         except httpx.HTTPError:
@@ -107,7 +115,9 @@ class Caller:
             return
         body = answer.json()
         self._life.seen(body["boot"], before)
-        judge(self._life, body["done"], known)
+        judge(self._life, body["done"], known, body["boot"])
+        if body["most"] > MOST_INSIDE and not self._life.lasts:
+            self._life.faults.append(f"{body['most']} requests were inside at once")
 
     def _refused(self, answer: httpx.Response) -> None:
         self._life.refused[answer.status_code] += 1
@@ -115,11 +125,18 @@ class Caller:
             self._life.faults.append(f"{self._life.name} was told {answer.status_code}: {answer.text[:200]}")
 
 
-def judge(life: Life, done: list[str], known: set[str]) -> None:
-    """What a session says that it did: all that was answered, nothing twice, nothing of anybody else."""
-    twice = [work for work, times in Counter(done).items() if times > 1]
-    foreign = [work for work in done if not work.startswith(life.name + ":")]
-    lost = known - set(done)
+def judge(life: Life, done: list[str], known: dict[str, str], boot: str) -> None:
+    """What the session's instance says that it did: all that was answered, nothing twice, nothing of anybody else.
+
+    `known` is what had been answered before it was asked, and by whom.
+    """
+    mine = [work for work in done if work.startswith(life.name + ":")]
+    twice = [work for work, times in Counter(done).items() if times > 1 and work not in life.repeated]
+    foreign = [work for work in done if work.partition(":")[0] not in {life.name, *life.peers}]
+    lost = {work for work, by in known.items() if life.lasts or by == boot} - set(mine)
+    if not life.lasts:
+        with life.lock:
+            twice += [work for work in mine if life.done_by.setdefault(work, boot) != boot]
     for what, works in (("was done twice", twice), ("is somebody else's", foreign), ("is lost", sorted(lost))):
         life.faults += [f"{life.name}: {work} {what}" for work in works[:3]]
 
@@ -134,7 +151,7 @@ def final(life: Life, client: httpx.Client) -> None:
             told = f"{type(error).__name__}: {error}"
         else:
             if answer.status_code == 200:
-                judge(life, answer.json()["done"], set(life.answered))
+                judge(life, answer.json()["done"], dict(life.answered), answer.json()["boot"])
                 return
             told = f"{answer.status_code} {answer.text[:200]}"
         if time.monotonic() > deadline:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import httpx2
@@ -15,10 +13,10 @@ import pytest
 from mcp import ClientSession
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
-from packaging.requirements import Requirement
 
 from dovecote.sdk import Affinity, Dovecote, Function, Sharing, Start
 from tests.e2e.installation import Installation
+from tests.e2e.packages import copy_packages
 
 pytestmark = [
     pytest.mark.e2e,
@@ -49,27 +47,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The server with the packages that these tests themselves have: a sandbox needs no index to run it."""
     directory = tmp_path_factory.mktemp("mcp-server")
     (directory / "server.py").write_text(SERVER)
-    for name in needed("mcp", set()):
-        for file in distribution(name).files or ():
-            if ".." not in file.parts and file.suffix != ".pyc":
-                target = directory / "packages" / file
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(str(file.locate()), target)
+    copy_packages("mcp", directory / "packages")
     return directory
-
-
-def needed(name: str, known: set[str], extras: frozenset[str] = frozenset()) -> set[str]:
-    """The package and what it needs, as far as it is installed here."""
-    try:
-        requires = distribution(name).requires or []
-    except PackageNotFoundError:
-        return known
-    known.add(name)
-    for each in map(Requirement, requires):
-        is_wanted = each.marker is None or any(each.marker.evaluate({"extra": extra}) for extra in {"", *extras})
-        if is_wanted and (each.name not in known or each.extras):
-            needed(each.name, known, frozenset(each.extras))
-    return known
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from stress.callers import Life, final, judge
 
 def faults(done: list[str], known: set[str]) -> list[str]:
     life = Life("ann", "c1")
-    judge(life, done, known)
+    judge(life, done, dict.fromkeys(known, "one"), "two")
     return life.faults
 
 
@@ -48,9 +48,9 @@ def test_a_session_that_is_cut_off_once_more_after_the_last_kill_is_asked_again(
         asked += 1
         if asked == 1:
             raise httpx.ConnectError("the gateway is not there yet", request=request)
-        return httpx.Response(200, json={"done": []})
+        return httpx.Response(200, json={"boot": "one", "done": []})
 
-    life = Life("ann", "c1", answered={"ann/c1:a:1"})
+    life = Life("ann", "c1", answered={"ann/c1:a:1": "one"})
     with httpx.Client(base_url="http://localhost", transport=httpx.MockTransport(answer)) as client:
         final(life, client)
     (fault,) = life.faults
