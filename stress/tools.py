@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import tempfile
 import threading
 from collections import Counter
@@ -18,6 +19,7 @@ from tests.e2e.packages import copy_packages
 
 from dovecote.sdk import Affinity, Dovecote, Function, Sharing, Start
 
+logging.getLogger("mcp").setLevel(logging.CRITICAL)  # it tells of each cut connection, at length
 ANSWERS_WITHIN = 60.0  # seconds
 PAUSE = 0.5
 LONGEST_SESSION = 40  # calls
