@@ -6,6 +6,7 @@ import asyncio
 import re
 from dataclasses import dataclass, replace
 
+from dovecote.control.sessions import key_in
 from dovecote.model.naming import COOKIE
 from dovecote.model.serving import DEFAULT_HEADER, Mode
 from tests.unit.memory_servers import Request, Response, Stream
@@ -32,6 +33,8 @@ class Client:
         if self.mode is Mode.MCP_SSE:
             match = _MARKED.search(self.given)
             return match[1].replace("~", ".") if match else ""
+        if self.mode is Mode.COOKIE:
+            return key_in(self.given) if self.given else ""
         return self.chosen or self.given
 
     @property

@@ -18,7 +18,6 @@ from dovecote.gateway.clusters import (
     FAILED_HEADER,
     INTERNAL_HEADERS,
     NOTE_HEADER,
-    PREFIX_HEADER,
     SESSION_HEADER,
     SPEC_HEADER,
     Json,
@@ -27,6 +26,7 @@ from dovecote.gateway.question import Headers
 from dovecote.gateway.routes import ATTEMPT
 from dovecote.gateway.streams import parse_line
 from dovecote.gateway.wake import REMOVE_HEADER
+from dovecote.model.naming import PREFIX_HEADER
 from tests.unit.memory_host import Clock
 from tests.unit.memory_lua import Handle, Script
 from tests.unit.memory_servers import Fields, Request, Reset, Response, Servers
