@@ -145,7 +145,11 @@ def test_a_pattern_names_what_was_sent(tmp_path: Path) -> None:
         packed(tmp_path, archive(c=b""), step)
 
 
-@pytest.mark.parametrize("sent", [b"", b"not a tar", archive(**{"../up": b"x"}), archive(**{"/etc/passwd": b"x"})])
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"not a tar", archive(**{"../up": b"x"}), archive(**{"/etc/passwd": b"x"})],
+    ids=["nothing", "no tar", "above", "absolute"],
+)
 def test_what_cannot_have_been_sent_is_refused(tmp_path: Path, sent: bytes) -> None:
     with pytest.raises(Invalid):
         packed(tmp_path, sent, {"type": "COPY", "args": ["x", "/"], "filesHash": HASH})
