@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ from dovecote.api.app import build
 from dovecote.api.rooms import Rooms
 from dovecote.control.invocations import Invocations, WebhookSecrets
 from dovecote.model.addresses import Addresses
-from dovecote.model.invocations import MOST_BODY
+from dovecote.model.invocations import MOST_BODY, InvocationState
 from dovecote.model.serving import PUBLIC_USER, Affinity, Mode
 from dovecote.sdk import AsyncDovecote, DovecoteError
 from tests.unit.control_world import START, World, world_on
@@ -253,3 +253,20 @@ async def test_bodies_of_the_api_are_text_or_base64(site: Site) -> None:
 
 async def test_requests_that_are_not_asynchronous_pass(site: Site) -> None:
     assert (await site.http.get("/healthz", headers={"x-dovecote-invoke": "async"})).status_code == 200
+
+
+async def test_a_call_that_is_over_begins_no_session_again_for_a_cookie(site: Site) -> None:
+    cookies = Affinity(modes=(Mode.COOKIE,))
+    await site.world.functions.create(site.world.tenant, "pages", start=START, affinity=cookies)
+    sessions = site.world.store.tenant(site.world.tenant).sessions
+    invocations = site.world.store.tenant(site.world.tenant).invocations
+    first = await site.invoke("/fn/pages/", key=site.keys[0], idempotency_key="one")
+    assert "set-cookie" in first.headers
+    (session,) = await sessions.list()
+    await site.world.sessions.delete(site.world.tenant, session.id)
+    made = await invocations.get(first.json()["id"])
+    await invocations.swap(replace(made, state=InvocationState.CANCELLED, finished_at=made.created_at, due_at=None))
+    again = await site.invoke("/fn/pages/", key=site.keys[0], idempotency_key="one")
+    assert (again.status_code, again.json()["id"]) == (202, made.id)
+    assert "set-cookie" not in again.headers
+    assert [each.id for each in await sessions.list()] == [session.id]

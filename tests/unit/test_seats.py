@@ -78,7 +78,7 @@ def test_the_one_with_the_fewest_requests_is_taken_unless_full(requests: list[in
 async def test_a_thousand_first_requests_of_one_session_start_one_instance(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And each looks for its session once: the rest is done once for all of them."""
+    """And each only looks for its session: the rest is not done for each of them."""
     await shared(world, Sharing(sessions=20))
     statements = 0
     run = world.store._database.run  # type: ignore[attr-defined]
@@ -93,7 +93,8 @@ async def test_a_thousand_first_requests_of_one_session_start_one_instance(
     assert len({address for address, _ in routed}) == 1
     assert len({session.id for _, session in routed}) == 1
     assert len(world.host.claims) == 1
-    assert statements < 3000  # `ask` itself reads the function for each; a few come too late and find it made
+    # `ask` itself reads the function for each, and who comes too late to begin it looks once more.
+    assert statements < 4500
 
 
 async def test_two_hundred_sessions_at_twenty_start_ten_instances(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import re
@@ -128,19 +129,25 @@ class Asynchronous:
         if not caller.is_known and again is not None and made.key != own:
             made = replace(made, key=None)  # the call may have been there: its session is another one's
         told = _told(function, made)
-        if made.key is not None and affinity.has(Mode.COOKIE) and _wants_cookie(affinity, named, made.key):
-            session = await self._invocations.session(function, made)
-            told["set-cookie"] = render_cookie(
-                affinity, session, datetime.now(UTC), is_secure=is_secure(headers), prefix=prefix
-            )
+        if _wants_cookie(affinity, named, made):
+            with contextlib.suppress(DovecoteError):  # the call is kept, whatever becomes of its session
+                session = await self._invocations.session(function, made)
+                told["set-cookie"] = render_cookie(
+                    affinity, session, datetime.now(UTC), is_secure=is_secure(headers), prefix=prefix
+                )
         return 202, told, _render(made)
 
 
-def _wants_cookie(affinity: Affinity, named: Found | None, key: str) -> bool:
-    """As for other requests: where it does not have it yet, or has it for as long as its session may be idle."""
+def _wants_cookie(affinity: Affinity, named: Found | None, made: Invocation) -> bool:
+    """As for other requests: where it does not have it yet, or has it for as long as its session may be idle.
+
+    A call that was made already begins no session again.
+    """
+    if made.key is None or made.is_final or not affinity.has(Mode.COOKIE):
+        return False
     if named is None:
         return True
-    return named.mode is Mode.COOKIE and (affinity.ttl is None or key_in(named.key) != key)
+    return named.mode is Mode.COOKIE and (affinity.ttl is None or key_in(named.key) != made.key)
 
 
 def _strangers(key: str, idempotency_key: str) -> str:

@@ -51,9 +51,8 @@ class Placing:
     # -- callers
 
     async def seat(self, function: Function, session: Session, *, is_doubted: bool = True) -> Seat:
-        """The session's seat, its instance awake and answering. One seating for all who wait for it.
+        """The session's seat, its instance awake and answering: looked at again where that `is_doubted`.
 
-        Whether a server that was seen to answer still does is looked at where it `is_doubted`, else left to a request.
         Raises NoCapacity (no_instances), Conflict (paused), Gone, and what starting raises.
         """
 
@@ -124,7 +123,7 @@ class Placing:
     # -- seats
 
     async def _sit_down(self, function: Function, session: Session) -> Seat:
-        task = self._seating.get(session.id)
+        task = self._seating.get(session.id)  # one seating for all who wait for it
         if task is None:
             task = self._seating[session.id] = asyncio.ensure_future(self._sit(function, session))
             task.add_done_callback(lambda _: self._seating.pop(session.id, None))
