@@ -174,3 +174,18 @@ async def test_a_statement_that_hangs_is_given_up(
         await patient.close()
         await store.close()
         postgresql_server.drop_database(name)
+
+
+async def test_waiting_behind_others_is_no_sign_that_the_database_hangs(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All who write at once wait longer than any statement may take."""
+    async with store.tenant(A).together() as t:
+        monkeypatch.setattr(databases, "STATEMENT_TIMEOUT", 0.3)
+        writers = [asyncio.ensure_future(store.tenant(A).users.insert(user())) for _ in range(50)]
+        _, waiting = await asyncio.wait(writers, timeout=1.0)
+        assert all(not each.done() or each.exception() is None for each in writers)
+        monkeypatch.undo()
+        await t.users.insert(user())
+    await asyncio.gather(*waiting)
+    assert await store.tenant(A).users.count() == 51

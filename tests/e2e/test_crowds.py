@@ -68,3 +68,17 @@ async def test_a_thousand_first_requests_of_one_session_start_one_instance(
     assert [session.key for session in client.sessions.list(function=name)] == ["same"]
     assert await at_once(own, name, ["same"]) == answers[:1]  # and it is the one that goes on
     client.functions.delete(name)
+
+
+async def test_two_hundred_cold_sessions_all_answer_each_from_its_own_instance(
+    own: Installation, client: Dovecote
+) -> None:
+    name = f"many-{time.time_ns()}"
+    client.functions.create(name, spec="nano", start=Start(SERVER, 8000))
+    keys = [f"k{number}" for number in range(200)]
+    answers = await at_once(own, name, keys)
+    assert Counter(status for status, _ in answers) == {"200": 200}, [
+        body for status, body in answers if status != "200"
+    ][:3]
+    assert len({body for _, body in answers}) == 200
+    assert await at_once(own, name, keys) == answers

@@ -21,7 +21,8 @@ from dovecote.errors import DeadlineExceeded, Failed, Invalid
 from dovecote.store.failures import in_our_words
 from dovecote.store.rows import render_json
 
-STATEMENT_TIMEOUT = 10.0  # seconds for a statement or a whole transaction, waiting for a connection included
+STATEMENT_TIMEOUT = 10.0  # seconds for a statement or a whole transaction
+TURN_TIMEOUT = 45.0  # seconds until its turn comes: behind hundreds of others it is no sign that the database hangs
 MIGRATION_TIMEOUT = 600.0
 SQLITE_BUSY_TIMEOUT = 5.0  # how long another process may hold the one writer's place
 SQLITE_READERS = 3
@@ -77,7 +78,7 @@ class Database(ABC):
     async def transaction(self, timeout: float = STATEMENT_TIMEOUT) -> AsyncIterator[tuple[Run, Connected]]:
         limit = asyncio.timeout(timeout)
         try:
-            async with limit, self.writing() as connection:
+            async with self.writing() as connection, limit:
                 await _command(connection, self.begin)
                 try:
                     yield _run_on(connection), connection
@@ -127,7 +128,7 @@ _OPTIONS: dict[str, Any] = {
     "isolation_level": "AUTOCOMMIT",
     "skip_autocommit_rollback": True,  # each would be one more trip to the database, for nothing
     "pool_reset_on_return": None,
-    "pool_timeout": STATEMENT_TIMEOUT,
+    "pool_timeout": TURN_TIMEOUT,
     "max_overflow": 0,
     "json_serializer": render_json,
     "json_deserializer": json.loads,
@@ -156,6 +157,7 @@ class SQLite(Database):
         sa.event.listen(self._writer, "connect", _pragmas(busy_timeout, is_reader=False))
         sa.event.listen(self._readers, "connect", _pragmas(busy_timeout, is_reader=True))
         self._turn = asyncio.Lock()
+        self._reads = asyncio.Semaphore(SQLITE_READERS)
         self._turn_of: asyncio.Task[Any] | None = None
 
     async def open(self) -> None:
@@ -171,11 +173,11 @@ class SQLite(Database):
         await asyncio.to_thread(self._writer.dispose)
 
     async def run(self, statement: sa.Executable, values: Mapping[str, Any] | None = None, *, writes: bool) -> Outcome:
-        async with asyncio.timeout(STATEMENT_TIMEOUT):
-            if not writes:
+        if not writes:
+            async with _turn(self._reads), asyncio.timeout(STATEMENT_TIMEOUT):
                 return await _in(self._reading, partial(_run_once, self._readers, statement, values))
-            async with self._take_turn():
-                return await _in(self._writing, partial(_run_once, self._writer, statement, values))
+        async with self._take_turn(), asyncio.timeout(STATEMENT_TIMEOUT):
+            return await _in(self._writing, partial(_run_once, self._writer, statement, values))
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[Connected]:
@@ -190,7 +192,7 @@ class SQLite(Database):
     async def _take_turn(self) -> AsyncIterator[None]:
         if self._turn_of is not None and self._turn_of is asyncio.current_task():
             raise Failed("a write outside of the transaction that this task has open", code="transaction_failed")
-        async with self._turn:
+        async with _turn(self._turn):
             self._turn_of = asyncio.current_task()
             try:
                 yield
@@ -199,6 +201,21 @@ class SQLite(Database):
 
     async def lock_for_migration(self, connection: Connected) -> None:
         """BEGIN IMMEDIATE has done it."""
+
+
+@asynccontextmanager
+async def _turn(of: asyncio.Lock | asyncio.Semaphore) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(TURN_TIMEOUT):
+            await of.acquire()
+    except TimeoutError as error:
+        raise DeadlineExceeded(
+            f"nothing came to the database's turn for {TURN_TIMEOUT:.0f} s", code="store_timeout", retry_after=1
+        ) from error
+    try:
+        yield
+    finally:
+        of.release()
 
 
 class _InThread:
@@ -293,7 +310,7 @@ class PostgreSQL(Database):
         await self._engine.dispose()
 
     async def run(self, statement: sa.Executable, values: Mapping[str, Any] | None = None, *, writes: bool) -> Outcome:
-        async with asyncio.timeout(STATEMENT_TIMEOUT), self._engine.connect() as connection:
+        async with self._engine.connect() as connection, asyncio.timeout(STATEMENT_TIMEOUT):
             return _outcome(await connection.execute(statement, values or {}))
 
     @asynccontextmanager
