@@ -69,14 +69,9 @@ def refused(directory: Path, most: int) -> bool:
 
 
 def fill_up(directory: Path) -> None:
-    """To the last block."""
-    assert refused(directory, 80 * MIB)
-    for number in range(1000):
-        try:
-            (directory / f"small{number}").write_bytes(b"x" * 4096)
-        except OSError:
-            return
-    raise AssertionError("it is not full")
+    """To the last block, whatever becomes of the file that meets the limit."""
+    for size in (8 * MIB, MIB, 65536, 4096):
+        assert any(fill(directory / f"{size}-{number}", size) for number in range(300))
 
 
 async def test_a_path_holds_so_much_and_the_rest_of_the_volume_goes_on(volumes: Volumes) -> None:
