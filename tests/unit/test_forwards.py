@@ -213,6 +213,31 @@ def test_a_port_of_this_machine_carries_many_connections_at_once(rooms: Rooms, s
         socket.create_connection(forward.address, 10)
 
 
+def test_nothing_is_lost_of_what_one_side_takes_after_the_other_has_ended(rooms: Rooms, session: Session) -> None:
+    content = random.Random(8).randbytes(WINDOW // 2)
+    rooms.sandboxes.is_deaf_inside = True
+    with session.forward(8000) as forward, socket.create_connection(forward.address, 10) as one:
+        one.settimeout(10)
+        until(lambda: rooms.sandboxes.connections)
+        inside = rooms.sandboxes.connections[0]
+        inside._echoes.put_nowait(b"")  # the server inside ends first, and takes its time
+        one.sendall(content)
+        one.shutdown(socket.SHUT_WR)
+        assert one.recv(1) == b""
+        assert not inside.is_closed
+        inside.is_deaf = False
+        until(lambda: inside.is_closed)
+        assert inside.has_ended
+        assert hashlib.sha256(inside.took).digest() == hashlib.sha256(content).digest()
+
+
+def test_what_comes_last_comes_whole_however_often(session: Session) -> None:
+    content = random.Random(9).randbytes(WINDOW + 17)
+    with session.forward(8000) as forward:
+        for _ in range(10):
+            assert hashlib.sha256(conversation(forward.address, content)).digest() == hashlib.sha256(content).digest()
+
+
 def test_what_cannot_be_carried_is_reset_and_told(rooms: Rooms, session: Session) -> None:
     problems: list[DovecoteError] = []
     with session.forward(8001, on_problem=problems.append) as forward:
@@ -275,6 +300,26 @@ def test_the_same_with_asyncio(rooms: Rooms, url: str) -> None:
 
     assert asyncio.run(act()) == b"hello"
     httpx.get(f"{url}/healthz").raise_for_status()
+
+
+def test_nothing_goes_on_for_a_connection_that_broke(rooms: Rooms, url: str) -> None:
+    async def act() -> int:
+        async with AsyncDovecote(api_key=KEY, url=url) as client:
+            its = await client.sessions.create()
+            async with its.forward(8000) as forward:
+                before = len(asyncio.all_tasks())
+                reader, writer = await asyncio.open_connection(*forward.address)
+                writer.write(b"hello")
+                assert await asyncio.wait_for(reader.read(5), 10) == b"hello"
+                rooms.sandboxes.connections[0].fail(Failed("the connection broke", code="connection_reset"))
+                with pytest.raises(ConnectionResetError):
+                    await asyncio.wait_for(reader.read(5), 10)
+                async with asyncio.timeout(10):
+                    while len(asyncio.all_tasks()) > before:  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
+                return len(asyncio.all_tasks()) - before
+
+    assert asyncio.run(act()) <= 0
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import socket
 import struct
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -139,20 +139,19 @@ class _Carried:
         """Returns when both sides have ended. Raises what the server says, Unreachable (connection_lost), OSError."""
         from websockets.exceptions import ConnectionClosed
 
-        carrying = asyncio.gather(self._carry_in(), self._carry_out())
-        hearing = asyncio.ensure_future(self._hear())
+        parts = [asyncio.ensure_future(part) for part in (self._hear(), self._carry_in(), self._carry_out())]
+        hearing, carrying = parts[0], asyncio.gather(*parts[1:])
         try:
             await asyncio.wait((carrying, hearing), return_when=asyncio.FIRST_COMPLETED)
-            if not carrying.done():
-                await hearing
-            try:
+            if hearing.done():
+                await hearing  # raises why, unless the server has closed because all is said
+            with suppress(ConnectionClosed):
                 await carrying
-            except ConnectionClosed:
-                await hearing  # it has read why
+            await hearing  # the server closes when the session has taken all
         finally:
-            for part in (carrying, hearing):
+            for part in parts:
                 part.cancel()
-            await asyncio.gather(carrying, hearing, return_exceptions=True)
+            await asyncio.gather(carrying, *parts, return_exceptions=True)
 
     async def _hear(self) -> None:
         """Returns when the server has closed because both sides have ended."""
@@ -190,7 +189,7 @@ class _Carried:
             await self._connection.send(data)
             async with self._moved:
                 await self._moved.wait_for(lambda: self._sent - self._seen < WINDOW)
-        await self._connection.send('{"type":"end"}')
+        await self._tell(type="end")
 
     async def _carry_in(self) -> None:
         """From the session to here."""
@@ -206,9 +205,16 @@ class _Carried:
             await self._writer.drain()
             self._waiting_bytes -= len(data)
             taken += len(data)
-            if taken - told >= TELL_EVERY and not self._has_ended:
+            if taken - told >= TELL_EVERY:
                 told = taken
-                await self._connection.send(json.dumps({"type": "seen", "bytes": taken}))
+                await self._tell(type="seen", bytes=taken)
+
+    async def _tell(self, **fields: object) -> None:
+        """Where the connection is closed already, `_hear` finds out what that means."""
+        from websockets.exceptions import ConnectionClosed
+
+        with suppress(ConnectionClosed):
+            await self._connection.send(json.dumps(fields))
 
 
 class Forward:
@@ -257,7 +263,7 @@ class Forward:
 
 
 def _break_off(writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     writer.transport.abort()
 

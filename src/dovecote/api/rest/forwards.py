@@ -72,15 +72,14 @@ class _Carrying:
         self._moved = asyncio.Condition()  # one of these is another
 
     async def serve(self) -> None:
-        carrying = asyncio.gather(self._carry_in(), self._carry_out())
-        hearing = asyncio.ensure_future(self._hear())
-        parts = (carrying, hearing)
+        parts = [asyncio.ensure_future(part) for part in (self._hear(), self._carry_in(), self._carry_out())]
+        carrying = asyncio.gather(*parts[1:])
         try:
-            await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((parts[0], carrying), return_when=asyncio.FIRST_COMPLETED)
         finally:
             for part in parts:
                 part.cancel()
-            endings = await asyncio.gather(*parts, return_exceptions=True)
+            endings = await asyncio.gather(carrying, *parts, return_exceptions=True)
         with suppress(WebSocketDisconnect):  # it has left meanwhile, and needs to be told nothing
             for ending in endings:
                 if isinstance(ending, DovecoteError):
