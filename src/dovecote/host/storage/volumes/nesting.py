@@ -104,7 +104,8 @@ class Nesting:
             with self._top() as top, mounts.reported(f"deleting what is nested in volume {volume}"):
                 below = btrfs.descendants(top, number)
                 for each in (number, *below):  # from what is full the kernel takes no subvolume away
-                    _limit(top, each, None)
+                    if groups.is_there(top, groups.of(each)):
+                        _limit(top, each, None)
                 for each in reversed(below):
                     btrfs.delete_subvolume_by_id(top, each)
                 for member in groups.related(top, groups.of(number)):  # also of those removed from inside
