@@ -42,6 +42,7 @@ class Rooms:
             snapshots=SimpleNamespace(retain=self._tick),
             tools=SimpleNamespace(stop=self._end("tools")),
             metering=SimpleNamespace(tick=self._tick),
+            path_limits=SimpleNamespace(tick=self._tick),
             invoking=SimpleNamespace(
                 stop=self._end("invoking"), dispatching=SimpleNamespace(tick=self._tick, forget=self._tick)
             ),
@@ -75,7 +76,9 @@ class Rooms:
 async def run(rooms: Rooms) -> None:
     running = asyncio.ensure_future(main._run(cast(Any, rooms.server)))
     if rooms.fails != "starting":
-        await until(lambda: bool(rooms.server.is_open))
+        await until(lambda: bool(rooms.server.is_open) or running.done())
+        if running.done():
+            await running  # it tells why
         os.kill(os.getpid(), signal.SIGTERM)
     await running
 
