@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dovecote.errors import StorageFailed
-from dovecote.host.storage import settling
+from dovecote.host.storage import manifests, settling
 from dovecote.host.storage.bucket import Bucket
 from dovecote.host.storage.image_files import MANY
 from dovecote.host.storage.trees import Trees
@@ -105,6 +105,81 @@ def test_a_process_that_ended_before_it_came_to_it_leaves_it_to_the_next(
         assert_same(source, rig.look(again, digest))
     finally:
         again.close()
+
+
+def test_the_few_objects_that_are_here_change_nothing(rig: Rig, bucket: Bucket, source: Path, tmp_path: Path) -> None:
+    """Whether they are found or fetched again, the tree is whole, and so is the cache in the end."""
+    digest = saved(bucket, source, tmp_path / "first")
+    for share in (1, 300, 2):  # one object of all, of every 300, every second one
+        cold = Trees(bucket, tmp_path / f"cold{share}")
+        try:
+            every = list(cold.objects_by_manifest(digest))
+            known = [object for _, objects in every for object in objects]
+            for name in known[:: len(known) if share == 1 else share]:
+                path = cold.object_file(name)
+                path.write_bytes((tmp_path / "first/objects" / path.relative_to(cold.objects_dir)).read_bytes())
+            assert_same(source, rig.look(cold, digest))
+        finally:
+            rig.close()
+            cold.close()
+
+
+def test_manifests_that_cannot_be_read_leave_no_image(
+    bucket: Bucket, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Contents are on their way by then; nothing of them stays."""
+    digest = saved(bucket, source, tmp_path / "first")
+
+    def refuse(*_: object) -> None:
+        raise StorageFailed("parts do not fit together", code="corrupt")
+
+    cold = Trees(bucket, tmp_path / "cold")
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(manifests, "join", refuse)
+            with pytest.raises(StorageFailed, match=digest):
+                cold.ensure_image(digest)
+        assert not list((tmp_path / "cold/images").iterdir())
+        assert cold.ensure_image(digest).exists()
+    finally:
+        cold.close()
+
+
+def test_a_store_that_fails_meanwhile_leaves_no_image(
+    bucket: Bucket, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = saved(bucket, source, tmp_path / "first")
+
+    def fail(*_: object) -> bytes:
+        raise StorageFailed("no answer", code="store_unreachable")
+
+    cold = Trees(bucket, tmp_path / "cold")
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(bucket, "get_range", fail)
+            with pytest.raises(StorageFailed) as caught:
+                cold.ensure_image(digest)
+        assert caught.value.code == "store_unreachable"
+        assert not list((tmp_path / "cold/images").iterdir())
+        assert cold.ensure_image(digest).exists()
+    finally:
+        cold.close()
+
+
+def test_an_index_that_is_wrong_is_helped_by_the_store(rig: Rig, bucket: Bucket, source: Path, tmp_path: Path) -> None:
+    digest = saved(bucket, source, tmp_path / "first")
+    cold = Trees(bucket, tmp_path / "cold")
+    try:
+        other = Trees(bucket, tmp_path / "first")
+        known = [name for _, objects in other.objects_by_manifest(digest) for name in objects]
+        located = other._index.locate(known)
+        other.close()
+        wrong = {name: tuple(piece._replace(offset=piece.offset + 1) for piece in located[name]) for name in known[:50]}
+        cold._index.add(located | wrong)
+        assert_same(source, rig.look(cold, digest))
+    finally:
+        rig.close()
+        cold.close()
 
 
 def test_a_spoiled_pack_leaves_no_image(bucket: Bucket, source: Path, tmp_path: Path) -> None:

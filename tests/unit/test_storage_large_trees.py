@@ -9,7 +9,8 @@ import pytest
 
 from dovecote.host.storage.bucket import open_bucket
 from dovecote.host.storage.change import Change, render_change
-from dovecote.host.storage.erofs import BLOCK, render_image
+from dovecote.host.storage.contents import BLOCK
+from dovecote.host.storage.erofs import render_image
 from dovecote.host.storage.frames import pack
 from dovecote.host.storage.manifest import Entry, Kind, digest_of, join, parse_part, render_part, split
 from dovecote.host.storage.stored import packed_locations

@@ -17,12 +17,14 @@ from dovecote.host.storage.manifest import (
     digest_of,
     join,
     normalized,
+    parse_objects,
     parse_part,
     parse_root,
     render_part,
     render_root,
     split,
 )
+from dovecote.host.storage.stored import objects_of
 from dovecote.host.storage.times import parse_times, render_times
 
 NAMES = st.one_of(
@@ -86,6 +88,12 @@ def test_a_tree_comes_back_as_it_was(tree: list[Entry]) -> None:
     assert join(parts) == tree
 
 
+@given(trees())
+def test_what_a_manifest_points_at_is_known_before_it_is_read(tree: list[Entry]) -> None:
+    for path, entries in split(tree):
+        assert parse_objects(render_part(path, entries)) == objects_of(entries)
+
+
 @given(trees(), st.randoms(use_true_random=False))
 def test_bytes_do_not_depend_on_the_order_of_reading(tree: list[Entry], random) -> None:  # type: ignore[no-untyped-def]
     shuffled = [e._replace(link=b"\0" + e.link if e.link else b"") for e in tree]
@@ -103,13 +111,20 @@ def test_damaged_bytes_are_refused_or_another_tree(tree: list[Entry], data: st.D
     cut = data.draw(st.integers(0, len(raw)))
     for damaged in (bytes(raw), bytes(raw[:cut])):
         try:
-            join([(b"", parse_part(b"", damaged))])
+            entries = parse_part(b"", damaged)
+            assert parse_objects(damaged) == objects_of(entries)
+            join([(b"", entries)])
         except StorageFailed as error:
             assert error.code == "corrupt"  # noqa: PT017 - a refusal is one of two good ends
 
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_refused(raw: bytes) -> None:
+    for data in (raw, b"DVM1" + raw):
+        try:
+            parse_objects(data)
+        except StorageFailed as error:
+            assert error.code == "corrupt"  # noqa: PT017 - a refusal is one of two good ends
     for magic, parse in ((b"DVM1", lambda r: parse_part(b"", r)), (b"DVT1", parse_root), (b"DVT2", parse_root)):
         with pytest.raises(StorageFailed):
             parse(raw)

@@ -13,7 +13,7 @@ from dovecote.host.storage.frames import unpack
 from dovecote.host.storage.index import Piece
 from dovecote.host.storage.manifest import Entry, Part
 from dovecote.host.storage.payload import Payload, parse_payload
-from dovecote.host.storage.runs import Run, runs_of
+from dovecote.host.storage.runs import Run, in_order, runs_of
 from dovecote.host.storage.slots import every_slot
 from dovecote.host.storage.stored import read_locations, read_part, read_root
 
@@ -160,7 +160,7 @@ class _Check:
         for digest, pieces in new.items():
             if len(pieces) > 1:
                 self._objects[_place(digest, pieces)] = self._read_large(digest, pieces)
-        for run in runs_of(new):
+        for run in runs_of(in_order(new)):
             self._read_run(run)
         bad = {d: fault for d, pieces in located.items() if (fault := self._objects[_place(d, pieces)])}
         return [f"/{e.path.decode(errors='backslashreplace')}: {bad[e.digest]}" for e in entries if e.digest in bad]

@@ -6,19 +6,19 @@ import os
 import secrets
 import stat
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from blake3 import blake3
 
-from dovecote.errors import StorageFailed
-from dovecote.host.storage.disk import disk_errors, write_all, write_at
+from dovecote.host.storage.contents import BLOCK, Contents, other_size, places_of
+from dovecote.host.storage.disk import write_all, write_at
 from dovecote.host.storage.manifest import DIRS, Entry, Kind
 from dovecote.host.storage.objects import object_name
 
-BLOCK = 4096
 _SUPER = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQ")  # 1024 bytes into the first block
 _MAGIC = 0xE0F5E1E2
 _CHUNKED_FILE = 4  # the one incompatible feature that we use
@@ -28,7 +28,6 @@ _DIRENT = struct.Struct("<QHBx")
 _EXTENDED = 1
 _PLAIN, _INLINE, _CHUNKS = 0 << 1, 2 << 1, 4 << 1  # where an inode's content is
 _INLINE_MAX = 2048  # more goes to blocks of its own, so that an inode never has to straddle blocks
-_ZEROS = memoryview(bytes(BLOCK))
 _HOLE = b"\xff\xff\xff\xff"  # the only chunk of a file: its bytes are in the object
 _XATTR_HEADER = bytes(12)
 _XATTR_PREFIXES = ((b"user.", 1), (b"trusted.", 4), (b"security.", 6))
@@ -58,98 +57,67 @@ class _Node:
     is_inside: bool = False  # a file whose content is in the image
 
 
-class Contents:
-    """Room in an image that is being written for the contents of some of its files. Safe from many threads."""
-
-    def __init__(self, fd: int, places: Mapping[bytes, tuple[int, int]]) -> None:
-        self._fd = fd
-        self._places = places  # digest -> offset, bytes
-        self._there: set[bytes] = set()
-
-    def put_all(self, objects: Iterable[tuple[bytes, memoryview]]) -> None:
-        """Contents that have just been hashed to their digests. Neighbours in the image are written at once."""
-        pieces: list[bytes | memoryview] = []
-        begin = end = 0
-        done = []
-        for digest, data in objects:
-            at, size = self._places[digest]
-            if len(data) != size:
-                raise _other_size(digest)
-            if at != end:
-                self._write(pieces, begin)
-                pieces, begin = [], at
-            pieces.append(data)
-            if size % BLOCK:
-                pieces.append(_ZEROS[size % BLOCK :])
-            end = at + -(-size // BLOCK) * BLOCK
-            done.append(digest)
-        self._write(pieces, begin)
-        self._there.update(done)
-
-    def put_pieces(self, digest: bytes, pieces: Iterable[bytes]) -> None:
-        """The same for what is too large to be held. Whoever gives the pieces raises when they are not `digest`."""
-        at, size = self._places[digest]
-        end = at + size
-        for piece in pieces:
-            if at + len(piece) > end:
-                raise _other_size(digest)
-            self._write([piece], at)
-            at += len(piece)
-        if at != end:
-            raise _other_size(digest)
-        self._there.add(digest)
-
-    def _write(self, pieces: list[bytes | memoryview], at: int) -> None:
-        with disk_errors("the image cannot be written"):
-            write_at(self._fd, pieces, at)
-
-    def missing(self, digests: Iterable[bytes]) -> list[bytes]:
-        return [digest for digest in digests if digest not in self._there]
-
-
-def _other_size(digest: bytes) -> StorageFailed:
-    return StorageFailed(f"object {digest.hex()} has another size than its tree says", code="corrupt")
-
-
-def write_image(
-    entries: Sequence[Entry],
-    path: Path,
-    *,
-    uuid: bytes,
-    inside: Sequence[bytes] = (),
-    fill: Callable[[Contents], None] | None = None,
-) -> str:
-    """Writes the image of a whole tree (sorted, root first) atomically; returns the blake3 of its metadata in hex.
+def write_image(entries: Sequence[Entry], path: Path, *, uuid: bytes) -> str:
+    """Writes the image of a whole tree (sorted, root first) atomically; returns its blake3 in hex.
 
     Not synced: whoever finds it after a reboot compares the hash first.
 
     Images that may be layers of one overlay need different ids (`uuid`, 16 bytes): only so does overlayfs remember
     where a file came from that was copied up, and gives it one inode number for all of its names and for good.
 
-    Files point at their objects, except those `inside`: of these the image has the contents itself, in that order,
-    which `fill` is called to write. One large file is written many times faster than thousands of small ones.
-
     Mount it with `mount -t erofs`, and over it `lowerdir=IMAGE::OBJECTS,metacopy=on,redirect_dir=on`.
     """
+    hasher = blake3()
+    with _new_file(path) as fd:
+        for chunk in _chunks(render_image(entries, uuid=uuid)):
+            hasher.update(chunk)
+            write_all(fd, chunk)
+    return hasher.hexdigest()
+
+
+def write_filled_image(
+    entries: Callable[[], Sequence[Entry]],
+    path: Path,
+    *,
+    uuid: bytes,
+    inside: Mapping[bytes, int],
+    fill: Callable[[Contents], object],
+) -> None:
+    """The same, but the contents `inside` (digest -> bytes) are in the image itself, in that order.
+
+    They lie before everything else, so that `fill`, which writes them in a thread of its own, can begin before the
+    entries are known. One large file is written many times faster than thousands of small ones.
+    """
+    places, end = places_of(inside, at=BLOCK)
+    with _new_file(path) as fd, ThreadPoolExecutor(1, thread_name_prefix="filling") as pool:
+        contents = Contents(fd, places)
+        filling = pool.submit(fill, contents)
+        try:
+            plan = _plan(entries(), places, end)
+            at, pieces = end, _rendered(plan, uuid)
+            write_at(fd, [next(pieces)], 0)
+            for chunk in _chunks(pieces):
+                write_at(fd, [chunk], at)
+                at += len(chunk)
+        except BaseException:
+            contents.stop()
+            raise
+        filling.result()
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[int]:
     part = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         try:
-            hasher = blake3()
-            plan = _plan(entries, inside)
-            for chunk in _chunks(_rendered(plan, uuid)):
-                hasher.update(chunk)
-                write_all(fd, chunk)
-            if fill is not None:
-                os.ftruncate(fd, plan.total)
-                fill(Contents(fd, plan.places))
+            yield fd
         finally:
             os.close(fd)
         os.rename(part, path)
     finally:
         with suppress(FileNotFoundError):
             os.unlink(part)
-    return hasher.hexdigest()
 
 
 def _chunks(pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -168,45 +136,38 @@ def _chunks(pieces: Iterator[bytes]) -> Iterator[bytes]:
 class _Plan:
     nodes: list[_Node]
     number_of: dict[bytes, int]
+    begin: int  # of all inodes, whose numbers are counted from there
     inodes_end: int
     total: int
-    places: dict[bytes, tuple[int, int]]  # of contents inside: offset, bytes
 
 
-def _plan(entries: Sequence[Entry], inside: Sequence[bytes]) -> _Plan:
+def _plan(entries: Sequence[Entry], places: Mapping[bytes, tuple[int, int]], at: int) -> _Plan:
+    """`places` of contents inside, and where the rest begins."""
     nodes, number_of = _nodes(entries)
-    sizes = dict.fromkeys(inside, 0)
     for node in nodes:
-        _measure(node, sizes)
-    end, inodes_end = _place(nodes)
-    places: dict[bytes, tuple[int, int]] = {}
-    for digest, size in sizes.items():
-        places[digest] = (end, size)
-        end += -(-size // BLOCK) * BLOCK
-    for node in nodes:
-        if node.is_inside:
-            node.block = places[node.entry.digest][0] // BLOCK
-    return _Plan(nodes, number_of, inodes_end, end, places)
+        _measure(node, places)
+    end, inodes_end = _place(nodes, at)
+    return _Plan(nodes, number_of, at, inodes_end, end)
 
 
 def render_image(entries: Sequence[Entry], *, uuid: bytes) -> Iterator[bytes]:
     """The image in pieces: the first block, all inodes, then the blocks of large directories and links."""
-    return _rendered(_plan(entries, ()), uuid)
+    return _rendered(_plan(entries, {}, BLOCK), uuid)
 
 
 def _rendered(plan: _Plan, uuid: bytes) -> Iterator[bytes]:
     nodes = plan.nodes
-    yield _first_block(nodes, plan.total, uuid)
-    at = BLOCK
+    yield _first_block(plan, uuid)
+    at = plan.begin
     for number, node in enumerate(nodes):
         if node.at > at:
             yield bytes(node.at - at)
-        yield _inode(node, number + 1, nodes, plan.number_of)
+        yield _inode(node, number + 1, plan)
         at = node.at + _INODE.size + len(node.xattrs) + node.tail
     yield bytes(plan.inodes_end - at)
     for node in nodes:
         if node.block and not node.is_inside:
-            yield from _own_blocks(node, nodes, plan.number_of)
+            yield from _own_blocks(node, plan)
 
 
 def _nodes(entries: Sequence[Entry]) -> tuple[list[_Node], dict[bytes, int]]:
@@ -235,7 +196,7 @@ def _nodes(entries: Sequence[Entry]) -> tuple[list[_Node], dict[bytes, int]]:
     return nodes, number_of
 
 
-def _measure(node: _Node, sizes: dict[bytes, int]) -> None:
+def _measure(node: _Node, places: Mapping[bytes, tuple[int, int]]) -> None:
     e = node.entry
     extra: list[tuple[bytes, bytes]] = []
     if e.kind in DIRS:
@@ -246,10 +207,10 @@ def _measure(node: _Node, sizes: dict[bytes, int]) -> None:
         node.size = len(e.target)
         if node.size <= _INLINE_MAX and not e.xattrs:
             node.layout, node.tail = _INLINE, node.size
-    elif e.kind is Kind.FILE and e.size and e.digest in sizes:
-        if sizes.setdefault(e.digest, e.size) not in (0, e.size):
-            raise _other_size(e.digest)
-        node.is_inside, node.size, sizes[e.digest] = True, e.size, e.size
+    elif e.kind is Kind.FILE and e.size and (place := places.get(e.digest)):
+        if place[1] != e.size:
+            raise other_size(e.digest)
+        node.is_inside, node.size, node.block = True, e.size, place[0] // BLOCK
     elif e.kind is Kind.FILE and e.size:
         node.layout, node.tail, node.size = _CHUNKS, len(_HOLE), e.size
         node.xattrs = _POINTER + object_name(e.digest).encode() + b"\0\0"
@@ -291,9 +252,8 @@ def _measure_directory(node: _Node) -> None:
         node.layout, node.tail = _INLINE, node.size
 
 
-def _place(nodes: list[_Node]) -> tuple[int, int]:
+def _place(nodes: list[_Node], at: int) -> tuple[int, int]:
     """Gives each node its place. Returns the end of the metadata and that of the inodes, both whole blocks."""
-    at = BLOCK
     for node in nodes:
         at = -(-at // _SLOT) * _SLOT
         need = _INODE.size + len(node.xattrs) + node.tail
@@ -313,19 +273,20 @@ def _place(nodes: list[_Node]) -> tuple[int, int]:
     return at, inodes_end
 
 
-def _nid(node: _Node) -> int:
-    return (node.at - BLOCK) // _SLOT
+def _nid(node: _Node, plan: _Plan) -> int:
+    return (node.at - plan.begin) // _SLOT
 
 
-def _first_block(nodes: list[_Node], total: int, uuid: bytes) -> bytes:
+def _first_block(plan: _Plan, uuid: bytes) -> bytes:
+    nodes = plan.nodes
     head = _SUPER.pack(
-        _MAGIC, 0, 0, 12, 0, _nid(nodes[0]), len(nodes), 0, 0, total // BLOCK, 1, 0,
+        _MAGIC, 0, 0, 12, 0, _nid(nodes[0], plan), len(nodes), 0, 0, plan.total // BLOCK, plan.begin // BLOCK, 0,
         uuid, b"dovecote", _CHUNKED_FILE, 0, 0, 0, 0, 0, 0, 0,
     )  # fmt: skip
     return (bytes(1024) + head).ljust(BLOCK, b"\0")
 
 
-def _inode(node: _Node, number: int, nodes: list[_Node], number_of: dict[bytes, int]) -> bytes:
+def _inode(node: _Node, number: int, plan: _Plan) -> bytes:
     e = node.entry
     place = node.block
     if node.layout == _CHUNKS:
@@ -340,25 +301,25 @@ def _inode(node: _Node, number: int, nodes: list[_Node], number_of: dict[bytes, 
     if node.layout == _CHUNKS:
         return inode + node.xattrs + _HOLE
     if node.layout == _INLINE:
-        tail = e.target if e.kind is Kind.SYMLINK else _dirents(node.blocks[0], number - 1, node, nodes)
+        tail = e.target if e.kind is Kind.SYMLINK else _dirents(node.blocks[0], number - 1, node, plan)
         return inode + node.xattrs + tail
     return inode + node.xattrs
 
 
-def _own_blocks(node: _Node, nodes: list[_Node], number_of: dict[bytes, int]) -> Iterator[bytes]:
+def _own_blocks(node: _Node, plan: _Plan) -> Iterator[bytes]:
     if node.entry.kind is Kind.SYMLINK:
         yield node.entry.target.ljust(BLOCK, b"\0")
         return
-    own = number_of[node.entry.path]
+    own = plan.number_of[node.entry.path]
     for block in node.blocks:
-        yield _dirents(block, own, node, nodes).ljust(BLOCK, b"\0")
+        yield _dirents(block, own, node, plan).ljust(BLOCK, b"\0")
 
 
-def _dirents(block: list[tuple[bytes, int]], own: int, node: _Node, nodes: list[_Node]) -> bytes:
+def _dirents(block: list[tuple[bytes, int]], own: int, node: _Node, plan: _Plan) -> bytes:
     offset = _DIRENT.size * len(block)
     heads = []
     for name, number in block:
-        other = nodes[number if number >= 0 else own if number == -1 else node.parent]
-        heads.append(_DIRENT.pack((other.at - BLOCK) // _SLOT, offset, _TYPES[other.entry.kind][1]))
+        other = plan.nodes[number if number >= 0 else own if number == -1 else node.parent]
+        heads.append(_DIRENT.pack((other.at - plan.begin) // _SLOT, offset, _TYPES[other.entry.kind][1]))
         offset += len(name)
     return b"".join(heads) + b"".join(name for name, _ in block)

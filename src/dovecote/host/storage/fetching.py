@@ -5,9 +5,10 @@ from __future__ import annotations
 from dovecote.errors import StorageFailed
 from dovecote.host.storage.bucket import Bucket
 from dovecote.host.storage.index import Piece
+from dovecote.host.storage.manifests import Manifests
 from dovecote.host.storage.packs import Packs, Sink
 from dovecote.host.storage.runs import Located, in_order
-from dovecote.host.storage.stored import Manifests, read_located
+from dovecote.host.storage.stored import read_located
 
 
 class Fetching:
@@ -42,7 +43,7 @@ class Fetching:
             hinted = self._hinted(tree, set(into.missing(located)))
             if all(located[digest] == pieces for digest, pieces in hinted.items()):
                 raise
-            self._packs.fetch(hinted, into)
+            self._packs.fetch(in_order(hinted), into)
             located = {**located, **hinted}
         return located
 

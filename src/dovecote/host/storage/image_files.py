@@ -9,25 +9,28 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
 from dovecote.errors import StorageFailed
 from dovecote.host.storage.disk import boot_id, disk_errors
-from dovecote.host.storage.erofs import Contents, write_image
+from dovecote.host.storage.erofs import write_filled_image, write_image
 from dovecote.host.storage.fetching import Fetching
 from dovecote.host.storage.keys import Keys
 from dovecote.host.storage.manifest import DIRS, Entry
+from dovecote.host.storage.manifests import Manifests
 from dovecote.host.storage.objects import ObjectCache, hash_file
 from dovecote.host.storage.rules import LEFT_OUT
 from dovecote.host.storage.settling import Interruptible, Settling
-from dovecote.host.storage.stored import Manifests, binary, naming, objects_of
+from dovecote.host.storage.stored import binary, naming
 
 MANY = 1000  # missing objects that are not made files of while somebody waits
 IMAGE_FORMAT = 2  # raised when images are written in another way: those of before are written again
 MOST_LEFT_OUT = 32
 _REMEMBERED = 20_000  # images that were checked
 _LOCKS = 64
+_SAMPLE, _NEARLY_ALL = 250, 0.9
 _FORGOTTEN = "forgotten"
 _RECORD, _IMAGE = re.compile(r"([0-9a-f]{64})\.json"), re.compile(r"([0-9a-f]{64})\.erofs")
 Stamp = tuple[int, int, int, int, int]
@@ -69,7 +72,7 @@ class ImageFiles:
         """Sees to all objects of a tree, without an image. Call in a use of the cache."""
         with self._lock(digest), naming(digest):
             tree = self._read(digest)
-            self._fetching.fetch(tree, self._cache.missing(objects_of(tree.entries)), self._cache)
+            self._fetching.fetch(tree, self._cache.missing(tree.objects), self._cache)
             self.used(digest)
             record = self._read_record(digest)
             if not record.get("parts") or record.get(_FORGOTTEN):
@@ -88,7 +91,8 @@ class ImageFiles:
             record = self._read_record(digest)
             known = (record.get("format"), record.get("stamp"), record.get("boot"))
             if stamp is None or not record.get("parts") or known != (IMAGE_FORMAT, list(stamp), self._boot):
-                stamp = self._check(digest, path, record)
+                with self._settling.ahead():
+                    stamp = self._check(digest, path, record)
             elif not record.get("image"):
                 self._settling.add(digest)  # an earlier process did not come to it
             if len(self._trusted) > _REMEMBERED:
@@ -98,21 +102,31 @@ class ImageFiles:
 
     def _check(self, digest: str, path: Path, record: dict[str, object]) -> Stamp:
         tree = self._read(digest)
-        missing = self._cache.missing(objects_of(tree.entries))
+        missing = self._missing(tree.objects)
         if len(missing) < MANY:
             self._fetching.fetch(tree, missing, self._cache)
             return self._write(digest, path, tree, record)
         # Thousands of files are slow to make, and somebody waits: the image has their contents until `settle`.
         located = self._fetching.locate(tree, missing)
-
-        def fill(contents: Contents) -> None:
-            self._fetching.bring(tree, located, contents)
-
         with disk_errors("the image cannot be written"):
-            write_image(tree.entries, path, uuid=binary(digest)[:16], inside=list(located), fill=fill)
+            write_filled_image(
+                lambda: tree.entries,
+                path,
+                uuid=binary(digest)[:16],
+                inside={d: sum(piece.raw for piece in pieces) for d, pieces in located.items()},
+                fill=partial(self._fetching.bring, tree, located),
+            )
         stamp = self._note_image(digest, path, tree, image="")
         self._settling.add(digest)
         return stamp
+
+    def _missing(self, objects: list[bytes]) -> list[bytes]:
+        """Of a tree. Where nearly all of a sample is not here, nothing counts as here: to look for each takes longer
+        than to fetch the few again that are."""
+        sample = objects[:: len(objects) // _SAMPLE] if len(objects) >= MANY else []
+        if sample and len(self._cache.missing(sample)) >= _NEARLY_ALL * len(sample):
+            return objects
+        return self._cache.missing(objects)
 
     def _write(self, digest: str, path: Path, tree: Manifests, record: dict[str, object]) -> Stamp:
         """The image of a tree whose objects are all in the cache."""
@@ -122,17 +136,17 @@ class ImageFiles:
                 image = write_image(tree.entries, path, uuid=binary(digest)[:16])
         return self._note_image(digest, path, tree, image=str(image))
 
-    def _settle(self, digest: str, stop: Callable[[], None]) -> None:
+    def _settle(self, digest: str, go_on: Callable[[], None]) -> None:
         """Brings what an image has inside to the cache, for other trees too, and replaces it by one that points there.
 
         Whoever has the old one mounted keeps it.
         """
         with naming(digest), self._cache.uses.use():
             tree = self._read(digest)
-            missing = self._cache.missing(objects_of(tree.entries))
-            self._fetching.fetch(tree, missing, Interruptible(self._cache, stop))
+            missing = self._cache.missing(tree.objects)
+            self._fetching.fetch(tree, missing, Interruptible(self._cache, go_on))
+            go_on()
             with self._lock(digest):
-                stop()
                 self._trusted[digest] = self._write(digest, self.path(digest), tree, {})
 
     def path(self, digest: str) -> Path:

@@ -239,6 +239,27 @@ def parse_part(path: bytes, raw: bytes, times: Sequence[int] = ()) -> list[Entry
         raise _corrupt(f"a manifest that cannot be read: {error}") from error
 
 
+def parse_objects(raw: bytes) -> list[bytes]:
+    """Digests of the files of a part that have content, each once, in its order; faster than `parse_part`, and without
+    its checks. Raises StorageFailed `corrupt`."""
+    try:
+        _, count, _, _ = _PART.unpack_from(raw)
+        at = _PART.size + count * _RECORD.size
+        found: dict[bytes, None] = {}
+        for _, more, kind, _, _, _, _, size, link, _ in _RECORD.iter_unpack(raw[_PART.size : at]):
+            at += more
+            if kind == Kind.FILE and size:
+                found[raw[at : at + _DIGEST]] = None
+                at += _DIGEST
+            elif kind == Kind.SYMLINK:
+                at += size
+            if link == _LINK_OUTSIDE:
+                at += 2 + int.from_bytes(raw[at : at + 2], "little")
+        return list(found)
+    except struct.error as error:
+        raise _corrupt(f"a manifest that cannot be read: {error}") from error
+
+
 def _parse_part(path: bytes, raw: bytes, times: Sequence[int]) -> Iterator[Entry]:
     magic, count, set_count, heap_size = _PART.unpack_from(raw)
     heap_at = _PART.size + count * _RECORD.size

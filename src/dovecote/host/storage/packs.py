@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from functools import partial
 from io import FileIO
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from blake3 import blake3
 
@@ -19,15 +18,12 @@ from dovecote.host.storage.condemned import Standing, State
 from dovecote.host.storage.frames import PIECE_BYTES, Frame, corrupt, pack, render_pack, unpack
 from dovecote.host.storage.index import Index, Piece
 from dovecote.host.storage.objects import CHUNK, ObjectCache
-from dovecote.host.storage.runs import Located, Run, runs_of, unpack_run
+from dovecote.host.storage.runs import Located, Run, in_order, runs_of, unpack_run
 from dovecote.host.storage.sources import SMALL, Content, Source, batched_sources, open_source, read_ahead
+from dovecote.host.storage.threads import ASKERS, in_threads
 
 PACK_BYTES = 32 << 20  # a pack is closed when it holds so much, so it ends below this plus one piece
 LARGE_FRAME = 4 << 20  # a frame of so much is a pack of its own, so that it waits for no other in memory
-WORKERS = 2
-FETCHERS = 4  # some of them wait for the store
-A = TypeVar("A")
-B = TypeVar("B")
 
 
 class Sink(Protocol):
@@ -81,10 +77,13 @@ class Packs:
         self.standing.note(pack)
 
     def fetch(self, located: Located, into: Sink | None = None) -> None:
-        """Brings objects into the cache, or elsewhere, each checked by its hash. Raises StorageFailed `corrupt`."""
+        """Brings objects into the cache, or elsewhere, each checked by its hash; `in_order` takes fewest requests.
+
+        Raises StorageFailed `corrupt`.
+        """
         to = into or self.cache
-        in_threads(partial(self._fetch_run, to), runs_of(located), FETCHERS)
-        in_threads(partial(self._fetch_large, to), [each for each in located.items() if len(each[1]) > 1])
+        large = [partial(self._fetch_large, to, each) for each in located.items() if len(each[1]) > 1]
+        in_threads(_call, [*large, *(partial(self._fetch_run, to, run) for run in runs_of(located))], ASKERS)
         self.cache.note_checked(located)
 
     def _fetch_run(self, to: Sink, run: Run) -> None:
@@ -249,7 +248,7 @@ class PackWriter:
         if lost:
             # What is condemned can be read still, and is stored again under another name.
             with suppress(StorageFailed):
-                self._packs.fetch(self._packs.index.locate(lost))
+                self._packs.fetch(in_order(self._packs.index.locate(lost)))
             lost = self._packs.cache.missing(lost)
         if lost:
             raise corrupt(f"object {lost[0].hex()} is neither in the store nor on this host")
@@ -327,14 +326,5 @@ class PackWriter:
         self._written.clear()
 
 
-def in_threads(call: Callable[[A], B], items: Sequence[A], workers: int = WORKERS) -> list[B]:
-    """Results in order. The first error stops what has not begun."""
-    if len(items) < 2:
-        return [call(item) for item in items]
-    with ThreadPoolExecutor(workers, thread_name_prefix="storage") as pool:
-        futures = [pool.submit(call, item) for item in items]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+def _call(act: Callable[[], None]) -> None:
+    act()

@@ -30,21 +30,23 @@ def in_order(located: Located) -> dict[bytes, tuple[Piece, ...]]:
 
 
 def runs_of(located: Located) -> list[Run]:
-    """Of the objects of one piece each."""
-    single = [(pieces[0], digest) for digest, pieces in located.items() if len(pieces) == 1]
-    single.sort()
+    """Of the objects of one piece each. There are fewest where `located` is `in_order`."""
     runs: list[Run] = []
     pack, start, end, raw = "", 0, 0, 0
     wanted: list[tuple[bytes, Piece]] = []
-    for piece, digest in single:
-        over = piece.offset + piece.stored - start > RUN_BYTES or raw + piece.raw > RUN_RAW
-        if wanted and (over or piece.pack != pack or piece.offset - end > GAP):
+    for digest, pieces in located.items():
+        piece = pieces[0]
+        if len(pieces) > 1:
+            continue
+        is_near = piece.pack == pack and 0 <= piece.offset - end <= GAP
+        is_over = piece.offset + piece.stored - start > RUN_BYTES or raw + piece.raw > RUN_RAW
+        if wanted and (is_over or not is_near):
             runs.append(Run(pack, start, end, wanted))
             wanted = []
         if not wanted:
             pack, start, end, raw = piece.pack, piece.offset, piece.offset, 0
         wanted.append((digest, piece))
-        end = max(end, piece.offset + piece.stored)
+        end = piece.offset + piece.stored
         raw += piece.raw
     if wanted:
         runs.append(Run(pack, start, end, wanted))

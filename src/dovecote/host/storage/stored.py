@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TypeVar
 
 import zstandard
@@ -15,7 +14,7 @@ from dovecote.host.storage.condemned import unsalted
 from dovecote.host.storage.frames import pack
 from dovecote.host.storage.index import Piece
 from dovecote.host.storage.locations import parse_locations, parse_pieces, render_locations
-from dovecote.host.storage.manifest import MAX_RAW, Entry, Part, Root, digest_of, join, parse_part, parse_root
+from dovecote.host.storage.manifest import MAX_RAW, Entry, Part, Root, digest_of, parse_part, parse_root
 from dovecote.host.storage.times import parse_times
 
 T = TypeVar("T")
@@ -50,13 +49,17 @@ def objects_of(entries: Iterable[Entry]) -> list[bytes]:
 
 
 def read_root(bucket: Bucket, digest: str) -> Root:
-    return parse_root(_manifest(bucket, "trees", digest))
+    return parse_root(read_stored(bucket, "trees", binary(digest)))
 
 
 def read_part(bucket: Bucket, part: Part) -> list[Entry]:
-    raw = _manifest(bucket, "manifests", part.digest.hex())
-    times = parse_times(_manifest(bucket, "times", part.times.hex()), part.entries) if part.times else []
-    entries = parse_part(part.path, raw, times)
+    times = read_stored(bucket, "times", part.times) if part.times else b""
+    return parse_stored(part, read_stored(bucket, "manifests", part.digest), times)
+
+
+def parse_stored(part: Part, raw: bytes, times: bytes) -> list[Entry]:
+    """Of a manifest and, where they are apart, the times of its entries. Raises StorageFailed `corrupt`."""
+    entries = parse_part(part.path, raw, parse_times(times, part.entries) if part.times else ())
     if len(entries) != part.entries:
         raise StorageFailed("a manifest has another length than its root says", code="corrupt")
     return entries
@@ -65,26 +68,6 @@ def read_part(bucket: Bucket, part: Part) -> list[Entry]:
 def read_parts(bucket: Bucket, root: Root) -> Iterator[tuple[bytes, str, list[Entry]]]:
     for part in root.parts:
         yield part.path, part.digest.hex(), read_part(bucket, part)
-
-
-@dataclass(frozen=True)
-class Manifests:
-    """All of a tree: digest and objects of each manifest, and what they make together."""
-
-    parts: list[tuple[str, list[bytes]]]
-    entries: list[Entry]
-
-
-def read_manifests(bucket: Bucket, root: Root) -> Manifests:
-    parts: list[tuple[str, list[bytes]]] = []
-
-    def noted() -> Iterator[tuple[bytes, list[Entry]]]:
-        for path, part, entries in read_parts(bucket, root):
-            parts.append((part, objects_of(entries)))
-            yield path, entries
-
-    entries = join(noted())
-    return Manifests(parts, entries)
 
 
 def read_locations(bucket: Bucket, part: str, entries: Sequence[Entry]) -> dict[bytes, tuple[Piece, ...]]:
@@ -104,7 +87,7 @@ def pieces_of(bucket: Bucket, part: str) -> list[Piece]:
 
 def manifest_objects(bucket: Bucket, part: str) -> list[bytes]:
     """What the rows of its locations are of, wherever in a tree it has its place. Raises StorageFailed `corrupt`."""
-    return objects_of(parse_part(b"", _manifest(bucket, "manifests", part)))
+    return objects_of(parse_part(b"", read_stored(bucket, "manifests", binary(part))))
 
 
 def packed_locations(digests: Sequence[bytes], located: Mapping[bytes, tuple[Piece, ...]]) -> bytes:
@@ -126,10 +109,11 @@ def or_corrupt(name: str, call: Callable[[], T]) -> T:
         raise StorageFailed(f"{name} is missing", code="corrupt") from error
 
 
-def _manifest(bucket: Bucket, kind: str, digest: str) -> bytes:
-    name = stored_name(kind, digest)
+def read_stored(bucket: Bucket, kind: str, digest: bytes) -> bytes:
+    """What it was named after. Raises StorageFailed `corrupt`."""
+    name = stored_name(kind, digest.hex())
     raw = unpack_stored(or_corrupt(name, lambda: bucket.get(name)))
-    if digest_of(raw) != binary(digest):
+    if digest_of(raw) != digest:
         raise StorageFailed(f"{name} has other content than its name says", code="corrupt")
     return unsalted(raw)
 

@@ -6,33 +6,28 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dovecote.errors import Conflict, Invalid, StorageFailed
+from dovecote.errors import Invalid, StorageFailed
 from dovecote.host.storage.bucket import Bucket
 from dovecote.host.storage.change import Change, applied, combined, plan_change
-from dovecote.host.storage.condemned import Clock, Standing, State, boottime, salted
+from dovecote.host.storage.condemned import Clock, Standing, State, boottime
 from dovecote.host.storage.disk import disk_errors
 from dovecote.host.storage.fetching import Fetching
 from dovecote.host.storage.fold import Plan, plan_delta, plan_directory
-from dovecote.host.storage.frames import Frame, pack
+from dovecote.host.storage.frames import Frame
 from dovecote.host.storage.image_files import ImageFiles, left_out
 from dovecote.host.storage.index import Index, Piece
 from dovecote.host.storage.manifest import (
-    TIMES_APART,
     Entry,
     Kind,
-    Part,
     Root,
-    digest_of,
     join,
-    render_part,
-    render_root,
-    split,
 )
+from dovecote.host.storage.manifests import Manifests, read_manifests
 from dovecote.host.storage.objects import ObjectCache
 from dovecote.host.storage.packs import Packs, PackWriter
 from dovecote.host.storage.payload import CARRIED_BYTES, parse_payload, parted, render_payload
@@ -40,19 +35,16 @@ from dovecote.host.storage.pool import Touched
 from dovecote.host.storage.rules import DEFAULT_RULES, Rules
 from dovecote.host.storage.scan import Bounds
 from dovecote.host.storage.stored import (
-    Manifests,
     binary,
     naming,
     objects_of,
     or_corrupt,
-    packed_locations,
     read_locations,
-    read_manifests,
     read_parts,
     read_root,
     stored_name,
 )
-from dovecote.host.storage.times import render_times
+from dovecote.host.storage.tree_writer import TreeWriter
 from dovecote.host.storage.whole import CacheSink, flattened
 
 _TEMPLATES = 4  # whose paths are kept in memory
@@ -102,6 +94,7 @@ class Trees:
         self.cache = ObjectCache(cache_dir, self._index)
         self._standing = Standing(bucket, clock=clock)
         self._packs = Packs(bucket, self._index, self.cache, self._standing)
+        self._writer = TreeWriter(bucket, self._packs, self._standing)
         self._paths: OrderedDict[str, frozenset[bytes]] = OrderedDict()
         self._paths_lock = threading.Lock()
         self.image_files = ImageFiles(
@@ -342,80 +335,8 @@ class Trees:
     ) -> TreeSaved:
         trees = (*like, *([previous] if previous is not None else []))
         with self.cache.uses.use():
-            return self._save_used(plan, template, trees, carried or {})
-
-    def _save_used(self, plan: Plan, template: bytes, like: Sequence[str], carried: Mapping[bytes, Frame]) -> TreeSaved:
-        writer = PackWriter(self._packs)
-        entries = plan.complete(writer.absorb(plan.sources))
-        parts = split(entries)
-        named: list[Part] = []
-        new: list[tuple[Part, list[Entry], bytes]] = []
-        below: list[tuple[str, bytes, bytes]] = []  # that the root will name
-        for path, some in parts:
-            part, raw, times = self._part(path, some)
-            named.append(part)
-            if raw:
-                new.append((part, some, raw))
-            if times:
-                below.append(("times", part.times, times))
-        wanted = objects_of(e for _, some, _ in new for e in some)
-        writer.absorb_carried({digest: carried[digest] for digest in wanted if digest in carried})
-        wanted = [digest for digest in wanted if digest not in carried]
-        for tree in like:
-            self._learn(wanted, tree)
-        writer.absorb_cached(wanted)
-        writer.flush()
-        added_bytes = writer.added_bytes
-        writer.time.check()
-        for part, some, _ in new:
-            packed = packed_locations(objects_of(some), writer.located)
-            self._bucket.put(stored_name("locations", part.digest.hex()), packed)
-            added_bytes += len(packed)
-        for kind, name, raw in (*below, *(("manifests", part.digest, raw) for part, _, raw in new)):
-            added_bytes += self._put_manifest(kind, name.hex(), raw)
-        files, total_bytes = _count(entries)
-        raw, _ = self._named("trees", render_root(Root(template, files, total_bytes, tuple(named))))
-        digest = digest_of(raw).hex()
-        writer.time.check()
-        added_bytes += self._put_manifest("trees", digest, raw)
-        return TreeSaved(digest, files, added_bytes, total_bytes, plan.notes)
-
-    def _part(self, path: bytes, entries: Sequence[Entry]) -> tuple[Part, bytes, bytes]:
-        """What names it, and what of it is not stored yet: its manifest, its times."""
-        is_large = len(entries) >= TIMES_APART
-        raw, is_there = self._named("manifests", render_part(path, entries, with_times=not is_large))
-        times, are_there = b"", True
-        if is_large:
-            times, are_there = self._named("times", render_times([e.mtime_ns for e in entries]))
-        part = Part(path, digest_of(raw), len(entries), digest_of(times) if times else b"")
-        return part, b"" if is_there else raw, b"" if are_there else times
-
-    def _learn(self, digests: Sequence[bytes], tree: str) -> None:
-        """What the index does not know about files kept from an older tree, the store's hints do."""
-        unknown = set(digests) - self._packs.reusable(digests).keys()
-        for _, part, entries in self._parts(tree) if unknown else ():
-            if not unknown.isdisjoint(objects_of(entries)):
-                self._index.add(self._hints(part, entries))
-
-    def _named(self, kind: str, raw: bytes) -> tuple[bytes, bool]:
-        """The bytes to store so that their name may be referred to, and whether they are stored already."""
-        name = stored_name(kind, digest_of(raw).hex())
-        state = self._standing.of(name)
-        if state is State.CONDEMNED:
-            return salted(raw), False
-        return raw, state is State.THERE
-
-    def _put_manifest(self, kind: str, digest: str, raw: bytes) -> int:
-        packed = pack(raw)
-        with suppress(Conflict):  # the same content, from another save
-            self._bucket.put_new(stored_name(kind, digest), packed)
-            return len(packed)
-        return 0
-
-
-def _count(entries: Sequence[Entry]) -> tuple[int, int]:
-    files = [e for e in entries if e.kind is Kind.FILE]
-    return len(files), sum(e.size for e in files if not e.link or e.link == e.path)
+            digest, root, added_bytes = self._writer.write(plan, template, like=trees, carried=carried or {})
+        return TreeSaved(digest, root.files, added_bytes, root.total_bytes, plan.notes)
 
 
 def _identity(bucket: Bucket) -> str | None:
