@@ -305,7 +305,7 @@ async def _run(server: Server) -> None:
         ends.push_async_callback(server.invoking.stop)
         await server.gateway.start()
         ends.push_async_callback(_cancel, _ticking(server))
-        gc.freeze()  # what is here now stays: nobody has to look for cycles in it again
+        _settle_memory()
         server.is_open = True
         ends.callback(_close, server)
         log.info("ready on %s", Addresses(server.settings.domain, server.settings.port).console())
@@ -344,6 +344,12 @@ def _ticking(server: Server) -> list[asyncio.Future[None]]:
         asyncio.ensure_future(_every(FORGET_EVERY, server.invoking.dispatching.forget)),
         asyncio.ensure_future(_every(cache_limit.LOOK_EVERY, server.host.limit.tick)),
     ]
+
+
+def _settle_memory() -> None:
+    """What a started server holds stays: a collection that walked through all of it would hold everybody up."""
+    gc.collect()
+    gc.freeze()
 
 
 async def _every(seconds: float, act: Callable[[], Awaitable[None]]) -> None:

@@ -31,6 +31,19 @@ def metric(own: Installation, name: str) -> float:
     return float(found[1]) if found else 0.0
 
 
+def test_nothing_is_saved_before_something_was_written(dovecote: Dovecote) -> None:
+    with dovecote.sessions.create() as idle, dovecote.sessions.create() as busy:
+        idle.run(["true"], check=True)
+        busy.run("echo text > note", check=True)
+        until(lambda: busy.lag().saved_ago_seconds is not None, "what was written is saved")
+        lag = idle.lag()
+        assert (lag.state, lag.pending, lag.saved_ago_seconds) == ("saved", 0, None)
+        idle.run("echo text > note", check=True)
+        until(lambda: idle.lag().saved_ago_seconds is not None, "so is the first file of the other")
+        idle.park()
+        assert idle.run("cat note", check=True).stdout == "text\n"
+
+
 def test_a_store_that_fails_is_told_and_stops_no_work(tmp_path: Path) -> None:
     objects = tmp_path / "objects"
     with (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import timedelta
@@ -82,6 +82,14 @@ async def test_fifty_held_visitors_get_one_instance_from_one_start(world: World)
     assert len(world.host.claims) == len(world.host.starts()) == 1
     assert set(world.endpoints["shop"]) == addresses
     assert world.running("shop").waiting == 0
+
+
+async def test_where_there_is_no_app_nobody_asks_for_their_loads(world: World) -> None:
+    async def asked() -> Mapping[str, Load]:
+        raise AssertionError("the gateway was asked")
+
+    world.apps._loads = asked
+    await world.apps.tick()
 
 
 async def test_an_app_runs_the_files_that_were_published(world: World) -> None:

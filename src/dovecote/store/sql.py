@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Generic
 
 import sqlalchemy as sa
@@ -71,21 +71,15 @@ class SQLStore:
         but_tenants: Collection[str] = (),
         but_functions: Collection[str] = (),
     ) -> list[Invocation]:
-        kind, c = tables.INVOCATIONS, tables.INVOCATIONS.table.c
-        is_due = sa.and_(
-            c.due_at.is_not(None),  # as the index has it
-            c.due_at <= kind.shapes["due_at"].write(now),
-            c.finished_at.is_not(None) if is_final else c.finished_at.is_(None),
-            c.tenant_id.not_in(list(but_tenants)),
-            c.function_id.not_in(list(but_functions)),
-        )
-        turn = sa.func.row_number().over(partition_by=c.tenant_id, order_by=(c.due_at, c.id)).label("turn")
-        lines = sa.select(c.id, c.due_at, turn).where(is_due).subquery("lines")
-        order = (lines.c.turn, lines.c.due_at, lines.c.id)
-        first = sa.select(lines.c.id, lines.c.turn).order_by(*order).limit(_bounded(limit)).subquery("first")
-        chosen = sa.select(kind.table).join(first, c.id == first.c.id).order_by(first.c.turn, c.due_at, c.id)
+        kind = tables.INVOCATIONS
+        values = {
+            "now": kind.shapes["due_at"].write(now),
+            "but_tenants": list(but_tenants),
+            "but_functions": list(but_functions),
+            "most": _bounded(limit),
+        }
         with in_our_words(kind.noun):
-            return [kind.read(row) for row in (await self._database.run(chosen, writes=False)).rows]
+            return [kind.read(row) for row in (await self._database.run(_due(is_final), values, writes=False)).rows]
 
     async def forget_invocations(self, finished_before: datetime, *, limit: int = 100) -> int:
         kind, c = tables.INVOCATIONS, tables.INVOCATIONS.table.c
@@ -284,6 +278,25 @@ class _Records(Generic[R]):
     async def _do(self, statement: Any, values: dict[str, Any] | None = None, *, writes: bool = False) -> Outcome:
         with in_our_words(self._kind.noun):
             return await self._run(statement, values, writes=writes)
+
+
+@cache
+def _due(is_final: bool) -> sa.Select[Any]:
+    """Made once: it is asked several times a second, and making it takes longer than its answer."""
+    kind, c = tables.INVOCATIONS, tables.INVOCATIONS.table.c
+    is_due = sa.and_(
+        c.due_at.is_not(None),  # as the index has it
+        c.due_at <= sa.bindparam("now", type_=c.due_at.type),
+        c.finished_at.is_not(None) if is_final else c.finished_at.is_(None),
+        c.tenant_id.not_in(sa.bindparam("but_tenants", expanding=True)),
+        c.function_id.not_in(sa.bindparam("but_functions", expanding=True)),
+    )
+    turn = sa.func.row_number().over(partition_by=c.tenant_id, order_by=(c.due_at, c.id)).label("turn")
+    lines = sa.select(c.id, c.due_at, turn).where(is_due).subquery("lines")
+    order = (lines.c.turn, lines.c.due_at, lines.c.id)
+    most = sa.bindparam("most", type_=sa.Integer)
+    first = sa.select(lines.c.id, lines.c.turn).order_by(*order).limit(most).subquery("first")
+    return sa.select(kind.table).join(first, c.id == first.c.id).order_by(first.c.turn, c.due_at, c.id)
 
 
 def _bounded(limit: int) -> int:

@@ -273,6 +273,8 @@ class Apps:
 
     async def tick(self) -> None:
         """Looks at the load of each app and lets instances come and go."""
+        if not self._apps:
+            return
         loads = await self._loads()
         now = time.monotonic()
         for name, there in list(self._apps.items()):

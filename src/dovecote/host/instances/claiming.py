@@ -190,7 +190,7 @@ class Claiming:
         """Gives a prepared instance its owner's limits, network and root; `is_new` when its disk holds nothing yet."""
         instance.become(InstanceState.CLAIMED)
         instance.claim = claim
-        instance.record()
+        instance.unrecord()
         # All come to their end before the first failure is raised: what undoes them must not race with them.
         done = await asyncio.gather(
             self._limit(instance, claim.limits),

@@ -209,6 +209,10 @@ class Instance:
         temporary.write_bytes(orjson.dumps(body))
         os.replace(temporary, self.directory / "instance.json")
 
+    def unrecord(self) -> None:
+        """Until it is recorded again a crash leaves nothing but what is taken apart at the next start."""
+        (self.directory / "instance.json").unlink(missing_ok=True)
+
 
 def read_instance(directory: Path) -> Instance:
     """Raises NotFound when there is no readable record: preparing it was cut short."""

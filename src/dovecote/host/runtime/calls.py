@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,30 +31,31 @@ def last_words(log: Path) -> str:
     return " ".join(lines)[-WORDS:]
 
 
-async def run(command: Sequence[str], within: float, *, stdin: int = -3, stderr: int = -3) -> int | None:
-    """Its exit code, or None when it took longer than `within` seconds and was killed. -3 is DEVNULL."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
+async def run(
+    command: Sequence[str], within: float, *, stdin: int = subprocess.DEVNULL, stderr: int = subprocess.DEVNULL
+) -> int | None:
+    """Its exit code, or None when it took longer than `within` seconds and was killed."""
+    process = _begin(command, stdin, stderr)
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        return process.wait() if await has_ended(pidfd, within) else None
+    finally:
+        os.close(pidfd)
+        if process.returncode is None:
+            process.kill()
+            await asyncio.shield(asyncio.to_thread(process.wait))
+
+
+def _begin(command: Sequence[str], stdin: int, stderr: int) -> subprocess.Popen[bytes]:
+    """Without the event loop: uvloop forks, which copies the page tables of a large server and holds everybody up."""
+    return subprocess.Popen(
+        command,
         stdin=stdin,
-        stdout=asyncio.subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
         stderr=stderr,
         start_new_session=True,  # an interrupt from our terminal is not for it
         env={"PATH": os.environ.get("PATH", os.defpath)},
     )
-    try:
-        return await asyncio.wait_for(process.wait(), within)
-    except TimeoutError:
-        await end(process)
-        return None
-    except BaseException:
-        await end(process)
-        raise
-
-
-async def end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.kill()
-        await asyncio.shield(process.wait())
 
 
 def open_pidfd(pid: int) -> int | None:
@@ -78,15 +81,11 @@ async def has_ended(pidfd: int, within: float) -> bool:
 
 async def read_json(command: Sequence[str]) -> Any:
     """What it prints as JSON (an empty list for `null`), or None when it fails."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
+    quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), CALL_WITHIN)
-    except BaseException:
-        await end(process)
-        raise
-    return (json.loads(output) or []) if process.returncode == 0 else None
+        done = await asyncio.to_thread(
+            partial(subprocess.run, command, stdout=subprocess.PIPE, timeout=CALL_WITHIN, check=False, **quiet)
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(f"{command[0]} took longer than {CALL_WITHIN:g} s") from error
+    return (json.loads(done.stdout) or []) if done.returncode == 0 else None

@@ -1,7 +1,7 @@
-"""A small process that enters instances' mount namespaces on our behalf: one short-lived fork a request.
+"""A small process that enters instances' mount namespaces on our behalf.
 
 The server has threads, and a process with threads cannot change its mount namespace. So a helper with one thread and
-an empty environment is kept (`inside`), and what goes in ends after one act.
+an empty environment is kept (`inside`). What goes in where a user's processes run is a fork that ends after one act.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Entrance:
     """Acts inside running instances. One for a host; `start` and `stop` may be repeated.
 
     If the helper dies, what was under way raises StorageFailed with code `entrance_died` and the next request starts it
-    again. A request that takes longer than `timeout` seconds is killed and raises DeadlineExceeded.
+    again. A request that takes longer than `timeout` seconds is killed, a swap of roots with the helper, and raises
+    DeadlineExceeded.
     """
 
     def __init__(self, *, timeout: float = 10.0) -> None:

@@ -178,10 +178,11 @@ class BtrfsDisks:
         return await self._in_thread(self._is_changed, name, untouched)
 
     def untouched(self, name: str) -> int:
+        _check_name(name)
         with _as_errors(name):
             # Whatever is written to first, the directory at the top gets an entry for it or another attribute. The
             # clock of files may stand still for 10 ms (before Linux 6.13), but an entry makes the directory larger.
-            top = (self.path(name) / self._parts[0]).stat()
+            top = os.stat(f"{self._at}/{name}/{self._parts[0]}")
             return top.st_ctime_ns + top.st_size
 
     async def which_changed(self, untouched: Mapping[str, int]) -> frozenset[str]:
@@ -321,7 +322,7 @@ class BtrfsDisks:
         return self._at / name
 
     def _with_disk(self, name: str, act: Callable[[int], T]) -> T:
-        disk = os.open(self._at / name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        disk = os.open(f"{self._at}/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             return act(disk)
         finally:

@@ -29,7 +29,10 @@ class AsyncVia(httpx.AsyncBaseTransport):
         self._inner = httpx.AsyncHTTPTransport(limits=limits or httpx.Limits())
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        there = request.url.copy_with(scheme=self._scheme, host=self._host, port=self._port)
+        url = request.url
+        if (url.scheme, url.host, url.port) == (self._scheme, self._host, self._port):
+            return await self._inner.handle_async_request(request)
+        there = url.copy_with(scheme=self._scheme, host=self._host, port=self._port)
         return await self._inner.handle_async_request(
             httpx.Request(
                 request.method, there, headers=request.headers, stream=request.stream, extensions=request.extensions

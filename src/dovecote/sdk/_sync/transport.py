@@ -31,7 +31,10 @@ class Via(httpx.BaseTransport):
         self._inner = httpx.HTTPTransport(limits=limits or httpx.Limits())
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        there = request.url.copy_with(scheme=self._scheme, host=self._host, port=self._port)
+        url = request.url
+        if (url.scheme, url.host, url.port) == (self._scheme, self._host, self._port):
+            return self._inner.handle_request(request)
+        there = url.copy_with(scheme=self._scheme, host=self._host, port=self._port)
         return self._inner.handle_request(
             httpx.Request(
                 request.method, there, headers=request.headers, stream=request.stream, extensions=request.extensions
