@@ -1,5 +1,6 @@
 """A host that has nothing of a tree: thousands of contents come into one image first, and into the cache later."""
 
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dovecote.errors import StorageFailed
-from dovecote.host.storage import manifests, settling
+from dovecote.host.storage import manifests, mounts, settling
 from dovecote.host.storage.bucket import Bucket
 from dovecote.host.storage.image_files import MANY
 from dovecote.host.storage.trees import Trees
@@ -88,6 +89,53 @@ def test_an_upper_over_such_an_image_folds_to_the_same_tree(
             rig.close()
             trees.close()
     assert results[0] == results[1]
+
+
+def test_files_have_the_same_inode_numbers_in_every_image_of_a_tree(
+    bucket: Bucket, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upper remembers by them where its files came from, and lies over the other image after a reboot."""
+    os.setxattr(source / "twice", "user.note", b"n")
+    digest = saved(bucket, source, tmp_path / "first")
+    monkeypatch.setattr(settling, "REST", 1.0)
+    cold = Trees(bucket, tmp_path / "cold")
+    try:
+        image = cold.ensure_image(digest)
+        filled = tmp_path / "filled"
+        filled.hardlink_to(image)
+        settled(cold, image, filled.stat().st_ino)
+        assert filled.stat().st_size > image.stat().st_size
+        assert _numbers(filled, tmp_path) == _numbers(image, tmp_path)
+    finally:
+        cold.close()
+
+
+def _numbers(image: Path, directory: Path) -> dict[str, int]:
+    at = directory / "at"
+    at.mkdir(exist_ok=True)
+    mounts.mount_image(image, at)
+    try:
+        return {str(each.relative_to(at)): each.lstat().st_ino for each in at.rglob("*")}
+    finally:
+        mounts.unmount(at)
+
+
+def test_a_sparse_file_stays_so_on_a_cold_host(rig: Rig, bucket: Bucket, source: Path, tmp_path: Path) -> None:
+    for name, size in (("huge", 256 << 20), ("large", 8 << 20)):
+        with (source / name).open("wb") as file:
+            file.seek(size // 2 + 4095)
+            file.write(name.encode())
+            file.truncate(size)
+    digest = saved(bucket, source, tmp_path / "first")
+    cold = Trees(bucket, tmp_path / "cold")
+    try:
+        found = cold.ensure_image(digest).stat()
+        assert found.st_size > 256 << 20
+        assert found.st_blocks * 512 < 64 << 20
+        assert_same(source, rig.look(cold, digest))
+    finally:
+        rig.close()
+        cold.close()
 
 
 def test_a_process_that_ended_before_it_came_to_it_leaves_it_to_the_next(

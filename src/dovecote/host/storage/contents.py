@@ -10,6 +10,7 @@ from dovecote.host.storage.disk import disk_errors, write_at
 
 BLOCK = 4096
 _ZEROS = memoryview(bytes(BLOCK))
+_HOLE = bytes(32 * BLOCK)  # so much of nothing is left out, so that a sparse file stays cheap
 
 
 def places_of(sizes: Mapping[bytes, int], *, at: int) -> tuple[dict[bytes, tuple[int, int]], int]:
@@ -43,6 +44,10 @@ class Contents:
             at, size = self._places[digest]
             if len(data) != size:
                 raise other_size(digest)
+            if size >= len(_HOLE):
+                self._write_large(data, at)
+                done.append(digest)
+                continue
             if at != end:
                 self._write(pieces, begin)
                 pieces, begin = [], at
@@ -61,7 +66,7 @@ class Contents:
         for piece in pieces:
             if at + len(piece) > end:
                 raise other_size(digest)
-            self._write([piece], at)
+            self._write_large(piece, at)
             at += len(piece)
         if at != end:
             raise other_size(digest)
@@ -69,6 +74,12 @@ class Contents:
 
     def missing(self, digests: Iterable[bytes]) -> list[bytes]:
         return [digest for digest in digests if digest not in self._there]
+
+    def _write_large(self, data: bytes | memoryview, at: int) -> None:
+        for begin in range(0, len(data), len(_HOLE)):
+            some = bytes(data[begin : begin + len(_HOLE)])
+            if some != _HOLE[: len(some)]:
+                self._write([some], at + begin)
 
     def _write(self, pieces: list[bytes | memoryview], at: int) -> None:
         if self._ends.is_set():

@@ -52,6 +52,7 @@ class _Node:
     layout: int = _PLAIN
     size: int = 0  # as the inode says it
     tail: int = 0  # bytes behind the inode and its xattrs
+    room: int = 0  # and those that are left free behind that
     at: int = 0  # its place in the image
     block: int = 0  # first of its own blocks
     is_inside: bool = False  # a file whose content is in the image
@@ -211,6 +212,9 @@ def _measure(node: _Node, places: Mapping[bytes, tuple[int, int]]) -> None:
         if place[1] != e.size:
             raise other_size(e.digest)
         node.is_inside, node.size, node.block = True, e.size, place[0] // BLOCK
+        # As long as one that points at its object: an upper remembers where its files came from by inode numbers, so
+        # these have to be the same in every image of a tree.
+        node.room = _POINTER_BYTES + len(_HOLE) - (len(_XATTR_HEADER) if e.xattrs else 0)
     elif e.kind is Kind.FILE and e.size:
         node.layout, node.tail, node.size = _CHUNKS, len(_HOLE), e.size
         node.xattrs = _POINTER + object_name(e.digest).encode() + b"\0\0"
@@ -233,6 +237,7 @@ _POINTER = (
     + struct.pack("<BBH", len(b"overlay.redirect"), 4, 1 + 2 + 1 + 62)
     + b"overlay.redirect/"
 )
+_POINTER_BYTES = len(_POINTER) + len(object_name(bytes(32))) + 2
 
 
 def _measure_directory(node: _Node) -> None:
@@ -256,7 +261,7 @@ def _place(nodes: list[_Node], at: int) -> tuple[int, int]:
     """Gives each node its place. Returns the end of the metadata and that of the inodes, both whole blocks."""
     for node in nodes:
         at = -(-at // _SLOT) * _SLOT
-        need = _INODE.size + len(node.xattrs) + node.tail
+        need = _INODE.size + len(node.xattrs) + node.tail + node.room
         if node.layout == _INLINE:
             # The kernel reads an inline tail from one block, and a link's together with its inode.
             first = at if need <= BLOCK else at + need - node.tail
