@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from dovecote.errors import DeadlineExceeded, DovecoteError, Failed, Invalid, StorageFailed
 from dovecote.store import Store, databases, open_store
@@ -132,6 +135,52 @@ async def test_a_write_beside_an_own_transaction_is_refused_at_once(impatient: S
             await impatient.tenant(A).users.insert(user())
     assert caught.value.code == "transaction_failed"
     await impatient.tenant(A).users.insert(user())
+
+
+async def test_a_transaction_that_is_cancelled_while_it_begins(impatient: Store, tmp_path: Path) -> None:
+    """It may have begun all the same; what is written next must not become a part of it."""
+    beginning, go_on = threading.Event(), threading.Event()
+
+    def wait(_1: object, _2: object, statement: str, *_3: object) -> None:
+        if statement.startswith("BEGIN"):
+            beginning.set()
+            assert go_on.wait(30)
+
+    writer = impatient._database._writer  # type: ignore[attr-defined]
+    sa.event.listen(writer, "before_cursor_execute", wait)
+    task = asyncio.create_task(_together(impatient))
+    assert await asyncio.to_thread(beginning.wait, 30)
+    task.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    sa.event.remove(writer, "before_cursor_execute", wait)
+    await impatient.tenant(A).users.insert(user())
+    assert _committed(tmp_path) == 1
+    await _together(impatient)
+    assert _committed(tmp_path) == 2
+
+
+async def test_a_connection_that_is_still_in_a_transaction_is_not_used_again(impatient: Store, tmp_path: Path) -> None:
+    async with impatient._database.writing() as connection:  # type: ignore[attr-defined]
+        await connection.command("BEGIN IMMEDIATE")
+    await impatient.tenant(A).users.insert(user())
+    assert _committed(tmp_path) == 1
+
+
+async def test_nothing_is_opened_to_be_closed(impatient: Store) -> None:
+    database = impatient._database  # type: ignore[attr-defined]
+    database._writer.dispose()
+    async with database.writing() as connection:
+        await connection.invalidate()
+    assert database._writer.pool.checkedin() == 0
+
+
+def _committed(directory: Path) -> int:
+    """Users, as another process sees them."""
+    with contextlib.closing(sqlite3.connect(directory / "store.sqlite")) as other:
+        count: int = other.execute("SELECT count(*) FROM users").fetchone()[0]
+        return count
 
 
 async def test_connections_that_the_server_ended(postgresql_server: PostgreSQLServer) -> None:

@@ -79,8 +79,8 @@ class Database(ABC):
         limit = asyncio.timeout(timeout)
         try:
             async with self.writing() as connection, limit:
-                await _command(connection, self.begin)
                 try:
+                    await _command(connection, self.begin)  # cut off, it may have happened all the same
                     yield _run_on(connection), connection
                     await _command(connection, "COMMIT")
                 except Exception:
@@ -236,7 +236,7 @@ class _InThread:
         await _in(self._thread, lambda: act(self._open()))
 
     async def invalidate(self) -> None:
-        await asyncio.shield(_in(self._thread, lambda: self._open().invalidate()))
+        await asyncio.shield(_in(self._thread, self._invalidate))
 
     async def close(self) -> None:
         await asyncio.shield(_in(self._thread, self._close))
@@ -246,9 +246,17 @@ class _InThread:
             self._connection = self._engine.connect()
         return self._connection
 
-    def _close(self) -> None:
+    def _invalidate(self) -> None:
         if self._connection is not None:
-            self._connection.close()
+            self._connection.invalidate()
+
+    def _close(self) -> None:
+        if self._connection is None:
+            return
+        open_one = None if self._connection.invalidated else self._connection.connection.driver_connection
+        if open_one is not None and open_one.in_transaction:
+            self._connection.invalidate()  # the next one's writes would never be committed
+        self._connection.close()
 
 
 def _run_once(engine: sa.Engine, statement: sa.Executable, values: Mapping[str, Any] | None) -> Outcome:
