@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from dovecote.errors import Conflict
+from dovecote.errors import Conflict, NotFound
 from dovecote.host.instances.claiming import Claiming
-from dovecote.host.instances.instance import Instance
-from dovecote.model.sizes import SPECS, Limits
+from dovecote.host.instances.instance import Claim, Instance
+from dovecote.host.instances.mounting import mounted_paths
+from dovecote.host.storage import mounts
+from dovecote.model.sizes import SPECS, Limits, NetworkPolicy
 from dovecote.model.states import InstanceState
+from dovecote.model.trees import Workspace
+from dovecote.model.volumes import Mount
 
 pytestmark = pytest.mark.anyio
 
@@ -33,12 +38,42 @@ class Limiting:
         else:
             self.disks.append(max_bytes)
 
+    def path(self, name: str) -> Path:
+        return Path(name)
+
+
+class Idle:
+    """A network and an entrance that do at once what they are asked for."""
+
+    async def apply(self, address: str, policy: NetworkPolicy) -> None: ...
+
+    async def swap_root(self, pid: int, root: int, *, id_base: int) -> None: ...
+
+
+class Roots:
+    async def assemble(self, *_: object, **__: object) -> int:
+        return os.open("/", os.O_PATH)
+
+
+class Volumes:
+    """Has none; notes what is known to be mounted by the time that one is opened."""
+
+    def __init__(self, instances: Path) -> None:
+        self._instances = instances
+        self.known: list[list[str]] = []
+
+    def open(self, mount: Mount) -> int:
+        self.known.append(mounted_paths(self._instances, mount.volume))
+        raise NotFound("no such volume", code="no_such_volume")
+
 
 class World:
     def __init__(self, directory: Path, limits: Limits | None) -> None:
         self.limiting = Limiting()
-        runtime = SimpleNamespace(capabilities=SimpleNamespace(roomy=lambda limits: limits))
-        parts = SimpleNamespace(cgroups=self.limiting, disks=self.limiting, runtimes={"crun": runtime})
+        runtime = SimpleNamespace(capabilities=SimpleNamespace(roomy=lambda limits: limits, can_swap_root=True))
+        self.parts = parts = SimpleNamespace(
+            cgroups=self.limiting, disks=self.limiting, runtimes={"crun": runtime}, network=Idle(), entrance=Idle()
+        )
         nothing = cast(Any, None)
         self.claiming = Claiming(cast(Any, parts), nothing, nothing, nothing, nothing, nothing, memory_reserve_bytes=0)
         self.instance = Instance(
@@ -73,3 +108,23 @@ async def test_after_a_failure_nobody_takes_the_old_ones_for_true(tmp_path: Path
     world.limiting.failure = None
     await world.limit("small")
     assert world.limiting.groups == [SPECS["small"].limits]
+
+
+async def test_the_mounts_of_a_claim_are_known_before_they_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit that is set meanwhile would put other files in the place of those that are being mounted."""
+    (tmp_path / "ins_1").mkdir()
+    limits = SPECS["small"].limits
+    world = World(tmp_path / "ins_1", limits)
+    world.instance.state = InstanceState.PREPARED
+    world.instance.record()
+    volumes = world.parts.volumes = Volumes(tmp_path)
+    world.parts.roots = Roots()
+    world.claiming._preparing = SimpleNamespace(guest_binary=Path("guest"))  # type: ignore[assignment]
+    monkeypatch.setattr(mounts, "user_namespace", lambda _: os.open("/", os.O_PATH))
+    wanted = (Mount("vol_1", "/data", "books"), Mount("vol_1", "/more", "films"))
+    claim = Claim("usr", Workspace("a" * 64), limits, NetworkPolicy(), "crun", 1, keeps_files=False, mounts=wanted)
+    with pytest.raises(NotFound):
+        await world.claiming._equip(world.instance, claim, is_new=True)
+    assert volumes.known == [["books", "films"]]

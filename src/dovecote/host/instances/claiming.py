@@ -190,7 +190,10 @@ class Claiming:
         """Gives a prepared instance its owner's limits, network and root; `is_new` when its disk holds nothing yet."""
         instance.become(InstanceState.CLAIMED)
         instance.claim = claim
-        instance.unrecord()
+        if claim.mounts:
+            instance.record()  # whoever wants to know what is mounted sees it before it is
+        else:
+            instance.unrecord()
         # All come to their end before the first failure is raised: what undoes them must not race with them.
         done = await asyncio.gather(
             self._limit(instance, claim.limits),

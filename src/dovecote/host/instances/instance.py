@@ -210,7 +210,10 @@ class Instance:
         os.replace(temporary, self.directory / "instance.json")
 
     def unrecord(self) -> None:
-        """Until it is recorded again a crash leaves nothing but what is taken apart at the next start."""
+        """Until it is recorded again a crash leaves nothing but what is taken apart at the next start.
+
+        Not for one whose claim has mounts: nobody would know of those either.
+        """
         (self.directory / "instance.json").unlink(missing_ok=True)
 
 
