@@ -119,35 +119,46 @@ def test_nothing_written_is_nothing_found(world: World) -> None:
     assert not anyio.run(lambda: world.disks.is_changed("disk"))
 
 
-def test_a_disk_without_a_mark_is_changed_by_the_first_write(world: World) -> None:
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda root: root.chmod(0o700),
+        lambda root: (root / "lib/deep/er/d1").write_text("other"),
+        lambda root: (root / "home/new").touch(),
+        lambda root: (root / "etc").rmdir(),
+    ],
+    ids=["attribute", "deep", "made", "removal"],
+)
+def test_a_disk_without_a_mark_is_changed_by_the_first_write(world: World, write: Callable[[Path], object]) -> None:
     """Wherever that is; and one that is gone is no reason to fail for the others."""
 
     def changed() -> frozenset[str]:
         return anyio.run(lambda: world.disks.which_changed({"disk": untouched, "gone": untouched}))
 
-    def attribute() -> None:
-        world.root.chmod(0o700)
-
-    def deep() -> None:
-        (world.root / "lib/deep/er/d1").write_text("other")
-
-    def made() -> None:
-        (world.root / "home/new").touch()
-
-    def removal() -> None:
-        (world.root / "etc").rmdir()
-
     untouched = world.disks.untouched("disk")
     (world.root / "lib/deep/er/d0").read_text()
     assert changed() == frozenset()
-    for write in (attribute, deep, made, removal):  # each in another part of the tree, as if it were the first
-        untouched = world.disks.untouched("disk")
-        assert changed() == frozenset()
-        write()
-        assert changed() == {"disk"}
-    assert anyio.run(lambda: world.disks.which_changed({"disk": 0})) == {"disk"}
+    write(world.root)
+    assert changed() == {"disk"}
     with pytest.raises(NotFound):
         anyio.run(lambda: world.disks.is_changed("gone"))
+
+
+def test_a_disk_that_holds_something_already_is_changed_until_it_has_a_mark(world: World) -> None:
+    """A directory that was made for a mount hides from the top what is written below it."""
+
+    def changed() -> frozenset[str]:
+        return anyio.run(lambda: world.disks.which_changed({"disk": untouched}))
+
+    (world.root / "home/user/data").mkdir(parents=True)
+    untouched = world.disks.untouched("disk")
+    assert changed() == {"disk"}
+    (world.root / "home/user/work").write_text("x")
+    assert changed() == {"disk"}
+    world.checkpoint()
+    assert changed() == frozenset()
+    (world.root / "home/user/work").write_text("y")
+    assert changed() == {"disk"}
 
 
 def test_new_files_are_counted_from_the_newest_that_is_known(world: World) -> None:

@@ -90,7 +90,10 @@ class Disks(Protocol):
         """
 
     def untouched(self, name: str) -> int:
-        """Tells the disk as it is now from one that was written to, until it has a mark. Raises NotFound."""
+        """Tells a disk that nothing was written to yet from one that was, until it has a mark; 0 for one that was.
+
+        Raises NotFound.
+        """
 
     async def which_changed(self, untouched: Mapping[str, int]) -> frozenset[str]:
         """As `is_changed`, of many disks at once, without those that are gone."""
@@ -180,10 +183,10 @@ class BtrfsDisks:
     def untouched(self, name: str) -> int:
         _check_name(name)
         with _as_errors(name):
-            # Whatever is written to first, the directory at the top gets an entry for it or another attribute. The
-            # clock of files may stand still for 10 ms (before Linux 6.13), but an entry makes the directory larger.
+            # Whatever is written to first, the directory at the top gets an entry for it or another attribute. Only
+            # the first: below an entry that is there, say of a directory made for a mount, nothing touches the top.
             top = os.stat(f"{self._at}/{name}/{self._parts[0]}")
-            return top.st_ctime_ns + top.st_size
+            return 0 if top.st_size else top.st_ctime_ns  # btrfs counts the names in a directory
 
     async def which_changed(self, untouched: Mapping[str, int]) -> frozenset[str]:
         return await asyncio.to_thread(self._which_changed, untouched)
@@ -364,7 +367,7 @@ class BtrfsDisks:
     def _is_changed(self, name: str, untouched: int) -> bool:
         made = self._marked_at(name)
         if made is None:
-            return self.untouched(name) != untouched
+            return self.untouched(name) != untouched or not untouched
         return self._with_disk(name, btrfs.generations).changed > made
 
     def _which_changed(self, untouched: Mapping[str, int]) -> frozenset[str]:
