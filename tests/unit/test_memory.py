@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY
 
 from dovecote.control.sessions.memory import STARTING, Held, make_room, outstanding, relieve
 from dovecote.errors import NoCapacity
-from dovecote.model.records import Session
+from dovecote.model.records import Session, User
 from dovecote.model.serving import Sharing
 from dovecote.model.sizes import GIB, MIB, SPECS
 from dovecote.model.states import Park, SessionState
@@ -284,3 +284,39 @@ async def test_others_make_room_for_a_session_that_is_promised_more(world: World
     assert await _state(world, quiet) is S.PARKED
     assert await _state(world, raised) is S.READY
     assert (await world.record(raised)).tier == "vip"
+
+
+async def test_a_user_is_promised_more_for_all_his_sessions_that_fit_and_a_repeat_raises_the_rest(world: World) -> None:
+    _free(world, LIMIT // 4)
+    fits = [await _opened(world, "default", user="ada") for _ in range(2)]
+    rests = await world.sessions.create(world.tenant, user="ada", wake=False)
+    with pytest.raises(NoCapacity):
+        await world.sessions.set_user_tier(world.tenant, "ada", "vip")
+    assert sorted([(await world.record(each)).tier for each in (*fits, rests)]) == ["default", "vip", "vip"]
+    assert (await world.record(rests)).tier == "vip"  # it came after the one that does not fit
+    _free(world, LIMIT)
+    assert (await world.sessions.set_user_tier(world.tenant, "ada", "vip")).tier == "vip"
+    assert {(await world.record(each)).tier for each in (*fits, rests)} == {"vip"}
+
+
+async def test_a_session_opened_while_its_user_is_promised_more_is_raised_by_a_repeat(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there when all others have followed already, and does not fit."""
+    made: list[Session] = []
+    store = world.tenancy.set_tier
+
+    async def set_tier(tenant_id: str, name: str, tier: str) -> User:
+        if not made:
+            made.append(await _opened(world, "default", user="ada"))
+            _free(world, 0)
+        return await store(tenant_id, name, tier)
+
+    monkeypatch.setattr(world.tenancy, "set_tier", set_tier)
+    await world.tenancy.user(world.tenant, "ada")
+    with pytest.raises(NoCapacity):
+        await world.sessions.set_user_tier(world.tenant, "ada", "vip")
+    assert (await world.record(made[0])).tier == "default"
+    _free(world, LIMIT)
+    await world.sessions.set_user_tier(world.tenant, "ada", "vip")
+    assert (await world.record(made[0])).tier == "vip"

@@ -4,7 +4,10 @@
 
 -- Of a page that is called by path: it shares its host name with console and API, and must not act as one of theirs.
 local APART = "sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts"
-local FOR_ALL = {"clear-site-data", "strict-transport-security"} -- what it must not say for its host
+local FOR_ALL = { -- what it must not say for its host, where browsers remember it
+  "clear-site-data", "strict-transport-security", "nel", "report-to", "reporting-endpoints", "alt-svc", "accept-ch",
+  "critical-ch", "public-key-pins", "public-key-pins-report-only", "expect-ct",
+}
 local LONGEST_EVENT = 16384 -- bytes that are held back of a stream whose first event is to be changed
 
 -- key -> {address, ask, session, mark, limited, public}; what is learned in one TTL is dropped after the next.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from datetime import timedelta
 
 from dovecote.control.sessions.admitting import Admitting
@@ -11,7 +12,7 @@ from dovecote.control.sessions.ledger import Ledger
 from dovecote.control.sessions.live import Live
 from dovecote.control.sessions.rules import parse_tier, parse_time, recovery_point
 from dovecote.control.tenancy import Tenancy
-from dovecote.errors import Conflict, Gone, NotFound
+from dovecote.errors import Conflict, DovecoteError, Gone, NoCapacity, NotFound
 from dovecote.model.records import Session, User
 from dovecote.model.sizes import TIERS
 from dovecote.store import Store
@@ -76,20 +77,34 @@ class Tiers:
     async def set_user_tier(self, tenant_id: str, name: str, tier: str) -> User:
         """Of a user, seen before or not, and of his sessions that have his tier; those with another one keep it.
 
-        May be repeated: then what a try that was cut short left undone is done. Raises Invalid, NotFound.
+        May be repeated: then what a try that was cut short left undone is done. Raises Invalid, NotFound, and after all
+        others have followed NoCapacity (no_memory) where one that lives does not fit, Conflict (busy) where one comes
+        and goes: he and that one keep the tier that they had.
         """
         parse_tier(tier)
-        user = await self._tenancy.user(tenant_id, name, tier)
-        before = user.tier
-        await self._follow(user, before, tier)
+        before = await self._tenancy.user(tenant_id, name, tier)
+        await self._follow(before, tier)
         user = await self._tenancy.set_tier(tenant_id, name, tier)
-        await self._follow(user, before, tier)  # one may have been opened meanwhile
+        try:
+            await self._follow(before, tier)  # one may have been opened meanwhile
+        except DovecoteError:
+            # Else a repeat would not know which of his sessions had his tier.
+            with contextlib.suppress(Conflict):  # somebody has given him another one since
+                await self._store.tenant(tenant_id).users.swap(replace(user, tier=before.tier))
+            raise
         return user
 
-    async def _follow(self, user: User, before: str, tier: str) -> None:
-        if before == tier:
+    async def _follow(self, user: User, tier: str) -> None:
+        if user.tier == tier:
             return
+        refused: DovecoteError | None = None
         sessions = self._store.tenant(user.tenant_id).sessions
-        async for session in sessions.each(user_id=user.id, tier=before, live_marker="live"):
-            with contextlib.suppress(NotFound, Gone):  # it ended meanwhile
+        async for session in sessions.each(user_id=user.id, tier=user.tier, live_marker="live"):
+            try:
                 await self.update(user.tenant_id, session.id, tier=tier)
+            except (NotFound, Gone):
+                pass  # it ended meanwhile
+            except (NoCapacity, Conflict) as error:
+                refused = refused or error
+        if refused is not None:
+            raise refused
