@@ -120,6 +120,14 @@ async def test_a_session_that_there_is_no_room_for_is_not_even_recorded(world: W
     assert await world.store.everyone().sessions.count() == 0
 
 
+async def test_a_key_that_is_taken_is_refused_before_room_is_made(world: World) -> None:
+    await world.sessions.create(world.tenant, key="u42", wake=False)
+    world.host.total_memory = 0
+    with pytest.raises(Conflict) as caught:
+        await world.sessions.create(world.tenant, key="u42")
+    assert caught.value.code == "exists"
+
+
 async def test_a_new_session_is_recorded_before_anything_is_claimed_for_it(on: MakeWorld) -> None:
     """As one that starts: what a crash at that moment leaves is found by its record."""
     host = SlowStart(Clock())

@@ -12,7 +12,7 @@ from dovecote.control.sessions.live import Live, LiveSessions
 from dovecote.control.sessions.metrics import BREACHES
 from dovecote.control.sessions.rules import alive
 from dovecote.control.sessions.seats import Seats
-from dovecote.errors import NotFound
+from dovecote.errors import Conflict, NotFound
 from dovecote.model.past import HookRun, Past
 from dovecote.model.records import Session
 from dovecote.model.sizes import TIERS
@@ -74,6 +74,14 @@ class Ledger:
     async def insert(self, session: Session, **changes: object) -> Session:
         """Of one that is not recorded yet. Raises Conflict (exists)."""
         return await self._store.tenant(session.tenant_id).sessions.insert(_changed(session, changes))
+
+    async def refuse_taken(self, session: Session) -> None:
+        """Ahead of the room that is made for it. Between two at once `insert` decides. Raises Conflict (exists)."""
+        sessions = self._store.tenant(session.tenant_id).sessions
+        if await sessions.find(
+            user_id=session.user_id, function_id=session.function_id, key=session.key, live_marker="live"
+        ):
+            raise Conflict("such a session exists already", code="exists")
 
     async def lose(self, session: Session, death: Death, *, past: Past, **changes: object) -> Session:
         """Notes that its instance ended by itself, and whether a promise was broken by that. Called under its lock."""

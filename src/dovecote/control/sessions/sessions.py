@@ -145,6 +145,8 @@ class Sessions:
                 session = replace(session, mounts=added(session, revision, mount))
         if not wake:
             return await self._ledger.insert(session)
+        if wishes.get("key") is not None:
+            await self._ledger.refuse_taken(session)
         try:
             return await self._waking.begin(session)
         except DovecoteError:
