@@ -13,6 +13,7 @@ from dovecote.control.fleet import Command
 from dovecote.control.sessions import Routed, keeping
 from dovecote.errors import Conflict, DovecoteError, Failed, Gone, NotFound
 from dovecote.model.records import Session, Start
+from dovecote.model.serving import Sharing
 from dovecote.model.sizes import NetworkPolicy
 from dovecote.model.states import SessionState
 from tests.unit.control_world import AT_ONCE, START, MakeWorld, World, world_on
@@ -35,6 +36,43 @@ async def world(on: MakeWorld) -> AsyncIterator[World]:
 
 
 # -- ending
+
+
+@pytest.mark.parametrize("sharing", [Sharing(), Sharing(sessions=2)])
+async def test_what_another_server_has_ended_is_served_no_longer(
+    world: World, tmp_path: Path, sharing: Sharing
+) -> None:
+    """Two servers on one store: the one that has the instance asks no record while it is used."""
+    await world.functions.create(world.tenant, "chat", start=START, sharing=sharing)
+    session = (await world.call("chat", user="ann", key="a")).session
+    assert session is not None
+    await world.tick()
+    there = World(world.store, MemoryHost(world.clock), world.clock, world.tenant, world.other, tmp_path / "there")
+    await there.sessions.delete(world.tenant, session.id)
+    world.clock.advance(9)
+    await world.call("chat", user="ann", key="a")
+    world.clock.advance(1)
+    await world.tick()
+    assert world.sessions.live.get(session.id) is None
+    assert world.sessions.seated(session.id) is None
+    assert world.host.of(session.id) is None
+    again = (await world.call("chat", user="ann", key="a")).session
+    assert again is not None
+    assert again.id != session.id
+    await there.leave()
+
+
+async def test_deleting_again_ends_what_lives_here_of_a_session_that_another_server_has_ended(
+    world: World, tmp_path: Path
+) -> None:
+    session = await world.sessions.create(world.tenant, key="u42")
+    there = World(world.store, MemoryHost(world.clock), world.clock, world.tenant, world.other, tmp_path / "there")
+    await there.sessions.delete(world.tenant, session.id)
+    assert len(world.host.instances) == 1
+    await world.sessions.delete(world.tenant, session.id)
+    assert not world.host.instances
+    assert world.sessions.live.get(session.id) is None
+    await there.leave()
 
 
 async def test_deleting_may_be_repeated_and_frees_instance_files_and_key(world: World) -> None:

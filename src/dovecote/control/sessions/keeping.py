@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 PAGE = 500
 MOVES_AT_ONCE = 8
 CONSIDER_EVERY = 5.0  # seconds, at least, of a seat for which nothing is due: the clock of the wall may be set
+LOOK_FOR_ENDS_EVERY = 10.0  # seconds between looks at what other servers have ended of what lives here
 RETRY_LOST_AFTER = 30.0  # seconds between tries to save what a dead instance left
 
 Strays = Callable[[Iterable[Observed]], Sequence[Observed]]
@@ -61,7 +62,7 @@ class Keeping:
         self._shared = AdoptingShared(store, functions, sessions)
         self._moving: dict[str, asyncio.Task[None]] = {}
         self._background = Background()
-        self._lost_looked_at = 0.0
+        self._lost_looked_at = self._ends_looked_at = 0.0
         self._limit = asyncio.Semaphore(MOVES_AT_ONCE)
 
     # -- after a restart
@@ -174,6 +175,9 @@ class Keeping:
             self._go_on(f"memory of {id(host)}", self._sessions.admitting.tick(host))
         for seat in self._sessions.placing.seats():
             self._consider_seat(seat, now)
+        if now - self._ends_looked_at >= LOOK_FOR_ENDS_EVERY:
+            self._ends_looked_at = now
+            await self._end_ended()
         if now - self._lost_looked_at >= RETRY_LOST_AFTER:
             self._lost_looked_at = now
             await self._end_expired()
@@ -263,6 +267,15 @@ class Keeping:
             idle_for = now - session.last_active_at
             if idle_for >= idle_after(session, revision):
                 self._begin(Move.PARK, session, idle_for.total_seconds(), since)
+
+    async def _end_ended(self) -> None:
+        """What lives here is asked no record for while it is used; another server may have ended it since."""
+        ids = [live.session.id for live in self._sessions.live.all()]
+        ids += [seat.session.id for seat in self._sessions.placing.seats()]
+        for start in range(0, len(ids), PAGE):
+            page = ids[start : start + PAGE]
+            for session in await self._store.everyone().sessions.list(id=page, state=SessionState.ENDED, limit=PAGE):
+                self._begin(Move.END, session, 0, 0)
 
     async def _end_expired(self) -> None:
         """Sessions without an instance, whose time is over all the same."""

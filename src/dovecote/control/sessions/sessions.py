@@ -253,21 +253,21 @@ class Sessions:
             await self._conclude(await self._ledger.stored(tenant_id, session_id), reason)
 
     async def expire(self, tenant_id: str, session_id: str) -> None:
-        """Ends it if its time is over by now: it may have been given more since somebody looked. May be repeated."""
+        """Ends it if its time is over by now (it may have been given more), or another server has. May be repeated."""
         async with self.live.lock(session_id):
             session = await self._ledger.stored(tenant_id, session_id)
-            if is_over(session):
+            if is_over(session) or session.state is SessionState.ENDED:
                 await self._conclude(session, "its time to live is over")
 
     async def _conclude(self, session: Session, reason: str) -> None:
         """Called under its lock."""
-        if session.state is SessionState.ENDED and session.instance_id is None:
+        live, seat = self.live.get(session.id), self.seated(session.id)
+        if session.state is SessionState.ENDED and not (session.instance_id or live or seat):
             return
-        live = self.live.get(session.id)
         instance_id = live.instance_id if live else session.instance_id
         if live is not None and (run := await before_stop(live, self.hooks)) is not None:
             session = replace(session, past=live.session.past.ran(run))
-        if (seat := self.seated(session.id)) is not None:
+        if seat is not None:
             session = replace(session, past=seat.past)
         if (await self._functions.revision(session.tenant_id, session.revision_id)).sharing.has_seats:
             instance_id = None  # others are in it
@@ -288,7 +288,8 @@ class Sessions:
         await self._forget_snapshots(session)
         for host_id, host in self._fleet.hosts().items():
             # Any host that had it once may have an orphan.
-            await _end(host, instance_id if session.host_id in (None, host_id) else None, session.id)
+            has_it = live.host is host if live else session.host_id in (None, host_id)
+            await _end(host, instance_id if has_it else None, session.id)
         if session.instance_id is not None:
             await self._ledger.swap(session, instance_id=None)
 
