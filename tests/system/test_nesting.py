@@ -17,7 +17,7 @@ import anyio
 import pytest
 
 from dovecote.errors import Conflict, StorageFailed, Unsupported
-from dovecote.host.storage import btrfs, groups
+from dovecote.host.storage import btrfs, groups, mounts
 from dovecote.host.storage.pool import BtrfsDisks
 from dovecote.host.storage.volumes import PoolVolumes
 from dovecote.host.storage.volumes.nesting import Nesting
@@ -88,8 +88,13 @@ def counted(place: Path) -> set[str]:
         os.close(top)
 
 
-def opened(volumes: PoolVolumes, path: str) -> None:
-    os.close(volumes.open(Mount(VOLUME, "/data", path)))
+def opened(volumes: PoolVolumes, path: str, *, read_only: bool = False) -> None:
+    os.close(volumes.open(Mount(VOLUME, "/data", path, read_only)))
+
+
+def is_only_in_memory(file: Path) -> bool:
+    command = ["filefrag", "-v", str(file)]
+    return "delalloc" in subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
 async def until_it_holds(volumes: PoolVolumes, least: int, most: int) -> None:
@@ -240,15 +245,40 @@ async def test_who_mounts_waits_for_a_limit_that_is_being_set(
     nesting._changing.add((VOLUME, CHAT))
     opened(volumes, "ben")
     opened(volumes, "anna/chat8")
+    (volumes.directory(VOLUME) / CHAT).mkdir(parents=True)
     opening = [asyncio.ensure_future(asyncio.to_thread(opened, volumes, path)) for path in ("", "anna", CHAT)]
+    opening.append(asyncio.ensure_future(asyncio.to_thread(opened, volumes, CHAT, read_only=True)))
     await asyncio.sleep(0)
     nesting._changing.clear()
     await asyncio.gather(*opening)
     monkeypatch.setattr("dovecote.host.storage.volumes.nesting._CHANGES_WITHIN", 0.0)
     nesting._changing.add((VOLUME, CHAT))
-    with pytest.raises(Conflict) as caught:
-        opened(volumes, "anna")
-    assert caught.value.code == "path_in_use"
+    for read_only in (False, True):
+        with pytest.raises(Conflict) as caught:
+            opened(volumes, "anna", read_only=read_only)
+        assert caught.value.code == "path_in_use"
+
+
+async def test_copies_are_on_the_disk_before_they_take_the_place_of_files(
+    place: Path, volumes: PoolVolumes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what tells the next start of them, or a power cut would leave names without content."""
+    chat = written(volumes, CHAT)
+    exchange = mounts.exchange
+    waiting: list[Path] = []
+
+    def looked_at(*arguments: Any) -> None:
+        there = [*chat.parent.glob(".dovecote-*/f"), *(place / "at/.moving").glob("*")]
+        assert len(there) == 2
+        waiting.extend(each for each in there if is_only_in_memory(each))
+        exchange(*arguments)
+
+    monkeypatch.setattr(mounts, "exchange", looked_at)
+    (chat / "g").write_bytes(b"g" * MIB)
+    assert is_only_in_memory(chat / "g")
+    await volumes.limit_path(VOLUME, CHAT, max_bytes=8 * MIB)
+    assert waiting == []
+    assert (chat / "f").read_bytes() == b"f" * MIB
 
 
 async def test_many_limits_at_once_are_each_kept(volumes: PoolVolumes) -> None:

@@ -34,7 +34,10 @@ class KeptLimits:
         file = self._file(volume, limit.path)
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial = file.with_name(f".{file.name}-{secrets.token_hex(4)}")
-        partial.write_text(json.dumps(asdict(limit)), encoding="ascii")
+        with open(partial, "x", encoding="ascii") as written:
+            json.dump(asdict(limit), written)
+            written.flush()
+            os.fsync(written.fileno())  # or a power cut could leave its name without its content
         partial.replace(file)
 
     def find(self, volume: str, path: str) -> KeptLimit | None:

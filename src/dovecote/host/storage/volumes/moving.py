@@ -72,6 +72,7 @@ class Moving:
             _check_room(top, place)
             note = self._note(move)
             try:
+                btrfs.write_out(top)  # or a power cut could leave the copies without content
                 os.rename(made, move.aside, src_dir_fd=top, dst_dir_fd=parent)
                 mounts.exchange(parent, move.aside, move.name)
             finally:

@@ -76,9 +76,9 @@ class Nesting:
             return Usage(_held(place).bytes, kept.max_bytes)
 
     def open(self, mount: Mount) -> int:
+        self._wait_for_changes(mount)
         if mount.read_only:
             return open_directory(self._directory(mount.volume), mount)
-        self._wait_for_changes(mount)
         limits = self._kept.on_the_way(mount.volume, mount.path)
         if not limits:
             return open_directory(self._directory(mount.volume), mount)
