@@ -125,7 +125,7 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     for directory in (tmp_path, *tmp_path.parents):
-        if directory.stat().st_uid == os.geteuid() and directory.name.startswith(("pytest", "test_")):
+        if directory.stat().st_uid == os.geteuid() and directory.name.startswith(("pytest", "popen-", "test_")):
             directory.chmod(0o755)  # pytest closes its directories to others
     there = Machine(tmp_path)
     there.apply(monkeypatch)
