@@ -183,6 +183,48 @@ def _committed(directory: Path) -> int:
         return count
 
 
+async def test_statements_that_were_given_up_are_in_nobodys_way(
+    impatient: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three that read, which is all that may at once, and one that writes; each would take minutes."""
+    database, kept = impatient._database, impatient.tenant(A).users  # type: ignore[attr-defined]
+    await kept.insert(user())
+    monkeypatch.setattr(databases, "STATEMENT_TIMEOUT", 0.2)
+    endless = [database.run(sa.text(_ENDLESS), writes=writes) for writes in (False, False, False, True)]
+    assert [type(each) for each in await asyncio.gather(*endless, return_exceptions=True)] == [TimeoutError] * 4
+    with pytest.raises(DeadlineExceeded):
+        async with database.transaction(0.2) as (run, _):
+            await run(sa.text(_ENDLESS), writes=True)
+    monkeypatch.undo()
+    assert await kept.count() == 1
+    await kept.insert(user())
+
+
+async def test_statements_whose_callers_leave_are_in_nobodys_way(impatient: Store) -> None:
+    database, kept = impatient._database, impatient.tenant(A).users  # type: ignore[attr-defined]
+    begun = threading.Barrier(5)
+
+    def wait(_1: object, _2: object, statement: str, *_3: object) -> None:
+        if statement == _ENDLESS:
+            begun.wait(30)
+
+    for engine in (database._readers, database._writer):
+        sa.event.listen(engine, "before_cursor_execute", wait)
+    endless = [
+        asyncio.ensure_future(database.run(sa.text(_ENDLESS), writes=writes)) for writes in (False, False, False, True)
+    ]
+    await asyncio.to_thread(begun.wait, 30)
+    for each in endless:
+        each.cancel()
+    left = await asyncio.gather(*endless, return_exceptions=True)
+    assert [type(each) for each in left] == [asyncio.CancelledError] * 4
+    await kept.insert(user())
+    assert await kept.count() == 1
+
+
+_ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 1000000000) SELECT count(*) FROM n"
+
+
 async def test_connections_that_the_server_ended(postgresql_server: PostgreSQLServer) -> None:
     """As after its restart: at most one call per cut fails, then new connections are used."""
     name = postgresql_server.new_database()

@@ -9,9 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
@@ -19,7 +18,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from dovecote.errors import DeadlineExceeded, Failed, Invalid
 from dovecote.store.failures import in_our_words
+from dovecote.store.outcome import Outcome
 from dovecote.store.rows import render_json
+from dovecote.store.threads import InThread
 
 STATEMENT_TIMEOUT = 10.0  # seconds for a statement or a whole transaction
 TURN_TIMEOUT = 45.0  # seconds until its turn comes: behind hundreds of others it is no sign that the database hangs
@@ -28,15 +29,6 @@ SQLITE_BUSY_TIMEOUT = 5.0  # how long another process may hold the one writer's 
 SQLITE_READERS = 3
 POSTGRESQL_CONNECTIONS = 10
 MIGRATION_LOCK = 0x646F7665  # any number that is ours alone in the database
-
-
-T = TypeVar("T")
-
-
-class Outcome(NamedTuple):
-    rows: list[Any]
-    changed: int
-
 
 Run = Callable[..., Awaitable[Outcome]]  # (statement, values, *, writes: bool)
 
@@ -108,10 +100,6 @@ def _run_on(connection: Connected) -> Run:
     return run
 
 
-def _outcome(result: sa.CursorResult[Any]) -> Outcome:
-    return Outcome(list(result.all()), 0) if result.returns_rows else Outcome([], result.rowcount)
-
-
 async def _command(connection: Connected, command: str) -> None:
     with in_our_words("transaction"):
         await connection.command(command)
@@ -175,14 +163,14 @@ class SQLite(Database):
     async def run(self, statement: sa.Executable, values: Mapping[str, Any] | None = None, *, writes: bool) -> Outcome:
         if not writes:
             async with _turn(self._reads), asyncio.timeout(STATEMENT_TIMEOUT):
-                return await _in(self._reading, partial(_run_once, self._readers, statement, values))
+                return await InThread(self._reading, self._readers).once(statement, values or {})
         async with self._take_turn(), asyncio.timeout(STATEMENT_TIMEOUT):
-            return await _in(self._writing, partial(_run_once, self._writer, statement, values))
+            return await InThread(self._writing, self._writer).once(statement, values or {})
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[Connected]:
         async with self._take_turn():
-            connection = _InThread(self._writing, self._writer)
+            connection = InThread(self._writing, self._writer)
             try:
                 yield connection
             finally:
@@ -216,56 +204,6 @@ async def _turn(of: asyncio.Lock | asyncio.Semaphore) -> AsyncIterator[None]:
         yield
     finally:
         of.release()
-
-
-class _InThread:
-    """A connection that is used in one thread, where it is opened too: so it is closed after all that was begun."""
-
-    def __init__(self, thread: ThreadPoolExecutor, engine: sa.Engine) -> None:
-        self._thread = thread
-        self._engine = engine
-        self._connection: sa.Connection | None = None
-
-    async def execute(self, statement: sa.Executable, values: Mapping[str, Any]) -> Outcome:
-        return await _in(self._thread, lambda: _outcome(self._open().execute(statement, values)))
-
-    async def command(self, text: str) -> None:
-        await _in(self._thread, lambda: self._open().exec_driver_sql(text).close())
-
-    async def run(self, act: Callable[[sa.Connection], None]) -> None:
-        await _in(self._thread, lambda: act(self._open()))
-
-    async def invalidate(self) -> None:
-        await asyncio.shield(_in(self._thread, self._invalidate))
-
-    async def close(self) -> None:
-        await asyncio.shield(_in(self._thread, self._close))
-
-    def _open(self) -> sa.Connection:
-        if self._connection is None:
-            self._connection = self._engine.connect()
-        return self._connection
-
-    def _invalidate(self) -> None:
-        if self._connection is not None:
-            self._connection.invalidate()
-
-    def _close(self) -> None:
-        if self._connection is None:
-            return
-        open_one = None if self._connection.invalidated else self._connection.connection.driver_connection
-        if open_one is not None and open_one.in_transaction:
-            self._connection.invalidate()  # the next one's writes would never be committed
-        self._connection.close()
-
-
-def _run_once(engine: sa.Engine, statement: sa.Executable, values: Mapping[str, Any] | None) -> Outcome:
-    with engine.connect() as connection:
-        return _outcome(connection.execute(statement, values or {}))
-
-
-def _in(thread: ThreadPoolExecutor, act: Callable[[], T]) -> asyncio.Future[T]:
-    return asyncio.get_running_loop().run_in_executor(thread, act)
 
 
 def _pragmas(busy_timeout: float, *, is_reader: bool) -> Callable[[Any, Any], None]:
@@ -319,7 +257,7 @@ class PostgreSQL(Database):
 
     async def run(self, statement: sa.Executable, values: Mapping[str, Any] | None = None, *, writes: bool) -> Outcome:
         async with self._engine.connect() as connection, asyncio.timeout(STATEMENT_TIMEOUT):
-            return _outcome(await connection.execute(statement, values or {}))
+            return Outcome.of(await connection.execute(statement, values or {}))
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[Connected]:
@@ -338,7 +276,7 @@ class _Asynchronous:
         self._connection = connection
 
     async def execute(self, statement: sa.Executable, values: Mapping[str, Any]) -> Outcome:
-        return _outcome(await self._connection.execute(statement, values))
+        return Outcome.of(await self._connection.execute(statement, values))
 
     async def command(self, text: str) -> None:
         await self._connection.exec_driver_sql(text)

@@ -31,8 +31,9 @@ from dovecote.model.records import (
 )
 from dovecote.store import tables
 from dovecote.store.contract import MOST, Before, Holding, R, Scope
-from dovecote.store.databases import MIGRATION_TIMEOUT, Database, Outcome, Run
+from dovecote.store.databases import MIGRATION_TIMEOUT, Database, Run
 from dovecote.store.failures import in_our_words
+from dovecote.store.outcome import Outcome
 from dovecote.store.rows import to_row
 from dovecote.store.tables import Kind
 
