@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import pytest
 from dovecote.errors import StorageFailed
 from dovecote.host.storage.bucket import Bucket, open_bucket
 from dovecote.host.storage.change import Change
-from dovecote.host.storage.frames import PIECE_BYTES, parse_table
+from dovecote.host.storage.frames import PIECE_BYTES, corrupt, parse_table, unpack
+from dovecote.host.storage.index import Piece
 from dovecote.host.storage.manifest import Entry, Kind, digest_of
 from dovecote.host.storage.packs import PackWriter
 from dovecote.host.storage.payload import YOUNG_NS, parse_payload, parted, render_payload
 from dovecote.host.storage.sources import Source
+from dovecote.host.storage.stored import SEAL
 from dovecote.host.storage.trees import Trees
 from tests.unit.test_storage_objects import packs_at, source
 
@@ -117,15 +120,55 @@ def test_what_has_no_room_in_a_slot_goes_to_a_pack(world: World) -> None:
     assert world.seen_elsewhere(world.trees.fold(world.tree, [payload]).digest) == filled
 
 
-def test_a_payload_that_is_damaged_is_refused(world: World) -> None:
-    """Wherever it is cut; contents of their own are looked at when they are used."""
-    payload = world.payload({b"old": b"old" * 900}, {b"new": os.urandom(500)})
-    for length in range(0, len(payload), 7):
+Told = tuple[Change, dict[bytes, tuple[Piece, ...]], dict[bytes, bytes]]
+
+
+def told(payload: bytes) -> Told:
+    """What whoever folds it goes by."""
+    carries = parse_payload(payload)
+    contents = {digest: unpack(frame, raw) for digest, (_, _, frame, raw) in carries.carried.items()}
+    if any(digest_of(content) != digest for digest, content in contents.items()):
+        raise corrupt("other content")
+    return carries.change, dict(carries.located), contents
+
+
+def flipped(payload: bytes, at: int, bit: int) -> bytes:
+    return payload[:at] + bytes([payload[at] ^ bit]) + payload[at + 1 :]
+
+
+def is_taken(payload: bytes, whole: Told) -> bool:
+    """False where it is refused; as another one it must not be taken."""
+    try:
+        found = told(payload)
+    except StorageFailed:
+        return False
+    assert found == whole
+    return True
+
+
+@pytest.mark.parametrize("young", [{}, {b"new": bytes(range(40))}])
+def test_a_payload_that_is_damaged_is_refused(world: World, young: dict[bytes, bytes]) -> None:
+    """Wherever it is cut, and whichever byte is another; but for those that only tell packs apart."""
+    payload = world.payload({b"old": b"old" * 900}, young)
+    for length in range(len(payload)):
         with pytest.raises(StorageFailed) as caught:
             parse_payload(payload[:length])
         assert caught.value.code == "corrupt"
-    at = len(payload) - 400
-    damaged = payload[:at] + bytes([payload[at] ^ 1]) + payload[at + 1 :]
+    whole = told(payload)
+    passed = {at for at in range(len(payload)) for bit in (1, 64, 128) if is_taken(flipped(payload, at, bit), whole)}
+    assert len(passed) <= (16 + 4 if young else 0)  # the random bytes, and the number of a piece
+
+
+def test_contents_in_a_payload_are_checked_when_they_are_packed(world: World) -> None:
+    payload = world.payload({}, {b"new": os.urandom(500)})
     with pytest.raises(StorageFailed) as caught:
-        world.trees.fold(world.tree, [damaged])
+        world.trees.fold(world.tree, [flipped(payload, len(payload) - 400, 1)])
     assert caught.value.code == "corrupt"
+
+
+def test_a_payload_of_an_older_release_is_read(world: World) -> None:
+    """Its change has no seal."""
+    payload = world.payload({b"old": b"old" * 900}, {b"new": os.urandom(500)})
+    (head,) = struct.unpack_from("<I", payload)
+    older = struct.pack("<I", head & ~(1 << 30)) + payload[4 + SEAL :]
+    assert told(older) == told(payload)
