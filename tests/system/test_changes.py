@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import random
@@ -12,7 +13,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from dovecote.errors import NotFound
+from dovecote.errors import NotFound, StorageFailed
+from dovecote.host.storage import btrfs
 from dovecote.host.storage.bucket import open_bucket
 from dovecote.host.storage.change import TooTangled
 from dovecote.host.storage.ignoring import Chosen
@@ -159,6 +161,38 @@ def test_a_disk_that_holds_something_already_is_changed_until_it_has_a_mark(worl
     assert changed() == frozenset()
     (world.root / "home/user/work").write_text("y")
     assert changed() == {"disk"}
+
+
+def test_a_disk_that_cannot_be_asked_counts_as_changed(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The save then fails where it is seen; those beside it are told as ever."""
+
+    async def prepare() -> None:
+        for name in ("beside", "unmarked"):
+            await world.disks.create(name, max_bytes=1 << 20, owner=0)
+        for name in ("disk", "beside"):
+            await world.disks.snapshot(name, f"of-{name}")
+            await world.disks.mark(name, f"of-{name}")
+
+    anyio.run(prepare)
+    asked = {"disk": 0, "unmarked": 0, "gone": 0, "beside": 0}
+    device = world.disks.mark_of("disk").stat().st_dev
+    generations = btrfs.generations
+
+    def exhausted(disk: int) -> btrfs.Generations:
+        if os.fstat(disk).st_dev == device:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return generations(disk)
+
+    def unreadable(name: str) -> int:
+        raise StorageFailed(f"disk {name} cannot be read") if name == "unmarked" else NotFound(f"no disk {name}")
+
+    monkeypatch.setattr(btrfs, "generations", exhausted)
+    monkeypatch.setattr(world.disks, "untouched", unreadable)
+    assert anyio.run(lambda: world.disks.which_changed(asked)) == {"disk", "unmarked"}
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [("disk disk" in each, "disk unmarked" in each) for each in told] == [(True, False), (False, True)]
 
 
 def test_new_files_are_counted_from_the_newest_that_is_known(world: World) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import itertools
 import json
+import logging
 import os
 import re
 import subprocess
@@ -15,12 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from dovecote.errors import Conflict, Invalid, NotFound, StorageFailed, Unsupported
+from dovecote.errors import Conflict, DovecoteError, Invalid, NotFound, StorageFailed, Unsupported
 from dovecote.host.storage import btrfs, groups, loops, mounts
 from dovecote.host.storage.groups import Usage
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
 
 MIN_POOL_BYTES = 256 << 20
 FORMAT_TIMEOUT = 120.0  # seconds
@@ -96,7 +98,7 @@ class Disks(Protocol):
         """
 
     async def which_changed(self, untouched: Mapping[str, int]) -> frozenset[str]:
-        """As `is_changed`, of many disks at once, without those that are gone."""
+        """As `is_changed`, of many disks at once: without those that are gone, with those that cannot tell."""
 
     async def changed(self, name: str, *, snapshot: str | None = None, most: int) -> Sequence[Touched] | None:
         """What is below the `upper` of the disk, or of a later snapshot of it, and was written to since the mark.
@@ -373,9 +375,14 @@ class BtrfsDisks:
     def _which_changed(self, untouched: Mapping[str, int]) -> frozenset[str]:
         found = set()
         for name, then in untouched.items():
-            with contextlib.suppress(OSError, NotFound):  # it is being taken apart
+            try:
                 if self._is_changed(name, then):
                     found.add(name)
+            except (FileNotFoundError, NotFound):
+                pass  # it is being taken apart
+            except (OSError, DovecoteError) as error:
+                log.warning("whether disk %s was written to cannot be told, it is saved: %s", name, error)
+                found.add(name)
         return frozenset(found)
 
     def _changed(self, name: str, snapshot: str | None, most: int) -> Sequence[Touched] | None:
