@@ -45,7 +45,7 @@ def test_another_host_restores_from_the_store_alone(
     saved = trees.save_directory(source)
 
     class NoListing(Bucket):
-        def list(self, prefix: str):  # type: ignore[no-untyped-def]
+        def list(self, prefix: str, *, after: str | None = None):  # type: ignore[no-untyped-def]
             raise AssertionError("a restore must not list the store")
 
     cold = Trees(NoListing(bucket._store, directory=bucket._directory), tmp_path / "cold")

@@ -125,7 +125,7 @@ class SteppedBucket(Bucket):
         super().delete(name)
         after()
 
-    def list(self, prefix: str) -> Iterator[Stored]:
+    def list(self, prefix: str, *, after: str | None = None) -> Iterator[Stored]:
         self._paused()
-        for stored in [*super().list(prefix)]:
+        for stored in [*super().list(prefix, after=after)]:
             yield Stored(stored.name, stored.size, START + timedelta(seconds=self._times.get(stored.name, 0.0)))

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import struct
+import tracemalloc
+from datetime import timedelta
 
 import pytest
 
 from dovecote.errors import Conflict
-from dovecote.host.storage.bucket import Bucket
+from dovecote.host.storage.bucket import Bucket, open_bucket
 from dovecote.host.storage.change import Change, render_change
 from dovecote.host.storage.frames import pack
 from dovecote.host.storage.log import SlotLog
-from dovecote.host.storage.manifest import Entry, Kind
-from dovecote.host.storage.marking import KEPT_SAVES
+from dovecote.host.storage.manifest import Entry, Kind, digest_of
+from dovecote.host.storage.marking import KEPT_SAVES, References, read_roots
 from dovecote.host.storage.packs import PackWriter
+from dovecote.host.storage.payload import render_payload
+from dovecote.host.storage.pins import write_pins
 from dovecote.host.storage.sources import Source
 from dovecote.host.storage.stored import packed_locations
 from tests.unit.garbage_stores import (
@@ -125,3 +129,26 @@ def test_packs_that_a_slot_of_a_log_names_are_not_rewritten(store: Store) -> Non
         assert done.repacked.count == 0
     assert store.bucket.size(written)
     packs.index.close()
+
+
+def test_what_slots_carry_is_not_held_until_all_of_a_log_is_read() -> None:
+    bucket = open_bucket("memory:")
+    log = SlotLog(bucket, "ses_1")
+    append(log, "aa" * 32)
+    for number in range(16):
+        data = os.urandom(1 << 20)
+        digest = digest_of(data)
+        change = Change(frozenset(), (Entry(b"new", Kind.FILE, 0o644, size=len(data), digest=digest),))
+        payload = render_payload(change, {}, [(digest, 0, pack(data), len(data))])
+        log.append_changes(payload, epoch=1, generation=number + 1)
+    write_pins(bucket, "host", [])
+    tracemalloc.start()
+    try:
+        roots = read_roots(
+            bucket, lambda: References(frozenset(), {}), now=START, grace=timedelta(days=1), stop=lambda: None
+        )
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert roots.slots == 17
+    assert peak < 8 << 20

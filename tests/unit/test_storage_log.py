@@ -199,6 +199,30 @@ def test_a_log_knows_how_much_lies_in_slots_since_its_last_tree() -> None:
     assert log.unfolded_bytes == 0
 
 
+def test_what_others_left_in_slots_counts_too() -> None:
+    """After a restart, or while a session was at home elsewhere; and the slots of a neighbour do not."""
+    bucket = open_bucket("memory:")
+    first = SlotLog(bucket, "ses_1")
+    other = SlotLog(bucket, "ses_12")
+    for log in (first, other):
+        save(log, 1, "one")
+        log.append_changes(b"x" * 90_000, epoch=1, generation=1)
+        save(log, 1, "two")
+        log.append_changes(b"x" * 10_000, epoch=1, generation=3)
+        log.append_changes(b"x" * 10_000, epoch=1, generation=4)
+    later = SlotLog(bucket, "ses_1")
+    later.seal(2)
+    later.append_changes(b"x" * 5000, epoch=2, generation=5)
+    assert later.unfolded_bytes is not None
+    assert 25_000 <= later.unfolded_bytes < 27_000
+    first.seal(3)
+    first.append_changes(b"x" * 1000, epoch=3, generation=6)
+    assert first.unfolded_bytes is not None
+    assert 26_000 <= first.unfolded_bytes < 29_000
+    assert save(first, 3, "three").since == 0
+    assert first.unfolded_bytes == 0
+
+
 class Interrupted(Bucket):
     """Runs something of somebody else's right before a slot is created, or what slots carry is read."""
 

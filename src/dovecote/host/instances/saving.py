@@ -175,7 +175,7 @@ class Saving:
         async with self._busy.setdefault(disk, asyncio.Lock()):
             record = await self.read(disk)
             done = await self._checkpoint(disk, record, still)
-            if done.behind >= FOLD_AFTER or self._slots(record.owner).unfolded_bytes >= FOLD_BYTES:
+            if done.behind >= FOLD_AFTER or (self._slots(record.owner).unfolded_bytes or 0) >= FOLD_BYTES:
                 await asyncio.to_thread(self._fold, await self.read(disk))
             return done
 

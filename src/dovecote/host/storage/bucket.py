@@ -76,9 +76,12 @@ class Bucket:
     def size(self, name: str) -> int:
         return self._ask(name, lambda: int(obstore.head(self._store, name)["size"]))
 
-    def list(self, prefix: str) -> Iterator[Stored]:
-        """Everything below the folder `prefix`, streamed in chunks, in no particular order."""
-        chunks = iter(obstore.list(self._store, prefix, chunk_size=1000))
+    def list(self, prefix: str, *, after: str | None = None) -> Iterator[Stored]:
+        """Everything below the folder `prefix`, streamed in chunks, in no particular order.
+
+        With `after`, only what has a name behind that one, which need not be there.
+        """
+        chunks = iter(obstore.list(self._store, prefix, offset=after, chunk_size=1000))
         while chunk := self._ask(prefix, lambda: next(chunks, None)):
             for meta in chunk:
                 yield Stored(meta["path"], meta["size"], meta["last_modified"])

@@ -8,6 +8,7 @@ import secrets
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Literal
 
 from dovecote.errors import Conflict, Invalid, NotFound, StorageFailed
@@ -20,6 +21,7 @@ _TRIES = 1000  # slots that others may create while we try to create one
 _MOVES = 10  # of a log, between two questions of who reads it
 _FURTHEST = 1 << 40
 _WORTH_EMPTYING = 4096  # bytes
+_MOST_COUNTED = 1000  # slots: their owner folds many fewer
 _HINT_EVERY = 16  # slots of changes: a hint costs as much as such a slot
 
 
@@ -62,7 +64,7 @@ class SlotLog:
         self._folder = f"logs/{owner_key}"
         self._clock = clock
         self._end: Slot | None = None  # the newest that we have seen
-        self.unfolded_bytes = 0  # in slots of changes that we created since the last tree
+        self.unfolded_bytes: int | None = None  # in slots of changes since the last tree; None until it is counted
         self._seen_at = 0.0
 
     def seal(self, epoch: int) -> Slot | None:
@@ -124,6 +126,8 @@ class SlotLog:
             _check_epoch(end, epoch)
             if end.generation != generation or not generation:
                 raise Conflict(f"generation {end.generation} is the newest, not {generation}", code="log_moved")
+            if self.unfolded_bytes is None:
+                self.unfolded_bytes = self._count(end)
             slot = replace(
                 end,
                 n=end.n + 1,
@@ -197,7 +201,15 @@ class SlotLog:
         """The newest that was seen, unless so long ago that slots behind it may have been deleted already."""
         return self._end if self._clock() - self._seen_at < REMEMBERED else None
 
+    def _count(self, end: Slot) -> int:
+        """What earlier processes and owners left in slots, and their lines. One question to the store."""
+        names = {self._name(n) for n in range(end.since + 1, end.n + 1)} if end.since else set()
+        after = self._bucket.list(self._folder, after=self._name(end.since)) if names else ()
+        return sum(stored.size for stored in islice(after, _MOST_COUNTED) if stored.name in names)
+
     def _note(self, slot: Slot, at: float) -> Slot:
+        if self._end is None or self._end.n != slot.n:
+            self.unfolded_bytes = None if slot.since else 0
         self._end, self._seen_at = slot, at
         return slot
 
@@ -205,7 +217,7 @@ class SlotLog:
         body = _line(slot)
         if payload:
             body += b"\n" + payload
-        asked_at = self._clock()
+        asked_at, before = self._clock(), self.unfolded_bytes
         try:
             self._bucket.put_new(self._name(slot.n), body)
         except Conflict:
@@ -213,7 +225,8 @@ class SlotLog:
             if there.nonce != slot.nonce:
                 return False
         self._note(slot, asked_at)
-        self.unfolded_bytes = self.unfolded_bytes + len(payload) if slot.since else 0
+        if slot.since and before is not None:
+            self.unfolded_bytes = before + len(payload)
         if slot.kind == "changes" and slot.n % _HINT_EVERY:
             return True
         with suppress(StorageFailed):  # a hint that is lost costs a few questions

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from dovecote.errors import StorageFailed
 from dovecote.host.storage.bucket import Bucket
-from dovecote.host.storage.log import SlotLog
+from dovecote.host.storage.log import Slot, SlotLog
 from dovecote.host.storage.payload import parse_payload
 from dovecote.host.storage.pins import read_pins
 from dovecote.host.storage.slots import SLOT
@@ -71,19 +71,16 @@ def read_roots(
 
 def _read_log(bucket: Bucket, owner: str, slots: Mapping[int, datetime], roots: Roots, *, before: datetime) -> None:
     log = SlotLog(bucket, owner)
-    whole: list[int] = []
     numbers = sorted(slots)
-    read = {}
-    for n in reversed(numbers):
-        slot, payload = log.read_whole(n)
-        read[n] = (slot, payload)
-        if slot.kind == "checkpoint":
-            whole.append(n)
-        if len(whole) >= KEPT_SAVES:
+    newest = _read_slot(log, numbers[-1], roots)
+    read = {newest.n}
+    whole = int(newest.kind == "checkpoint")
+    for n in reversed(numbers[:-1]):
+        if whole >= KEPT_SAVES:
             break
-    first = min((n for n in read), default=0)
-    newest = read[numbers[-1]][0]
-    first = min(first, newest.since or first)
+        whole += _read_slot(log, n, roots).kind == "checkpoint"
+        read.add(n)
+    first = min(min(read), newest.since or newest.n)
     # The lowest first, and none behind one that stays: what is left has no gap, and is found from its end.
     for n in numbers:
         if n >= first or slots[n] > before:
@@ -91,13 +88,18 @@ def _read_log(bucket: Bucket, owner: str, slots: Mapping[int, datetime], roots: 
             break
         roots.old_slots.append(f"logs/{owner}/{n:012d}")
     for n in numbers:
-        if n < first:
-            continue
-        slot, payload = read[n] if n in read else log.read_whole(n)
-        roots.slots += 1
-        roots.trees |= {each for each in (slot.tree, slot.template) if each}
-        if slot.kind == "changes":
-            roots.packs |= {p.pack for pieces in parse_payload(payload).located.values() for p in pieces}
+        if n >= first and n not in read:
+            _read_slot(log, n, roots)
+
+
+def _read_slot(log: SlotLog, n: int, roots: Roots) -> Slot:
+    """What it carries may be of many megabytes, and nobody needs more of it than the names of packs."""
+    slot, payload = log.read_whole(n)
+    roots.slots += 1
+    roots.trees |= {each for each in (slot.tree, slot.template) if each}
+    if slot.kind == "changes":
+        roots.packs |= {p.pack for pieces in parse_payload(payload).located.values() for p in pieces}
+    return slot
 
 
 def parts_of(bucket: Bucket, tree: str) -> tuple[list[str], str]:
