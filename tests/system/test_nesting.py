@@ -8,8 +8,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ import pytest
 from dovecote.errors import Conflict, StorageFailed, Unsupported
 from dovecote.host.storage import btrfs, groups, mounts
 from dovecote.host.storage.pool import BtrfsDisks
-from dovecote.host.storage.volumes import PoolVolumes
+from dovecote.host.storage.volumes import PoolVolumes, moving
+from dovecote.host.storage.volumes.kept import KeptLimit, KeptLimits
 from dovecote.host.storage.volumes.nesting import Nesting
 from dovecote.model.volumes import Mount
 from tests.contract.test_volumes import fill
@@ -279,6 +282,57 @@ async def test_copies_are_on_the_disk_before_they_take_the_place_of_files(
     await volumes.limit_path(VOLUME, CHAT, max_bytes=8 * MIB)
     assert waiting == []
     assert (chat / "f").read_bytes() == b"f" * MIB
+
+
+async def test_two_limits_of_one_path_copy_its_files_once(
+    volumes: PoolVolumes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though nobody keeps them apart: the second one would copy what the first one takes away."""
+    chat = written(volumes, CHAT)
+    limit, copy, again = volumes._nesting.limit, moving._copy, threading.Event()
+    first, second = (threading.Thread(target=limit, args=(VOLUME, CHAT, size)) for size in (8 * MIB, 16 * MIB))
+    copies: list[int] = []
+
+    def slowed(source: int, target: int) -> None:
+        copies.append(source)
+        if len(copies) == 1:
+            second.start()
+            copy(source, target)
+            again.wait(0.5)
+        else:
+            again.set()
+            first.join(60)
+            copy(source, target)
+
+    monkeypatch.setattr(moving, "_copy", slowed)
+    first.start()
+    for each in (first, second):
+        await anyio.to_thread.run_sync(each.join, 60)
+    assert (chat / "f").read_bytes() == b"f" * MIB
+    assert len(copies) == 1
+    assert (await volumes.path_usage(VOLUME, CHAT)).max_bytes == 16 * MIB
+
+
+@pytest.mark.parametrize("lifts", [False, True])
+async def test_who_mounts_beside_a_change_does_not_bring_back_the_old_limit(
+    volumes: PoolVolumes, monkeypatch: pytest.MonkeyPatch, lifts: bool
+) -> None:
+    await volumes.limit_path(VOLUME, CHAT, max_bytes=4 * MIB)
+    nesting: Nesting = volumes._nesting
+    act = partial(nesting.lift, VOLUME, CHAT) if lifts else partial(nesting.limit, VOLUME, CHAT, 16 * MIB)
+    changing, read = threading.Thread(target=act), KeptLimits.on_the_way
+
+    def then_it_changes(kept: KeptLimits, volume: str, path: str) -> dict[str, KeptLimit]:
+        found = read(kept, volume, path)
+        if path == CHAT:
+            changing.start()
+            changing.join(0.5)
+        return found
+
+    monkeypatch.setattr(KeptLimits, "on_the_way", then_it_changes)
+    await anyio.to_thread.run_sync(opened, volumes, CHAT)
+    await anyio.to_thread.run_sync(changing.join, 60)
+    assert fill(volumes.directory(VOLUME) / CHAT / "g", 8 * MIB) is None
 
 
 async def test_many_limits_at_once_are_each_kept(volumes: PoolVolumes) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -31,14 +32,23 @@ class KeptLimits:
         self._directory = directory
 
     def write(self, volume: str, limit: KeptLimit) -> None:
+        with self.prepared(volume, limit) as keep:
+            keep()
+
+    @contextlib.contextmanager
+    def prepared(self, volume: str, limit: KeptLimit) -> Iterator[Callable[[], object]]:
+        """It is on the disk, and takes little time to be kept by what this yields; without that it is as it was."""
         file = self._file(volume, limit.path)
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial = file.with_name(f".{file.name}-{secrets.token_hex(4)}")
-        with open(partial, "x", encoding="ascii") as written:
-            json.dump(asdict(limit), written)
-            written.flush()
-            os.fsync(written.fileno())  # or a power cut could leave its name without its content
-        partial.replace(file)
+        try:
+            with open(partial, "x", encoding="ascii") as written:
+                json.dump(asdict(limit), written)
+                written.flush()
+                os.fsync(written.fileno())  # or a power cut could leave its name without its content
+            yield lambda: partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def find(self, volume: str, path: str) -> KeptLimit | None:
         """Raises StorageFailed (corrupt)."""

@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from dovecote.errors import Conflict, NotFound, Unsupported
 from dovecote.host.storage import btrfs, groups, mounts
 from dovecote.host.storage.groups import Usage
 from dovecote.host.storage.pool import NEW
 from dovecote.host.storage.volumes.kept import KeptLimit, KeptLimits
-from dovecote.host.storage.volumes.moving import Moving
+from dovecote.host.storage.volumes.moving import COPY_TIMEOUT, Moving
 from dovecote.host.storage.volumes.opening import closing, enter, open_below, open_directory, walk
 from dovecote.model.volumes import Mount, touches
 
@@ -40,6 +41,7 @@ class Nesting:
         self._kept = KeptLimits(at / _KEPT)
         self._moving = Moving(at, directory)
         self._lock = threading.Lock()  # for what takes microseconds
+        self._alone_in: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
         self._changing: set[tuple[str, str]] = set()
 
     def ensure(self) -> None:
@@ -53,19 +55,20 @@ class Nesting:
 
     def limit(self, volume: str, path: str, max_bytes: int) -> None:
         limit = KeptLimit(path, max_bytes)
-        way = _Way(Mount(volume, "", path), {**self._kept.on_the_way(volume, os.path.dirname(path)), path: limit})
         with self._top() as top, mounts.reported(f"limiting {path!r} of volume {volume}"), self._change(volume, path):
             _check_simple(top)
-            if not self._is_nested(top, way):
-                with self._new(top, partial(way.bind, top, limit)) as (made, place):
-                    self._moving.move(top, volume, path, made, place)
-            self._kept.write(volume, limit)
+            way = _Way(Mount(volume, "", path), {**self._kept.on_the_way(volume, os.path.dirname(path)), path: limit})
+            with self._place(volume), self._kept.prepared(volume, limit) as keep:
+                if not self._takes_effect(top, way, keep):
+                    with self._new(top, partial(way.bind, top, limit)) as (made, place):
+                        self._moving.move(top, volume, path, made, place)
+                    keep()
 
     def lift(self, volume: str, path: str) -> None:
-        self._kept.forget(volume, path)
-        with contextlib.suppress(NotFound), self._place(volume, path) as place:
-            if btrfs.is_subvolume(place):
-                with self._top() as top, mounts.reported(f"lifting the limit of {path!r} of volume {volume}"):
+        with self._alone(volume), self._lock, mounts.reported(f"lifting the limit of {path!r} of volume {volume}"):
+            self._kept.forget(volume, path)
+            with contextlib.suppress(NotFound), self._place(volume, path) as place, self._top() as top:
+                if btrfs.is_subvolume(place):
                     _limit(top, btrfs.subvolume_id(place), None)
 
     def usage(self, volume: str, path: str) -> Usage:
@@ -77,14 +80,12 @@ class Nesting:
 
     def open(self, mount: Mount) -> int:
         self._wait_for_changes(mount)
-        if mount.read_only:
-            return open_directory(self._directory(mount.volume), mount)
-        limits = self._kept.on_the_way(mount.volume, mount.path)
-        if not limits:
-            return open_directory(self._directory(mount.volume), mount)
-        with self._top() as top, self._lock, mounts.reported(f"opening {mount.path!r} of volume {mount.volume}"):
-            way = _Way(mount, limits)
-            return open_directory(self._directory(mount.volume), mount, partial(self._enter, top, way))
+        if not mount.read_only:
+            with self._top() as top, self._lock, mounts.reported(f"opening {mount.path!r} of volume {mount.volume}"):
+                if limits := self._kept.on_the_way(mount.volume, mount.path):
+                    step = partial(self._enter, top, _Way(mount, limits))
+                    return open_directory(self._directory(mount.volume), mount, step)
+        return open_directory(self._directory(mount.volume), mount)
 
     # ---- one volume
 
@@ -98,8 +99,12 @@ class Nesting:
 
     def clear(self, volume: str) -> None:
         """Deletes what is nested in a volume, ahead of the volume's own end. May be repeated."""
-        self._kept.forget_all(volume)
-        with contextlib.suppress(NotFound), self._place(volume) as place:
+        with self._alone(volume), contextlib.suppress(NotFound):
+            self._kept.forget_all(volume)
+            self._clear(volume)
+
+    def _clear(self, volume: str) -> None:
+        with self._place(volume) as place:
             number = btrfs.subvolume_id(place)
             with self._top() as top, mounts.reported(f"deleting what is nested in volume {volume}"):
                 below = btrfs.descendants(top, number)
@@ -113,12 +118,14 @@ class Nesting:
 
     # ---- on the way to a path
 
-    def _is_nested(self, top: int, way: _Way) -> bool:
-        """Whether its end is a subvolume now; False where it holds files, which nobody has in reach then."""
+    def _takes_effect(self, top: int, way: _Way, keep: Callable[[], object]) -> bool:
+        """Whether its end is a subvolume now, and its limit is kept; False where it holds files, which nobody has in
+        reach then."""
         volume, path = way.mount.volume, way.mount.path
         step = partial(self._enter, top, way, fills=True)
         with self._lock, closing(walk(self._directory(volume), way.mount, step)) as place:
             if btrfs.is_subvolume(place):
+                keep()
                 return True
         if any(touches(path, each) for each in self._mounted(volume)):
             raise _in_use(path, "it holds files, and a sandbox has them in reach: unmount them, or park it, first")
@@ -186,11 +193,24 @@ class Nesting:
     @contextlib.contextmanager
     def _change(self, volume: str, path: str) -> Iterator[None]:
         """Said first, then it is asked what is mounted; who mounts says that first, and then looks here."""
-        self._changing.add((volume, path))
+        with self._alone(volume):
+            self._changing.add((volume, path))
+            try:
+                yield
+            finally:
+                self._changing.discard((volume, path))
+
+    @contextlib.contextmanager
+    def _alone(self, volume: str) -> Iterator[None]:
+        """One after another in a volume, whoever asks, and though nobody waits any more for what the first one does."""
+        with self._lock:
+            lock = self._alone_in.setdefault(volume, threading.Lock())
+        if not lock.acquire(timeout=COPY_TIMEOUT):
+            raise Conflict(f"a limit in volume {volume} is being set", code="path_in_use", hint="try again in a moment")
         try:
             yield
         finally:
-            self._changing.discard((volume, path))
+            lock.release()
 
     def _wait_for_changes(self, mount: Mount) -> None:
         deadline = time.monotonic() + _CHANGES_WITHIN
