@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from dovecote.control.fleet import Fleet
 from dovecote.control.volumes import Volumes, limits
-from dovecote.errors import Conflict, Forbidden, Invalid, NotFound
+from dovecote.errors import Conflict, DeadlineExceeded, Forbidden, Invalid, NotFound
 from dovecote.model.records import Volume
 from dovecote.model.volumes import Mount, parents, touches
 from tests.unit.control_world import HOST_ID, World, world_on
@@ -125,6 +126,50 @@ async def test_a_host_that_fails_is_asked_again(world: World, volumes: Volumes, 
     assert kept(world, volume) is None
     await again.limits.tick()
     assert kept(world, volume) == 4 * MIB
+
+
+@pytest.mark.parametrize("act", ["set", "tick"])
+async def test_a_limit_that_nobody_waits_for_is_alone_until_its_host_has_done_it(
+    world: World, volumes: Volumes, volume: Volume, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    if act == "tick":
+        await rooms(world).limits.set(volume, CHAT, 4 * MIB)
+    began, may_end = asyncio.Event(), asyncio.Event()
+    host, limit_path = world.host.kept_volumes, world.host.kept_volumes.limit_path
+
+    async def slow(name: str, path: str, *, max_bytes: int) -> None:
+        began.set()
+        await may_end.wait()
+        await limit_path(name, path, max_bytes=max_bytes)
+
+    monkeypatch.setattr(host, "limit_path", slow)
+    acting = volumes.limits.tick() if act == "tick" else volumes.limits.set(volume, CHAT, 4 * MIB)
+    first: asyncio.Future[object] = asyncio.ensure_future(acting)
+    await began.wait()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert volumes.limits.lock(volume.id).locked()
+    lifting = asyncio.ensure_future(volumes.limits.lift(volume, CHAT))
+    may_end.set()
+    await lifting
+    assert kept(world, volume) is None
+    assert await volumes.limits.list(volume) == []
+
+
+async def test_a_limit_that_its_host_may_set_yet_stays_wished_for(
+    world: World, volumes: Volumes, volume: Volume
+) -> None:
+    for size in (4 * MIB, 8 * MIB):
+        world.host.kept_volumes.refuses = DeadlineExceeded("no answer", code="store_slow")
+        with pytest.raises(DeadlineExceeded):
+            await volumes.limits.set(volume, CHAT, size)
+        wished = await volumes.limits.get(volume, CHAT)
+        assert (wished.max_bytes, wished.is_settled) == (size, False)
+        await volumes.limits.tick()
+        assert kept(world, volume) == size
+    await volumes.limits.lift(volume, CHAT)
+    assert kept(world, volume) is None
 
 
 async def test_a_volume_takes_its_limits_along(world: World, volumes: Volumes, volume: Volume) -> None:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from weakref import WeakValueDictionary
 
 from dovecote.control.fleet import Fleet
-from dovecote.errors import DovecoteError, Invalid, NotFound
+from dovecote.errors import DeadlineExceeded, DovecoteError, Invalid, NotFound
 from dovecote.model.ids import new_id
 from dovecote.model.records import PathLimit, Volume
 from dovecote.model.volumes import MIN_VOLUME_BYTES, MOST_VOLUME_BYTES, parse_path
@@ -35,7 +35,8 @@ class PathLimitView:
 
 class PathLimits:
     """A record is written before its host acts, and counts as settled a while after: what was cut off in between, or
-    lost with the machine, is done again."""
+    lost with the machine, is done again. What has begun goes on when nobody waits for it any more, as its host does:
+    it is not begun a second time meanwhile."""
 
     def __init__(self, store: Store, fleet: Fleet) -> None:
         self._store = store
@@ -48,9 +49,13 @@ class PathLimits:
         return self._locks.setdefault(volume_id, asyncio.Lock())
 
     async def set(self, volume: Volume, path: str, max_bytes: int) -> PathLimit:
-        """Effective at once. Raises Invalid, Unsupported (no_path_limits), Conflict (path_in_use), StorageFailed."""
+        """Effective at once. Raises Invalid, Unsupported (no_path_limits), Conflict (path_in_use), StorageFailed, and
+        DeadlineExceeded where its host may do it yet: then it stays wished for."""
         path = _parse(path)
         check_size(max_bytes)
+        return await asyncio.shield(self._set(volume, path, max_bytes))
+
+    async def _set(self, volume: Volume, path: str, max_bytes: int) -> PathLimit:
         records = self._store.tenant(volume.tenant_id).path_limits
         async with self.lock(volume.id):
             before = await records.find(volume_id=volume.id, path=path)
@@ -60,6 +65,8 @@ class PathLimits:
                 wished = await records.swap(replace(before, max_bytes=max_bytes, is_settled=False, is_lifted=False))
             try:
                 await self._act(volume, wished)
+            except DeadlineExceeded:
+                raise  # it may take effect yet, so it stays wished for, and is done again
             except DovecoteError:
                 # It is as it was there, so it is as it was here.
                 if before is None:
@@ -93,6 +100,9 @@ class PathLimits:
 
     async def lift(self, volume: Volume, path: str) -> None:
         """What is there stays. Raises NotFound (no_such_limit)."""
+        await asyncio.shield(self._lift(volume, path))
+
+    async def _lift(self, volume: Volume, path: str) -> None:
         records = self._store.tenant(volume.tenant_id).path_limits
         async with self.lock(volume.id):
             limit = await self.get(volume, path)
@@ -112,7 +122,7 @@ class PathLimits:
         """Does again what may not have been done, and settles the rest."""
         async for limit in self._store.everyone().path_limits.each(is_settled=False):
             try:
-                await self._settle(limit)
+                await asyncio.shield(self._settle(limit))
             except DovecoteError as error:
                 log.warning("the limit of %s in volume %s: %s", limit.path, limit.volume_id, error)
 
