@@ -226,6 +226,31 @@ async def test_no_link_leads_a_limit_elsewhere(volumes: Volumes, target: str) ->
     assert os.listdir(files / "real") == []
 
 
+@pytest.mark.parametrize("replaced", ["anna", CHAT])
+@pytest.mark.parametrize("is_link", [True, False])
+async def test_what_somebody_puts_in_place_of_a_limited_directory_ends_its_limit_without_a_failure(
+    volumes: Volumes, replaced: str, is_link: bool
+) -> None:
+    await volumes.limit_path(VOLUME, CHAT, max_bytes=4 * MIB)
+    place = volumes.directory(VOLUME) / replaced
+    shutil.rmtree(place)
+    if is_link:
+        place.symlink_to("/")
+    else:
+        place.write_text("a file")
+    with pytest.raises(NotFound) as caught:
+        await volumes.path_usage(VOLUME, CHAT)
+    assert caught.value.code == "no_such_path"
+    with pytest.raises(StorageFailed):
+        await opened(volumes, CHAT)
+    for _ in range(2):
+        await volumes.unlimit_path(VOLUME, CHAT)
+    with pytest.raises(NotFound) as caught:
+        await volumes.path_usage(VOLUME, CHAT)
+    assert caught.value.code == "no_such_limit"
+    assert os.path.islink(place) == is_link
+
+
 async def test_what_is_not_there_has_no_limit(volumes: Volumes) -> None:
     with pytest.raises(NotFound):
         await volumes.limit_path("vol_missing", CHAT, max_bytes=4 * MIB)

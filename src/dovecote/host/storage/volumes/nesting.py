@@ -22,7 +22,7 @@ from dovecote.host.storage.groups import Usage
 from dovecote.host.storage.pool import NEW
 from dovecote.host.storage.volumes.kept import KeptLimit, KeptLimits
 from dovecote.host.storage.volumes.moving import COPY_TIMEOUT, Moving
-from dovecote.host.storage.volumes.opening import closing, enter, open_below, open_directory, walk
+from dovecote.host.storage.volumes.opening import closing, enter, find, open_below, open_directory, walk
 from dovecote.model.volumes import Mount, touches
 
 Mounted = Callable[[str], Collection[str]]
@@ -230,7 +230,7 @@ class Nesting:
         if path is None:
             place = walk(self._directory(volume).parent, Mount(volume, "", read_only=True))
         else:
-            place = walk(self._directory(volume), Mount(volume, "", path, read_only=True))
+            place = find(self._directory(volume), volume, path)
         with closing(place):
             yield place
 

@@ -93,6 +93,17 @@ def walk(directory: Path, mount: Mount, step: Step | None = None) -> int:
     return place
 
 
+def find(directory: Path, volume: str, path: str) -> int:
+    """A descriptor of a directory that was there once. Raises NotFound (no_such_path), whatever somebody has put in its
+    place, or in that of one above it."""
+    try:
+        return walk(directory, Mount(volume, "", path, read_only=True))
+    except StorageFailed as error:
+        if error.code != "not_a_directory":
+            raise
+        raise NotFound(f"{path!r} in volume {volume} was replaced", code="no_such_path", hint=error.hint) from error
+
+
 @contextlib.contextmanager
 def closing(descriptor: int) -> Iterator[int]:
     try:

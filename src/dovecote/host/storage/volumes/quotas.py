@@ -13,7 +13,7 @@ from dovecote.errors import Conflict, NotFound, StorageFailed
 from dovecote.host.storage import mounts
 from dovecote.host.storage.groups import Usage
 from dovecote.host.storage.volumes.kept import KeptLimit, KeptLimits
-from dovecote.host.storage.volumes.opening import closing, enter, open_directory, walk
+from dovecote.host.storage.volumes.opening import closing, enter, find, open_directory, walk
 from dovecote.model.volumes import Mount
 
 TAKES_EFFECT_WITHIN = 30.0
@@ -118,7 +118,7 @@ class QuotaPaths:
         return limit
 
     def _place(self, volume: str, path: str) -> int:
-        return walk(self._directory(volume), Mount(volume, "", path, read_only=True))
+        return find(self._directory(volume), volume, path)
 
     def _name(self, volume: str, path: str) -> str:
         return str((self._directory(volume) / path).relative_to(self._at))
