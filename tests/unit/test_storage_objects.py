@@ -273,6 +273,31 @@ def test_many_threads_may_put_at_once(tmp_path: Path) -> None:
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+def test_a_store_that_is_full_fails_the_save_of_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it is tried: no piece of it may count as the whole."""
+    bucket = local_bucket(tmp_path / "store")
+    packs = packs_at(tmp_path / "cache", bucket)
+    large = source(tmp_path, "large", os.urandom(PIECE_BYTES * 2 + 1))
+    put, room = bucket.put_new, [1]
+
+    def full(name: str, data: bytes) -> None:
+        if not room:
+            raise StorageFailed("no space left", code="disk_full")
+        room.pop()
+        put(name, data)
+
+    monkeypatch.setattr(bucket, "put_new", full)
+    for _ in range(2):
+        with pytest.raises(StorageFailed) as caught:
+            PackWriter(packs).absorb([large])
+        assert caught.value.code == "disk_full"
+    monkeypatch.setattr(bucket, "put_new", put)
+    writer = PackWriter(packs)
+    content = writer.absorb([large])[b"large"]
+    writer.flush()
+    assert sum(piece.raw for piece in writer.located[content.digest]) == large.size == content.size
+
+
 def test_a_full_disk_leaves_no_half_written_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = packs_at(tmp_path, open_bucket("memory:")).cache
 

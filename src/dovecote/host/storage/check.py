@@ -15,7 +15,7 @@ from dovecote.host.storage.manifest import Entry, Part
 from dovecote.host.storage.payload import Payload, parse_payload
 from dovecote.host.storage.runs import Run, in_order, runs_of
 from dovecote.host.storage.slots import every_slot
-from dovecote.host.storage.stored import read_locations, read_part, read_root
+from dovecote.host.storage.stored import of_other_size, read_locations, read_part, read_root
 
 FAULTS_SHOWN = 5  # of one part of a tree
 Progress = Callable[[int, int], None]  # trees done, trees in all
@@ -128,7 +128,8 @@ class _Check:
         return self._contents(entries, located)
 
     def _contents(self, entries: Sequence[Entry], located: Mapping[bytes, tuple[Piece, ...]]) -> list[str]:
-        faults = self._short_packs(located)
+        faults = [f"{_path(entry)}: not all of it was stored" for entry in of_other_size(entries, located)]
+        faults += self._short_packs(located)
         if self._deep and not faults:
             faults = self._read_objects(entries, located)
         return faults
@@ -163,7 +164,7 @@ class _Check:
         for run in runs_of(in_order(new)):
             self._read_run(run)
         bad = {d: fault for d, pieces in located.items() if (fault := self._objects[_place(d, pieces)])}
-        return [f"/{e.path.decode(errors='backslashreplace')}: {bad[e.digest]}" for e in entries if e.digest in bad]
+        return [f"{_path(e)}: {bad[e.digest]}" for e in entries if e.digest in bad]
 
     def _read_run(self, run: Run) -> None:
         try:
@@ -178,6 +179,10 @@ class _Check:
 
     def _read_large(self, digest: bytes, pieces: tuple[Piece, ...]) -> str:
         return _verify(digest, pieces, (self._bucket.get_range(p.pack, p.offset, p.stored) for p in pieces))
+
+
+def _path(entry: Entry) -> str:
+    return f"/{entry.path.decode(errors='backslashreplace')}"
 
 
 def _verify(digest: bytes, pieces: Sequence[Piece], frames: Iterator[bytes]) -> str:
@@ -201,7 +206,7 @@ def _carried_faults(carries: Payload) -> Iterator[str]:
             _, _, frame, raw = carries.carried[entry.digest]
             fault = _mismatch(entry.digest, frame, raw)
             if fault:
-                yield f"/{entry.path.decode(errors='backslashreplace')}: {fault}"
+                yield f"{_path(entry)}: {fault}"
 
 
 def _mismatch(digest: bytes, frame: bytes, raw: int) -> str:

@@ -206,26 +206,27 @@ class PackWriter:
             if not self._packs.cache.missing([digest]):
                 self._store_cached(digest)
                 return Content(digest, size)
-            if self._keeps:
-                try:
-                    return self._absorb_by_cache(file)
-                except StorageFailed as error:
-                    if error.code != "disk_full":
-                        raise
-                    self._keeps = False
+            if self._keeps and (kept := self._keep(file)):
+                self._store_cached(kept.digest)
+                return kept
             return self._absorb_as_it_is(file, digest)
 
-    def _absorb_by_cache(self, file: FileIO) -> Content:
-        """This reading is the one that counts, should the file have changed since."""
+    def _keep(self, file: FileIO) -> Content | None:
+        """Brings it into the cache, if that has room. This reading is the one that counts, should it have changed."""
         file.seek(0)
         hasher, size = blake3(), 0
-        with self._packs.cache.writer() as part:
-            while chunk := file.read(CHUNK):
-                hasher.update(chunk)
-                part.write(chunk)
-                size += len(chunk)
-            part.keep(hasher.digest())
-        self._store_cached(hasher.digest())
+        try:
+            with self._packs.cache.writer() as part:
+                while chunk := file.read(CHUNK):
+                    hasher.update(chunk)
+                    part.write(chunk)
+                    size += len(chunk)
+                part.keep(hasher.digest())
+        except StorageFailed as error:
+            if error.code != "disk_full":
+                raise
+            self._keeps = False
+            return None
         return Content(hasher.digest(), size)
 
     def _absorb_as_it_is(self, file: FileIO, digest: bytes) -> Content:

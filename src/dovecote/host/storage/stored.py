@@ -80,6 +80,12 @@ def read_located(bucket: Bucket, part: str, digests: Sequence[bytes]) -> dict[by
     return parse_locations(unsealed(packed), digests)
 
 
+def of_other_size(entries: Sequence[Entry], located: Mapping[bytes, tuple[Piece, ...]]) -> list[Entry]:
+    """Those of which less or more lies there than they have."""
+    sizes = {digest: sum(piece.raw for piece in pieces) for digest, pieces in located.items()}
+    return [entry for entry in entries if sizes.get(entry.digest, entry.size) != entry.size]
+
+
 def pieces_of(bucket: Bucket, part: str) -> list[Piece]:
     """Where the contents of a manifest lie. Raises NotFound, StorageFailed `corrupt`."""
     return parse_pieces(unsealed(bucket.get(stored_name("locations", part))))

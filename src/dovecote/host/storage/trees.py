@@ -38,6 +38,7 @@ from dovecote.host.storage.stored import (
     binary,
     naming,
     objects_of,
+    of_other_size,
     or_corrupt,
     read_locations,
     read_parts,
@@ -271,14 +272,18 @@ class Trees:
         return Usage(root.files, root.total_bytes, root.template.hex() or None)
 
     def verify_stored(self, digest: str) -> None:
-        """Reads all manifests of the tree from the store and checks that each object's pack is there and long enough.
+        """Reads all manifests of the tree from the store and checks that each object's packs are there and long enough,
+        and that its pieces are all of it.
 
         For the end of a session, before its disk is freed. Raises StorageFailed `corrupt`.
         """
         with naming(digest):
             ends: dict[str, int] = {}
             for _, part, entries in self._parts(digest):
-                for pieces in self._hints(part, entries).values():
+                located = self._hints(part, entries)
+                for entry in of_other_size(entries, located):
+                    raise StorageFailed(f"{entry.path[-200:]!r} is not stored as a whole", code="corrupt")
+                for pieces in located.values():
                     for p in pieces:
                         ends[p.pack] = max(ends.get(p.pack, 0), p.offset + p.stored)
             for name, end in ends.items():
