@@ -97,6 +97,14 @@ def test_list_is_by_folder(bucket: Bucket) -> None:
     assert list(bucket.list("nothing")) == []
 
 
+def test_list_begins_behind_a_name(bucket: Bucket) -> None:
+    for name in ("foo/1", "foo/3", "foo/4/c", "foobar/5"):
+        bucket.put_new(name, b"")
+    assert {s.name for s in bucket.list("foo", after="foo/2")} == {"foo/3", "foo/4/c"}
+    assert {s.name for s in bucket.list("foo", after="foo/3")} == {"foo/4/c"}
+    assert list(bucket.list("foo", after="foo/9")) == []
+
+
 def test_list_of_many(bucket: Bucket) -> None:
     """More than one chunk of a listing."""
     for i in range(1100):

@@ -202,3 +202,6 @@ async def test_what_is_known_of_a_new_file_without_a_look_is_what_a_look_shows(d
         assert (plain.mtime_ns, plain.ctime_ns) == (there.st_mtime_ns, there.st_ctime_ns), name
         assert plain.content in (None, (upper / name).read_bytes()), name
     assert {name for name in told if told[name].content} >= {"s1", "s500", "s2047", "elsewhere"}
+    only_counted = await disks.changed("a", most=1000) or ()
+    assert {each.path.decode() for each in only_counted} == known.keys()
+    assert not any(each.plain.content for each in only_counted if each.plain)

@@ -132,7 +132,7 @@ _ANY = (1 << 64) - 1
 _INODE = struct.Struct("<QQQ16xIIII68xqIqI")
 _EXTENT = struct.Struct("<QQBBHB")  # transaction, bytes when unpacked, compression, encryption, encoding, kind
 _INLINE = 0
-_MOST_CONTENT = 64 << 20  # bytes that one search gives
+MOST_CONTENT = 64 << 20  # bytes that one search should give
 
 
 class Plain(NamedTuple):
@@ -159,13 +159,14 @@ class Changed:
     plain: Plain | None = None
 
 
-def changed_inodes(subvolume: int, since: int) -> Iterator[Changed]:
+def changed_inodes(subvolume: int, since: int, *, most_content: int = 0) -> Iterator[Changed]:
     """Inodes of which anything was written after the transaction `since`: content, attributes, names in a directory.
 
-    Reads only the blocks of the subvolume's tree that are newer: its cost is that of the change.
+    Reads only the blocks of the subvolume's tree that are newer: its cost is that of the change. Gives up to
+    `most_content` bytes of small files.
     """
     first, kind, offset = _TOP_OF_SUBVOLUME, 0, 0
-    room = _MOST_CONTENT
+    room = most_content
     buffer = bytearray(_SEARCH.size + _BUFFER)
     held: Changed | None = None  # until the items behind it have told its name
     while True:

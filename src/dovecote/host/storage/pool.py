@@ -105,6 +105,7 @@ class Disks(Protocol):
 
         A file with several names is named by all of them. What is gone is not named; the directory that it was in is.
         None without a mark, when there are more than `most`, or one file has too many. Its cost is that of the change.
+        Of a snapshot contents of small files come too; of the disk itself there is only the question how much it is.
         """
 
     async def new_inodes(self, name: str, *, above: int) -> Sequence[int]:
@@ -389,7 +390,8 @@ class BtrfsDisks:
         made = self._marked_at(name)
         if made is None:
             return None
-        return self._with_disk(snapshot or name, lambda disk: _touched(disk, made, most))
+        most_content = btrfs.MOST_CONTENT if snapshot else 0
+        return self._with_disk(snapshot or name, lambda disk: _touched(disk, made, most, most_content))
 
     def _new_inodes(self, name: str, above: int) -> Sequence[int]:
         return self._with_disk(name, lambda disk: btrfs.new_inodes(disk, above))
@@ -434,8 +436,8 @@ class BtrfsDisks:
         return record
 
 
-def _touched(disk: int, since: int, most: int) -> list[Touched] | None:
-    changed = list(itertools.islice(btrfs.changed_inodes(disk, since), most + 1))
+def _touched(disk: int, since: int, most: int, most_content: int) -> list[Touched] | None:
+    changed = list(itertools.islice(btrfs.changed_inodes(disk, since, most_content=most_content), most + 1))
     if len(changed) > most:
         return None
     folders: dict[int, bytes | None] = {}  # one question for each, not for each of its files
