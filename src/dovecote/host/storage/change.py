@@ -15,7 +15,7 @@ from dovecote.host.storage.manifest import DIRS, MAX_PATH, Entry, Kind, normaliz
 from dovecote.host.storage.pool import Touched
 from dovecote.host.storage.rules import Rules
 from dovecote.host.storage.scan import Bounds, Scan, has_marked_whiteouts, is_whole, join_path
-from dovecote.host.storage.sources import Content, Source
+from dovecote.host.storage.sources import Content, Source, filled
 
 
 class TooTangled(Exception):
@@ -33,15 +33,8 @@ class Change:
 
     def complete(self, contents: Mapping[bytes, Content]) -> Change:
         """With the content that reading `sources` gave."""
-        entries = normalized(_filled(entry, contents) for entry in self.entries)
+        entries = normalized(filled(self.entries, contents))
         return Change(self.replaced, tuple(entries), (), self.notes)
-
-
-def _filled(entry: Entry, contents: Mapping[bytes, Content]) -> Entry:
-    if entry.kind is not Kind.FILE or entry.digest or not entry.size:
-        return entry
-    content = contents[entry.link or entry.path]
-    return entry._replace(digest=content.digest, size=content.size)
 
 
 def plan_change(

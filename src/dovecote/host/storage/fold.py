@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from dovecote.host.storage.manifest import DIRS, Entry, Kind, normalized, order
 from dovecote.host.storage.rules import DEFAULT_RULES, Rules
 from dovecote.host.storage.scan import Bounds, Scan, has_marked_whiteouts, is_whiteout, is_whole, join_path
-from dovecote.host.storage.sources import Content, Source
+from dovecote.host.storage.sources import Content, Source, filled
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,7 @@ class Plan:
 
     def complete(self, contents: Mapping[bytes, Content]) -> list[Entry]:
         """The tree, sorted and whole."""
-        return normalized(_filled(entry, contents) for entry in self.entries)
-
-
-def _filled(entry: Entry, contents: Mapping[bytes, Content]) -> Entry:
-    if entry.kind is not Kind.FILE or entry.digest or not entry.size:
-        return entry
-    content = contents[entry.link or entry.path]
-    return entry._replace(digest=content.digest, size=content.size)
+        return normalized(filled(self.entries, contents))
 
 
 def plan_directory(

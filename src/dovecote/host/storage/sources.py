@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import FileIO
 from typing import NamedTuple
 
 from dovecote.errors import StorageFailed
+from dovecote.host.storage.manifest import Entry, Kind
 
 SMALL = 4 << 20  # files up to here are held in memory whole
 _BATCH_FILES = 64
@@ -28,6 +29,16 @@ class Source(NamedTuple):
 class Content(NamedTuple):
     digest: bytes
     size: int
+
+
+def filled(entries: Iterable[Entry], contents: Mapping[bytes, Content]) -> Iterator[Entry]:
+    """With what reading their sources gave; a file of several names was read by the first of them."""
+    for entry in entries:
+        if entry.kind is not Kind.FILE or entry.digest or not entry.size:
+            yield entry
+        else:
+            content = contents[entry.link or entry.path]
+            yield entry._replace(digest=content.digest, size=content.size)
 
 
 def batched_sources(sources: Iterable[Source]) -> list[list[Source]]:
