@@ -16,6 +16,7 @@ from dovecote.errors import NotFound
 from dovecote.host.guest.protocol import VERSION
 from dovecote.host.instances.adopting import Adoption
 from dovecote.host.instances.instance import Claim, Instance, read_instance
+from dovecote.host.instances.mounting import mounted_paths
 from dovecote.host.processes import process_started
 from dovecote.model.rules import SaveRules
 from dovecote.model.sizes import Limits, NetworkPolicy
@@ -116,6 +117,21 @@ async def test_what_another_version_started_is_ended_and_its_files_are_kept(tmp_
     found = await adoption.find(fits=lambda _: True)
     adopted = [each.id for each in found.claimed]
     assert (adopted, recorded.unmade) == ((["ins_1"], []) if protocol == VERSION else ([], [("ins_1", True)]))
+
+
+@pytest.mark.anyio
+async def test_a_mount_that_a_restart_cut_off_is_not_on_its_way_any_more(tmp_path: Path) -> None:
+    claim = Claim("ses_1", Workspace("t", None), Limits(), NetworkPolicy(), "crun", 1)
+    mine = process_started(os.getpid())
+    assert mine is not None
+    instance = instance_in(tmp_path / "ins_1", claim, pid=os.getpid(), started=mine)
+    instance.opening, instance.mounted = Mount("vol_1", "/data", "books"), {"/data": 77}
+    instance.record()
+    assert mounted_paths(tmp_path, "vol_1") == ["books"]
+    recorded, parts = Recorded(instance.directory), Nothing()
+    everything = SimpleNamespace(network=parts, roots=parts, cgroups=parts, disks=parts, entrance=parts, runtimes={})
+    await Adoption(cast(Any, everything), cast(Any, recorded), cast(Any, parts)).find(fits=lambda _: True)
+    assert mounted_paths(tmp_path, "vol_1") == []
 
 
 def test_a_record_of_before_versions_were_written_is_of_the_first(tmp_path: Path) -> None:

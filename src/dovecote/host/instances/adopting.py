@@ -13,6 +13,7 @@ from pathlib import Path
 from dovecote.errors import NotFound
 from dovecote.host.guest.protocol import VERSION
 from dovecote.host.instances.instance import Claim, Instance, Leftover, read_instance
+from dovecote.host.instances.mounting import take_back_unfinished
 from dovecote.host.instances.preparing import GUEST_ANSWERS_WITHIN, Parts, Preparing, remove_directory
 from dovecote.host.instances.saving import Saving
 from dovecote.host.processes import is_alive
@@ -93,6 +94,7 @@ class Adoption:
 
     async def _claimed(self, instance: Instance, claim: Claim) -> None:
         instance.quiet_since = time.monotonic()
+        await take_back_unfinished(self._parts, instance)
         await self._parts.network.apply(instance.address, claim.network)
         if claim.connections:
             await self._parts.network.limit(instance.address, claim.connections)

@@ -145,7 +145,7 @@ class Instance:
     has_door: bool = False  # its guest binds its socket there itself
     claim: Claim | None = None
     mounted: dict[str, int] = field(default_factory=dict)  # mount point inside -> number of the mount
-    opening: Mount | None = None  # one more that is on its way; stays where that was cut off
+    opening: Mount | None = None  # one more that is on its way; stays where it may be there after it failed
     lock: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
     hibernating: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)  # one at a time, to its end
     quiet_since: float = 0.0

@@ -51,11 +51,10 @@ async def mount(parts: Parts, instance: Instance, wanted: Mount) -> None:
     instance.record()
     try:
         await _attach(parts, instance, wanted)
-        instance.claim = replace(instance.claim, mounts=(*instance.claim.mounts, wanted))
-    except DovecoteError:
-        instance.opening = None
-        instance.record()
+    except BaseException:
+        _failed(instance, wanted)
         raise
+    instance.claim = replace(instance.claim, mounts=(*instance.claim.mounts, wanted))
     instance.opening = None
     instance.record()
 
@@ -68,8 +67,17 @@ async def unmount(parts: Parts, instance: Instance, at: str, *, force: bool) -> 
     if number is not None:
         await parts.entrance.detach(instance.pid, number, lazy=force)
         del instance.mounted[at]
+    if instance.opening is not None and instance.opening.at == at:
+        instance.opening = None
     instance.claim = replace(instance.claim, mounts=tuple(m for m in instance.claim.mounts if m.at != at))
     instance.record()
+
+
+async def take_back_unfinished(parts: Parts, instance: Instance) -> None:
+    """After a restart: nobody was told of a mount that was on its way then."""
+    if instance.opening is not None:
+        await _take_back(parts, instance, instance.opening.at)
+        _failed(instance, instance.opening)
 
 
 def mounted_paths(instances_dir: Path, volume: str) -> list[str]:
@@ -101,7 +109,7 @@ async def _attach(parts: Parts, instance: Instance, mount: Mount) -> None:
     try:
         await asyncio.shield(attaching)
     except asyncio.CancelledError:
-        await asyncio.shield(asyncio.ensure_future(_given_up(parts, instance, mount.at, attaching)))
+        await asyncio.shield(asyncio.ensure_future(_given_up(parts, instance, mount, attaching)))
         raise
 
 
@@ -118,10 +126,18 @@ async def _attached(parts: Parts, instance: Instance, at: str, detached: int) ->
         os.close(detached)
 
 
-async def _given_up(parts: Parts, instance: Instance, at: str, attaching: asyncio.Future[None]) -> None:
+async def _given_up(parts: Parts, instance: Instance, mount: Mount, attaching: asyncio.Future[None]) -> None:
     await asyncio.wait({attaching})
     if attaching.cancelled() or attaching.exception() is None:
-        await _take_back(parts, instance, at)
+        await _take_back(parts, instance, mount.at)
+    _failed(instance, mount)
+
+
+def _failed(instance: Instance, mount: Mount) -> None:
+    """It is not on its way any more, unless it is there or may be."""
+    if instance.opening is mount and mount.at not in instance.mounted:
+        instance.opening = None
+        instance.record()
 
 
 async def _take_back(parts: Parts, instance: Instance, at: str) -> None:
