@@ -251,6 +251,34 @@ async def test_what_somebody_puts_in_place_of_a_limited_directory_ends_its_limit
     assert os.path.islink(place) == is_link
 
 
+async def test_no_link_that_is_put_there_meanwhile_is_followed(
+    volumes: Volumes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that holds nothing answers where one is."""
+    await volumes.limit_path(VOLUME, CHAT, max_bytes=8 * MIB)
+    chat = await opened(volumes, CHAT)
+    (chat / "f").write_bytes(b"f" * 4 * MIB)
+    await becomes(volumes, lambda held: held >= 4 * MIB, CHAT)
+    statvfs, seen = os.statvfs, []
+
+    def swapped(place: int | str | Path) -> os.statvfs_result:
+        if not chat.is_symlink():
+            chat.parent.rename(chat.parent.with_name("aside"))
+            chat.parent.mkdir()
+            chat.symlink_to("/proc")
+        space = statvfs(place)
+        seen.append(space.f_blocks)
+        return space
+
+    monkeypatch.setattr(os, "statvfs", swapped)
+    assert (await volumes.path_usage(VOLUME, CHAT)).bytes >= 4 * MIB
+    if chat.is_symlink():
+        shutil.rmtree(chat.parent)
+        chat.parent.with_name("aside").rename(chat.parent)
+    await volumes.unlimit_path(VOLUME, CHAT)
+    assert 0 not in seen
+
+
 async def test_what_is_not_there_has_no_limit(volumes: Volumes) -> None:
     with pytest.raises(NotFound):
         await volumes.limit_path("vol_missing", CHAT, max_bytes=4 * MIB)

@@ -32,7 +32,7 @@ from dovecote.host.storage.volumes.juicefs_commands import (
     relay_command,
     remove_command,
 )
-from dovecote.host.storage.volumes.quotas import QuotaPaths, Quotas
+from dovecote.host.storage.volumes.quotas import QuotaPaths, Quotas, usage_of
 from dovecote.model.volumes import Mount
 
 log = logging.getLogger(__name__)
@@ -285,18 +285,24 @@ class JuiceFSVolumes:
         with mounts.reported(f"making volume {name}"):
             with contextlib.suppress(FileExistsError):
                 top.mkdir(mode=0o755)
-            self._quotas.set(name, max_bytes)
+            self._set_limit(name, max_bytes)
             # The last of it: a volume without this was cut off, and is handed to nobody.
             with contextlib.suppress(FileExistsError):
                 (top / _FILES).mkdir(mode=0o755)
 
     def _limit(self, name: str, max_bytes: int) -> None:
         self._there(name)
-        self._quotas.set(name, max_bytes)
+        with mounts.reported(f"limiting volume {name}"):
+            self._set_limit(name, max_bytes)
+
+    def _set_limit(self, name: str, max_bytes: int) -> None:
+        with self._quotas.volume(name) as opened:
+            self._quotas.set(name, max_bytes, opened)
 
     def _usage(self, name: str) -> Usage:
         self._there(name)
-        return self._quotas.usage(name)
+        with mounts.reported(f"looking at volume {name}"), self._quotas.volume(name) as opened:
+            return usage_of(opened.place)
 
     def _set_quota(self, path: str, max_bytes: int) -> None:
         self._run(quota_command(self._program, self._place, path, max_bytes))
