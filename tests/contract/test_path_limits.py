@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
+import contextlib
 import errno
 import os
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import anyio
@@ -17,6 +20,7 @@ import pytest
 from dovecote.errors import NotFound, StorageFailed, Unsupported
 from dovecote.host.storage.volumes import LoopVolumes, PoolVolumes, Volumes, closing
 from dovecote.host.storage.volumes.juicefs import JuiceFSVolumes
+from dovecote.host.storage.volumes.kept import KeptLimit, KeptLimits
 from dovecote.model.volumes import Mount
 from tests.contract.test_volumes import fill, juicefs
 
@@ -277,6 +281,29 @@ async def test_no_link_that_is_put_there_meanwhile_is_followed(
         chat.parent.with_name("aside").rename(chat.parent)
     await volumes.unlimit_path(VOLUME, CHAT)
     assert 0 not in seen
+
+
+async def test_a_limit_that_takes_long_does_not_come_back_after_it_was_lifted(
+    volumes: Volumes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever lifts it then is next, though nobody waits for the first one any more."""
+    lifting: list[concurrent.futures.Future[None]] = []
+    prepared, loop = KeptLimits.prepared, asyncio.get_running_loop()
+
+    @contextlib.contextmanager
+    def slowed(kept: KeptLimits, volume: str, limit: KeptLimit) -> Iterator[Callable[[], object]]:
+        with prepared(kept, volume, limit) as keep:
+            lifting.append(asyncio.run_coroutine_threadsafe(volumes.unlimit_path(VOLUME, CHAT), loop))
+            concurrent.futures.wait(lifting, 0.5)
+            yield keep
+
+    monkeypatch.setattr(KeptLimits, "prepared", slowed)
+    await volumes.limit_path(VOLUME, CHAT, max_bytes=4 * MIB)
+    await asyncio.wrap_future(lifting[0])
+    with pytest.raises(NotFound) as caught:
+        await volumes.path_usage(VOLUME, CHAT)
+    assert caught.value.code == "no_such_limit"
+    assert not refused(await opened(volumes, CHAT), 8 * MIB)
 
 
 async def test_what_is_not_there_has_no_limit(volumes: Volumes) -> None:

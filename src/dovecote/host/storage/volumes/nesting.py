@@ -14,15 +14,15 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from weakref import WeakValueDictionary
 
 from dovecote.errors import Conflict, NotFound, Unsupported
 from dovecote.host.storage import btrfs, groups, mounts
 from dovecote.host.storage.groups import Usage
 from dovecote.host.storage.pool import NEW
 from dovecote.host.storage.volumes.kept import KeptLimit, KeptLimits
-from dovecote.host.storage.volumes.moving import COPY_TIMEOUT, Moving
+from dovecote.host.storage.volumes.moving import Moving
 from dovecote.host.storage.volumes.opening import closing, enter, find, open_below, open_directory, walk
+from dovecote.host.storage.volumes.turns import Turns
 from dovecote.model.volumes import Mount, touches
 
 Mounted = Callable[[str], Collection[str]]
@@ -41,7 +41,7 @@ class Nesting:
         self._kept = KeptLimits(at / _KEPT)
         self._moving = Moving(at, directory)
         self._lock = threading.Lock()  # for what takes microseconds
-        self._alone_in: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+        self._turns = Turns()
         self._changing: set[tuple[str, str]] = set()
 
     def ensure(self) -> None:
@@ -65,7 +65,7 @@ class Nesting:
                     keep()
 
     def lift(self, volume: str, path: str) -> None:
-        with self._alone(volume), self._lock, mounts.reported(f"lifting the limit of {path!r} of volume {volume}"):
+        with self._turns.take(volume), self._lock, mounts.reported(f"lifting the limit of {path!r} of volume {volume}"):
             self._kept.forget(volume, path)
             with contextlib.suppress(NotFound), self._place(volume, path) as place, self._top() as top:
                 if btrfs.is_subvolume(place):
@@ -99,7 +99,7 @@ class Nesting:
 
     def clear(self, volume: str) -> None:
         """Deletes what is nested in a volume, ahead of the volume's own end. May be repeated."""
-        with self._alone(volume), contextlib.suppress(NotFound):
+        with self._turns.take(volume), contextlib.suppress(NotFound):
             self._kept.forget_all(volume)
             self._clear(volume)
 
@@ -193,24 +193,12 @@ class Nesting:
     @contextlib.contextmanager
     def _change(self, volume: str, path: str) -> Iterator[None]:
         """Said first, then it is asked what is mounted; who mounts says that first, and then looks here."""
-        with self._alone(volume):
+        with self._turns.take(volume):
             self._changing.add((volume, path))
             try:
                 yield
             finally:
                 self._changing.discard((volume, path))
-
-    @contextlib.contextmanager
-    def _alone(self, volume: str) -> Iterator[None]:
-        """One after another in a volume, whoever asks, and though nobody waits any more for what the first one does."""
-        with self._lock:
-            lock = self._alone_in.setdefault(volume, threading.Lock())
-        if not lock.acquire(timeout=COPY_TIMEOUT):
-            raise Conflict(f"a limit in volume {volume} is being set", code="path_in_use", hint="try again in a moment")
-        try:
-            yield
-        finally:
-            lock.release()
 
     def _wait_for_changes(self, mount: Mount) -> None:
         deadline = time.monotonic() + _CHANGES_WITHIN

@@ -14,6 +14,7 @@ from dovecote.host.storage import mounts
 from dovecote.host.storage.groups import Usage
 from dovecote.host.storage.volumes.kept import KeptLimit, KeptLimits
 from dovecote.host.storage.volumes.opening import closing, enter, find, open_directory, walk
+from dovecote.host.storage.volumes.turns import Turns
 from dovecote.model.volumes import Mount
 
 TAKES_EFFECT_WITHIN = 30.0
@@ -91,15 +92,18 @@ class QuotaPaths:
         self._directory = directory
         self._quotas = quotas
         self._kept = KeptLimits(at / _KEPT)
+        self._turns = Turns()
 
     def limit(self, volume: str, path: str, max_bytes: int) -> None:
-        with closing(walk(self._directory(volume), Mount(volume, "", path))) as place, _above(place) as above:
+        mount = Mount(volume, "", path)
+        with self._turns.take(volume), closing(walk(self._directory(volume), mount)) as place, _above(place) as above:
             self._set(volume, KeptLimit(path, max_bytes), Opened(place, above))
 
     def lift(self, volume: str, path: str) -> None:
-        self._kept.forget(volume, path)
-        with contextlib.suppress(NotFound), closing(self._place(volume, path)) as place, _above(place) as above:
-            self._quotas.delete(self._name(volume, path), Opened(place, above))
+        with self._turns.take(volume), contextlib.suppress(NotFound):
+            self._kept.forget(volume, path)
+            with closing(self._place(volume, path)) as place, _above(place) as above:
+                self._quotas.delete(self._name(volume, path), Opened(place, above))
 
     def usage(self, volume: str, path: str) -> Usage:
         kept = self._kept.get(volume, path)
@@ -117,14 +121,17 @@ class QuotaPaths:
                 place = enter(parent, name, mount)
                 if limit is None or os.fstat(place).st_ino == limit.inode:
                     return place
-                with closing(place):  # and entered again: somebody may put another there meanwhile
-                    limit = self._set(mount.volume, limit, Opened(place, parent))
+                with closing(place), self._turns.take(mount.volume):
+                    limit = self._kept.find(mount.volume, path)
+                    if limit is not None:  # and entered again: somebody may put another there meanwhile
+                        limit = self._set(mount.volume, limit, Opened(place, parent))
             raise Conflict(f"{path!r} is made anew again and again", code="path_in_use", hint="try again")
 
         return open_directory(self._directory(mount.volume), mount, step if limits else None)
 
     def clear(self, volume: str) -> None:
-        self._kept.forget_all(volume)
+        with self._turns.take(volume):
+            self._kept.forget_all(volume)
 
     def _set(self, volume: str, limit: KeptLimit, opened: Opened) -> KeptLimit:
         self._quotas.set(self._name(volume, limit.path), limit.max_bytes, opened)
