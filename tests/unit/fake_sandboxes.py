@@ -34,6 +34,7 @@ class EchoConnection:
     def __init__(self, *, is_deaf: bool = False) -> None:
         self.is_deaf = is_deaf
         self.took = b""
+        self.sends = 0
         self.has_ended = self.is_closed = False
         self.failure: Exception | None = None
         self._echoes: asyncio.Queue[bytes] = asyncio.Queue()
@@ -48,6 +49,7 @@ class EchoConnection:
         while self.is_deaf:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         self.took += data
+        self.sends += 1
         self._echoes.put_nowait(data)
 
     def end(self) -> None:

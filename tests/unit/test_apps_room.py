@@ -481,7 +481,6 @@ async def test_what_cannot_be_stopped_for_long_ends_at_a_later_look(
     on: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replicas, "STOP_TRIES", 1)
-    monkeypatch.setattr(replicas, "LONGEST_PAUSE", 0)
     async with on(MemoryHost(Clock())) as world:
         await publish(world)
         await visit(world)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
+from dovecote.control import sandboxes
 from dovecote.control.sessions import keeping
-from dovecote.errors import DovecoteError, Failed, NotFound
+from dovecote.errors import DovecoteError, Failed, NoCapacity, NotFound
 from dovecote.host.instances import Connection
 from dovecote.model.records import Session
 from dovecote.model.states import SessionState
@@ -71,6 +73,23 @@ async def test_a_parked_session_wakes_and_its_recorded_server_is_started(world: 
     async with world.sandboxes.dial(world.tenant, session.id, START.port):
         assert len(world.host.starts()) == 1
         assert len(its(world, session).dialed) == 1
+
+
+async def test_one_session_has_so_many_connections_and_others_theirs(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandboxes, "MOST_CONNECTIONS", 2)
+    one, other = [await world.sessions.create(world.tenant) for _ in range(2)]
+    for session in (one, other):
+        its(world, session).open_ports.add(9000)
+    for _ in range(2):  # a refusal takes nobody's place
+        async with AsyncExitStack() as stack:
+            for _ in range(2):
+                await stack.enter_async_context(world.sandboxes.dial(world.tenant, one.id, 9000))
+            with pytest.raises(NoCapacity) as caught:
+                await stack.enter_async_context(world.sandboxes.dial(world.tenant, one.id, 9000))
+            assert caught.value.code == "too_many"
+            await stack.enter_async_context(world.sandboxes.dial(world.tenant, other.id, 9000))
 
 
 async def test_nobody_dials_into_the_session_of_another_tenant(world: World) -> None:

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -18,11 +18,14 @@ import pytest
 import typer
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
+from websockets.sync.server import ServerConnection, serve
 
 from dovecote.api.rest.forwards import WINDOW
 from dovecote.cli.port import parse_local
 from dovecote.errors import Failed
 from dovecote.sdk import AsyncDovecote, BadRequest, Dovecote, DovecoteError, Session
+from dovecote.sdk._forwards import AsyncForward, Forward
+from dovecote.sdk._settings import Access
 from tests.unit.fake_rooms import KEY, OTHER_KEY, Rooms
 from tests.unit.serving import served
 
@@ -134,6 +137,21 @@ def test_the_client_is_told_what_was_taken_and_may_not_send_beyond(rooms: Rooms,
             connection.send(piece)
         assert broken(connection)["error"]["code"] == "too_large"
     until(lambda: rooms.sandboxes.connections[1].is_closed)
+
+
+def test_frames_that_wait_are_kept_in_one_piece(rooms: Rooms, url: str, session: Session) -> None:
+    """Else a window of tiny ones would be a hundred times as much memory."""
+    rooms.sandboxes.is_deaf_inside = True
+    with carried(url, session) as connection:
+        inside = rooms.sandboxes.connections[0]
+        for number in range(1000):
+            connection.send(bytes([number % 256]))
+        connection.send(END)
+        assert connection.ping().wait(5)
+        inside.is_deaf = False
+        until(lambda: inside.has_ended)
+        assert inside.took == bytes(number % 256 for number in range(1000))
+        assert inside.sends < 10
 
 
 def test_a_client_that_takes_nothing_is_sent_a_window_at_most(rooms: Rooms, url: str, session: Session) -> None:
@@ -284,6 +302,68 @@ def test_an_address_that_is_taken_is_one_clear_error(session: Session) -> None:
         with pytest.raises(BadRequest) as caught, second:
             pass
     assert caught.value.code == "address_taken"
+
+
+def test_a_name_with_several_addresses_is_listened_on_at_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where any port will do: each address would get another one."""
+    look_up = socket.getaddrinfo
+
+    def both(host: Any, *more: Any, **named: Any) -> Any:
+        hosts = ("127.0.0.1", "127.0.0.2") if host == "two.example" else (host,)
+        return [found for each in hosts for found in look_up(each, *more, **named)]
+
+    async def act() -> int:
+        async with AsyncForward(Access("http://127.0.0.1:1", KEY), "/tcp", "two.example", 0, None) as forward:
+            assert forward._listener is not None
+            return len(forward._listener.sockets)
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+    assert asyncio.run(act()) == 1
+
+
+def _end_its_thread(forward: Forward, *, then: Exception | None = None) -> None:
+    def end() -> None:
+        raise SystemExit("ended")
+
+    assert forward._loop is not None
+    forward._loop.call_soon_threadsafe(end)
+    forward._thread.join(10)
+    assert not forward._thread.is_alive()
+    if then is not None:
+        raise then
+
+
+def test_a_forward_that_has_ended_by_itself_says_so_unless_its_block_has_failed(session: Session) -> None:
+    with pytest.raises(SystemExit), session.forward(8000) as forward:
+        _end_its_thread(forward)
+    with pytest.raises(LookupError), session.forward(8000) as forward:
+        _end_its_thread(forward, then=LookupError("of the block"))
+
+
+NONSENSE = ["{", "[]", "{}", '"x"', '{"type":"seen"}', '{"type":"seen","bytes":"x"}', '{"type":"error","status":[]}']
+
+
+@pytest.mark.parametrize("frame", NONSENSE)
+def test_what_the_server_says_without_sense_is_told_as_a_lost_connection(url: str, frame: str) -> None:
+    """Something between may answer for it."""
+    problems: list[DovecoteError] = []
+
+    def answer(connection: ServerConnection) -> None:
+        connection.send(frame)
+        with suppress(ConnectionClosed):
+            connection.recv(timeout=5)
+
+    with serve(answer, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        port = server.socket.getsockname()[1]
+        access = Access(f"http://127.0.0.1:{port}", KEY)
+        with Forward(access, "/tcp", "127.0.0.1", 0, problems.append) as forward:
+            assert _is_reset(forward.address)
+            until(lambda: problems)
+        server.shutdown()
+        thread.join(10)
+    assert [each.code for each in problems] == ["connection_lost"]
 
 
 def test_the_same_with_asyncio(rooms: Rooms, url: str) -> None:

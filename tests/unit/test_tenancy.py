@@ -12,7 +12,7 @@ from blake3 import blake3
 
 from dovecote.control.tenancy import NewKey, Principal, Tenancy
 from dovecote.control.tenancy.tenancy import KEY_TTL
-from dovecote.errors import Conflict, Invalid, NotFound, Unauthenticated
+from dovecote.errors import Conflict, Failed, Invalid, NotFound, Unauthenticated
 from dovecote.store import Store, open_store
 
 pytestmark = pytest.mark.anyio
@@ -98,6 +98,24 @@ async def test_a_warm_key_asks_nobody(first: NewKey, store: Store, clock: Clock,
     clock.now += KEY_TTL - 0.001
     assert await tenancy.authenticate(first.secret) == known
     clock.now += 0.001
+    with pytest.raises(Unauthenticated):
+        await tenancy.authenticate(first.secret)
+
+
+async def test_a_key_ends_here_also_where_the_answer_of_its_revocation_was_lost(
+    store: Store, tenancy: Tenancy, first: NewKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = type(store.tenant(first.key.tenant_id).keys)
+    swap = kind.swap
+
+    async def lost(self: Any, record: Any) -> Any:
+        await swap(self, record)
+        raise Failed("the connection broke", code="store_unreachable")
+
+    await tenancy.authenticate(first.secret)
+    monkeypatch.setattr(kind, "swap", lost)
+    with pytest.raises(Failed):
+        await tenancy.revoke_key(first.key.tenant_id, first.key.id)
     with pytest.raises(Unauthenticated):
         await tenancy.authenticate(first.secret)
 

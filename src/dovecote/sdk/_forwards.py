@@ -52,7 +52,8 @@ class AsyncForward:
     async def __aenter__(self) -> Self:
         """Raises BadRequest (address_taken): somebody listens there, or it is not an address of this machine."""
         try:
-            self._listener = await asyncio.start_server(self._accept, *self._where, limit=READ_AT_ONCE)
+            where = await self._resolve()
+            self._listener = await asyncio.start_server(self._accept, *where, limit=READ_AT_ONCE)
         except (OSError, ValueError, OverflowError) as error:
             host, port = self._where
             hint = "port 0 is any that is free"
@@ -68,6 +69,14 @@ class AsyncForward:
         for task in self._carrying:
             task.cancel()
         await asyncio.gather(*self._carrying, return_exceptions=True)
+
+    async def _resolve(self) -> tuple[str, int]:
+        """A name may have several addresses, and each would get another port where any will do."""
+        host, port = self._where
+        if port or not host:
+            return self._where
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return str(found[0][4][0]), port
 
     @property
     def address(self) -> tuple[str, int]:
@@ -171,16 +180,20 @@ class _Carried:
                     if self._waiting_bytes > WINDOW + LONGEST_MESSAGE:
                         raise _lost("the server sends more than there is room for")
                 else:
-                    self._learn(json.loads(message))
+                    self._learn(message)
                 self._moved.notify_all()
 
-    def _learn(self, said: dict[str, Any]) -> None:
-        if said["type"] == "seen":
-            self._seen = int(said["bytes"])
-        elif said["type"] == "end":
-            self._has_ended = True
-        elif said["type"] == "error":
-            raise error_from(int(said["status"]), json.dumps(said).encode())
+    def _learn(self, message: str) -> None:
+        try:
+            said: dict[str, Any] = json.loads(message)
+            if said["type"] == "seen":
+                self._seen = int(said["bytes"])
+            elif said["type"] == "end":
+                self._has_ended = True
+            elif said["type"] == "error":
+                raise error_from(int(said["status"]), message.encode())
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            raise _lost("what the server says makes no sense") from None
 
     async def _carry_out(self) -> None:
         """From here to the session."""
@@ -243,8 +256,11 @@ class Forward:
     ) -> None:
         assert self._loop is not None
         assert self._over is not None
-        self._loop.call_soon_threadsafe(self._over.set)
+        with suppress(RuntimeError):  # its loop is closed: it has ended by itself
+            self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join(ENDS_WITHIN)
+        if error is None and self._failure is not None:
+            raise self._failure
 
     def _run(self) -> None:
         try:

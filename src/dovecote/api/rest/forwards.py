@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from contextlib import suppress
 from typing import Annotated, Literal
 
@@ -65,8 +64,8 @@ class _Carrying:
     def __init__(self, socket: WebSocket, connection: Connection) -> None:
         self._socket = socket
         self._inside = connection
-        self._waiting: deque[bytes] = deque()
-        self._waiting_bytes = 0
+        self._waiting = bytearray()  # in one piece: frames may be as small as their sender likes
+        self._sending = 0  # bytes that have left it and are not inside yet
         self._has_ended = False  # the client sends no more
         self._sent = self._seen = 0  # bytes to the client, the latter as it says
         self._moved = asyncio.Condition()  # one of these is another
@@ -109,12 +108,10 @@ class _Carrying:
     def _take(self, data: bytes) -> None:
         if self._has_ended:
             raise Invalid("bytes after the end", hint="`end` is the last that is sent")
-        if self._waiting_bytes + len(data) > WINDOW:
+        if self._sending + len(self._waiting) + len(data) > WINDOW:
             hint = f"send at most {WINDOW} bytes beyond what `seen` says"
             raise Invalid("more was sent than there is room for", code="too_large", hint=hint)
-        if data:
-            self._waiting.append(data)
-        self._waiting_bytes += len(data)
+        self._waiting += data
 
     def _control(self, text: str) -> None:
         if len(text) > MOST_CONTROL:
@@ -136,9 +133,11 @@ class _Carrying:
             if not self._waiting:
                 self._inside.end()
                 return
-            data = self._waiting.popleft()
+            data = bytes(self._waiting[:TELL_EVERY])
+            del self._waiting[:TELL_EVERY]
+            self._sending = len(data)
             await self._inside.send(data)
-            self._waiting_bytes -= len(data)
+            self._sending = 0
             taken += len(data)
             if taken - told >= TELL_EVERY:
                 told = taken

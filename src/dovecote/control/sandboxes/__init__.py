@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 
 from dovecote.control.fleet import Connection, Guest
 from dovecote.control.sandboxes.contexts import Context, Contexts
 from dovecote.control.sandboxes.executions import Accepted, Began, Ended, Fault, Happening, Printed, Result, Truncated
 from dovecote.control.sandboxes.watchers import Watchers
 from dovecote.control.sessions import Live, Sessions
-from dovecote.errors import Failed, Invalid, NotFound
+from dovecote.errors import Failed, Invalid, NoCapacity, NotFound
 from dovecote.host.guest import (
     Command,
     CommandStatus,
@@ -61,6 +62,7 @@ __all__ = [
 MOST_ENTRIES = 100_000  # of one listing
 LONGEST_COMMAND = 24 * 3600.0  # seconds
 MOST_ACCOUNTS = 1 << 20  # bytes of /etc/passwd
+MOST_CONNECTIONS = 500  # to ports of one session
 MOST_OUTPUT = 64 << 20  # bytes that `run` collects
 LOGIN_SHELL = ("/bin/sh", "-c", 'exec "${SHELL:-/bin/sh}" -l')  # the user's own; in every image that has a shell
 
@@ -70,6 +72,7 @@ class Sandboxes:
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
+        self._connections: Counter[str] = Counter()  # by session
         self.contexts = Contexts(sessions)
         self.watchers = Watchers(self._begin_watch)
 
@@ -309,21 +312,35 @@ class Sandboxes:
     async def dial(self, tenant_id: str, session_id: str, port: int) -> AsyncGenerator[Connection, None]:
         """TCP to one of its ports, those on its loopback too; for the recorded one its server is started.
 
-        It stays awake while that is open. Raises Failed (port_closed, port_is_local).
+        It stays awake while that is open. Raises Failed (port_closed, port_is_local), NoCapacity (too_many).
         """
-        async with self._sessions.use(tenant_id, session_id) as live:
-            is_local = False
-            try:
-                await self._sessions.ensure_open(live, port)
-            except Failed as error:
-                if error.code != "port_is_local":
-                    raise
-                is_local = True
-            connection = await live.host.dial(live.instance_id, port, loopback=is_local)
-            try:
-                yield connection
-            finally:
-                connection.close()
+        with self._connecting(session_id):
+            async with self._sessions.use(tenant_id, session_id) as live:
+                is_local = False
+                try:
+                    await self._sessions.ensure_open(live, port)
+                except Failed as error:
+                    if error.code != "port_is_local":
+                        raise
+                    is_local = True
+                connection = await live.host.dial(live.instance_id, port, loopback=is_local)
+                try:
+                    yield connection
+                finally:
+                    connection.close()
+
+    @contextmanager
+    def _connecting(self, session_id: str) -> Iterator[None]:
+        if self._connections[session_id] >= MOST_CONNECTIONS:
+            message = f"{session_id} has {MOST_CONNECTIONS} connections to its ports"
+            raise NoCapacity(message, code="too_many", hint="close some", retry_after=5)
+        self._connections[session_id] += 1
+        try:
+            yield
+        finally:
+            self._connections[session_id] -= 1
+            if not self._connections[session_id]:
+                del self._connections[session_id]
 
     # -- inside
 

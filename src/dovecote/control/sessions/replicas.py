@@ -18,7 +18,6 @@ from dovecote.model.trees import Workspace
 log = logging.getLogger(__name__)
 
 STOP_TRIES = 5
-LONGEST_PAUSE = 16.0  # seconds between two of them
 
 
 class Admit(Protocol):
@@ -62,10 +61,11 @@ async def start_server(inside: Inside) -> int:
 async def stop_replica(host: Host, instance_id: str, owner: str) -> None:
     """Tries again for a while, and never raises: whoever ends it has nobody to tell. May be repeated."""
     for attempt in range(STOP_TRIES):
+        if attempt:
+            await asyncio.sleep(2 ** (attempt - 1))
         try:
             return await host.stop(instance_id)
         except NotFound:
             return  # gone already
         except Exception as error:
             log.error("%s of %s could not be stopped: %s", instance_id, owner, error)
-            await asyncio.sleep(min(LONGEST_PAUSE, 2**attempt))

@@ -6,6 +6,7 @@ import builtins
 import time
 import unicodedata
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -97,15 +98,15 @@ class Tenancy:
     async def revoke_key(self, tenant_id: str, key_id: str) -> ApiKey:
         """Ends it at once here, within KEY_TTL on other replicas. May be repeated. Raises NotFound."""
         keys = self._store.tenant(tenant_id).keys
-        for _ in range(TRIES):
-            key = await keys.get(key_id)
-            try:
-                if key.revoked_at is None:
-                    key = await keys.swap(replace(key, revoked_at=datetime.now(UTC)))
-            except Conflict:
-                continue
-            self._recent.forget()
-            return key
+        try:
+            for _ in range(TRIES):
+                key = await keys.get(key_id)
+                with suppress(Conflict):
+                    if key.revoked_at is None:
+                        key = await keys.swap(replace(key, revoked_at=datetime.now(UTC)))
+                    return key
+        finally:
+            self._recent.forget()  # also where it is not known whether that was written
         raise _busy()
 
     # -- users
