@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dovecote.cli.show import problem, say
+from dovecote.descriptors import is_readable
 
 if TYPE_CHECKING:
     from dovecote.config import Settings
@@ -166,10 +166,10 @@ def _stop(settings: Settings, pid: int) -> None:
         if running(settings) != pid:
             return
         signal.pidfd_send_signal(handle, signal.SIGTERM)
-        if not select.select([handle], [], [], STOP_SECONDS)[0]:
+        if not is_readable(handle, within=STOP_SECONDS):
             problem(f"the server did not stop within {STOP_SECONDS:.0f} s and is killed", "stop_timeout")
             signal.pidfd_send_signal(handle, signal.SIGKILL)
-            select.select([handle], [], [], STOP_SECONDS)
+            is_readable(handle, within=STOP_SECONDS)
     finally:
         os.close(handle)
 

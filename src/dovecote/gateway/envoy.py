@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import resource
-import select
 import signal
 import socket
 import subprocess
@@ -19,6 +18,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from dovecote.descriptors import is_readable
 from dovecote.errors import Conflict, Failed, Unsupported
 from dovecote.gateway.clusters import Json
 from dovecote.gateway.stats import Admin
@@ -307,7 +307,7 @@ def stop_envoy(run_dir: Path) -> bool:
         try:
             for signum in (signal.SIGTERM, signal.SIGKILL):
                 signal.pidfd_send_signal(pidfd, signum)
-                if select.select([pidfd], [], [], STOP_WITHIN)[0]:
+                if is_readable(pidfd, within=STOP_WITHIN):
                     break
         finally:
             os.close(pidfd)

@@ -7,12 +7,12 @@ import ctypes
 import errno
 import os
 import re
-import select
 import struct
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from dovecote.descriptors import is_readable
 from dovecote.errors import StorageFailed, Unsupported
 from dovecote.host.storage import loops
 
@@ -236,8 +236,7 @@ def user_namespace(id_base: int, count: int = 65536) -> int:
         try:
             child.stdin.write(b"\n")
             child.stdin.flush()
-            readable, _, _ = select.select([child.stdout], [], [], 10.0)
-            if not readable or not child.stdout.read(1):
+            if not is_readable(child.stdout.fileno(), within=10.0) or not child.stdout.read(1):
                 raise OSError(errno.EPERM, "no user namespace could be made; is user.max_user_namespaces 0?")
             for name in ("uid_map", "gid_map"):
                 Path(f"/proc/{child.pid}/{name}").write_text(f"0 {id_base} {count}\n")

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import re
-import select
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from dovecote.descriptors import is_readable
 from dovecote.errors import DeadlineExceeded, Invalid, NotFound, StorageFailed, Unsupported
 from dovecote.host.processes import is_alive, process_started
 from dovecote.host.storage import mounts
@@ -214,7 +214,7 @@ class Buckets:
                 pidfd = os.pidfd_open(record["pid"])
                 try:
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                    select.select([pidfd], [], [], ENDS_WITHIN)
+                    is_readable(pidfd, within=ENDS_WITHIN)
                 finally:
                     os.close(pidfd)
                 with contextlib.suppress(ChildProcessError):

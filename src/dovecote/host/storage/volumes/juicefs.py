@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import secrets
-import select
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dovecote.descriptors import is_readable
 from dovecote.errors import DeadlineExceeded, DovecoteError, Invalid, NotFound, StorageFailed, Unsupported
 from dovecote.host.processes import is_alive, process_started
 from dovecote.host.storage import mounts
@@ -362,7 +362,7 @@ def _end(pidfd: int, pid: int) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, number)
-        if select.select([pidfd], [], [], 40.0)[0]:
+        if is_readable(pidfd, within=40.0):
             break
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, 0)
