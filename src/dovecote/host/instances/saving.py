@@ -134,7 +134,7 @@ class Saving:
         """
         async with self._busy.setdefault(disk, asyncio.Lock()):
             record = await self.read(disk)
-            added_bytes = (await self._checkpoint(disk, record, still)).added_bytes
+            added_bytes = (await self._checkpoint(disk, record, still, is_last=True)).added_bytes
             record = await self.read(disk)
             saved = await asyncio.to_thread(self._fold, record)
             saved = replace(saved, added_bytes=saved.added_bytes + added_bytes)
@@ -179,8 +179,10 @@ class Saving:
                 await asyncio.to_thread(self._fold, await self.read(disk))
             return done
 
-    async def _checkpoint(self, disk: str, record: DiskRecord, still: Still) -> Checkpoint:
-        if record.generation and not await self._parts.disks.is_changed(disk):
+    async def _checkpoint(self, disk: str, record: DiskRecord, still: Still, *, is_last: bool = False) -> Checkpoint:
+        # What was written in the very moment of the last snapshot does not count as a change before the kernel has
+        # written it out: good enough for a look that comes again, not for one after which nothing does.
+        if record.generation and not is_last and not await self._parts.disks.is_changed(disk):
             return Checkpoint(record.generation, 0, 0, 0)
         snapshot = SNAPSHOT + random_text(12)
         async with AsyncExitStack() as undo:
