@@ -44,6 +44,20 @@ def test_nothing_is_saved_before_something_was_written(dovecote: Dovecote) -> No
         assert idle.run("cat note", check=True).stdout == "text\n"
 
 
+def test_a_line_that_is_added_to_a_file_is_pending_at_once(dovecote: Dovecote) -> None:
+    """Not when the kernel writes it out, half a minute later. A snapshot that is taken meanwhile has it."""
+    with dovecote.sessions.create() as session:
+        session.run("echo one > log", check=True)
+        lag_in(session, "saved")
+        session.run("echo two >> log", check=True)
+        assert session.lag().state == "pending"
+        snapshot = session.snapshot()
+        lag_in(session, "saved")
+        session.run("echo three >> log", check=True)
+        session.rewind(snapshot.id)
+        assert session.files.read_text("log") == "one\ntwo\n"
+
+
 def test_a_store_that_fails_is_told_and_stops_no_work(tmp_path: Path) -> None:
     objects = tmp_path / "objects"
     with (

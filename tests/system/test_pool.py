@@ -7,7 +7,7 @@ import mmap
 import os
 import stat
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -51,6 +51,51 @@ async def test_two_hundred_disks_cost_little(disks: BtrfsDisks) -> None:
     assert (await disks.usage("d199")).bytes < 100_000
     os.sync()
     assert (place_of(disks) / "pool").stat().st_blocks * 512 < 64 * MIB
+
+
+def _append(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+def _overwrite(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"other")
+
+
+def _store(path: Path) -> None:
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 4096) as stored:
+        stored[0:4] = b"page"
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "append": _append,
+    "overwrite": _overwrite,
+    "mmap": _store,
+    "truncate": lambda path: os.truncate(path, 5),
+    "mode": lambda path: path.chmod(0o600),
+    "time": lambda path: os.utime(path, (1, 1)),
+    "attribute": lambda path: os.setxattr(path, "user.note", b"n"),
+    "name": lambda path: path.rename(path.with_name("renamed")),
+    "end": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+async def test_a_change_is_seen_before_the_kernel_writes_it_out(
+    disks: BtrfsDisks, change: Callable[[Path], object]
+) -> None:
+    file = await disks.create("a", max_bytes=16 * MIB, owner=OWNER) / "upper/file"
+    file.write_bytes(bytes(8192))
+    for number in range(2):
+        await disks.snapshot("a", f"s{number}")
+        await disks.mark("a", f"s{number}")
+        assert not await disks.is_changed("a")
+        assert await disks.which_changed({"a": 0}) == frozenset()
+        if number == 0:
+            change(file)
+            assert await disks.is_changed("a")
+            assert await disks.which_changed({"a": 0}) == {"a"}
 
 
 async def test_a_snapshot_holds_what_was_stored_through_mmap(disks: BtrfsDisks) -> None:

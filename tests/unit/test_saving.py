@@ -295,8 +295,8 @@ async def test_ids_of_an_instance_that_does_not_end_are_not_given_to_another(wor
     assert base in preparing.ids._used
 
 
-async def test_the_last_save_of_an_instance_looks_also_where_nothing_seems_to_have_changed(world: World) -> None:
-    """What is written while a snapshot is made counts as a change only when the kernel has written it out."""
+async def test_a_save_does_not_rely_on_whether_anything_seems_to_have_changed(world: World) -> None:
+    """What is on its way to the disk does not count for a moment: a look comes again, a last save does not."""
     await world.saving.take("disk", 1 << 21, claim_of(1))
     assert (await world.saving.checkpoint("disk")).generation == 1
     world.disks.seems_changed = False

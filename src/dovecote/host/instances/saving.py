@@ -128,13 +128,14 @@ class Saving:
     async def save(self, disk: str, *, whole: bool = False, still: Still = nullcontext) -> Saved:
         """A checkpoint that is a tree of its own. What was saved earlier stays whatever happens.
 
+        Nobody asks whether anything was changed: only a snapshot knows of what is on its way to the disk.
         `whole` answers a tree that also has what rules leave out of the checkpoint. `still` is around each moment that
         is saved: whoever writes to the disk rests in it.
         Raises StorageFailed; Conflict (sealed) when another host owns the session by now.
         """
         async with self._busy.setdefault(disk, asyncio.Lock()):
             record = await self.read(disk)
-            added_bytes = (await self._checkpoint(disk, record, still, is_last=True)).added_bytes
+            added_bytes = (await self._checkpoint(disk, record, still)).added_bytes
             record = await self.read(disk)
             saved = await asyncio.to_thread(self._fold, record)
             saved = replace(saved, added_bytes=saved.added_bytes + added_bytes)
@@ -174,16 +175,14 @@ class Saving:
         """
         async with self._busy.setdefault(disk, asyncio.Lock()):
             record = await self.read(disk)
+            if record.generation and not await self._parts.disks.is_changed(disk):
+                return Checkpoint(record.generation, 0, 0, 0)
             done = await self._checkpoint(disk, record, still)
             if done.behind >= FOLD_AFTER or (self._slots(record.owner).unfolded_bytes or 0) >= FOLD_BYTES:
                 await asyncio.to_thread(self._fold, await self.read(disk))
             return done
 
-    async def _checkpoint(self, disk: str, record: DiskRecord, still: Still, *, is_last: bool = False) -> Checkpoint:
-        # What was written in the very moment of the last snapshot does not count as a change before the kernel has
-        # written it out: good enough for a look that comes again, not for one after which nothing does.
-        if record.generation and not is_last and not await self._parts.disks.is_changed(disk):
-            return Checkpoint(record.generation, 0, 0, 0)
+    async def _checkpoint(self, disk: str, record: DiskRecord, still: Still) -> Checkpoint:
         snapshot = SNAPSHOT + random_text(12)
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._parts.disks.delete, snapshot)

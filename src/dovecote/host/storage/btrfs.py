@@ -109,18 +109,20 @@ def sysfs(top: int) -> Path:
 
 @dataclass(frozen=True)
 class Generations:
-    """Numbers of transactions: of the last change to an inode of the subvolume, and of its own making."""
+    """Numbers of transactions: of the last change to an inode of the subvolume, and of its own making; and its id."""
 
     changed: int
     made: int
+    subvolume: int
 
 
 def generations(subvolume: int) -> Generations:
-    """Costs no I/O. `changed` of a snapshot's source exceeds the snapshot's `made` as soon as it is written to."""
+    """Costs no I/O. `changed` of a snapshot's source exceeds the snapshot's `made` as soon as a name or an attribute
+    changes; of contents, when they are on the disk."""
     answer = bytearray(504)
     fcntl.ioctl(subvolume, _SUBVOL_INFO, answer)
     changed, made = struct.unpack_from("QQ", answer, 344)
-    return Generations(changed, made)
+    return Generations(changed, made, struct.unpack_from("Q", answer)[0])
 
 
 _INODE_ITEM, _INODE_REF, _XATTR_ITEM, _EXTENT_DATA = 1, 12, 24, 108

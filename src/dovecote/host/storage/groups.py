@@ -97,6 +97,15 @@ def shown(top: int, group: int, *names: str) -> list[int]:
     return [int((_shown(top, group) / name).read_text()) for name in names]
 
 
+def reserved(directory: int, subvolume: int) -> int:
+    """Bytes that were written there and are not on the disk yet. Asked often."""
+    shown = os.open(f"{btrfs.sysfs(directory)}/qgroups/0_{subvolume}/rsv_data", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return int(os.read(shown, 32))
+    finally:
+        os.close(shown)
+
+
 def gather(top: int, subvolume: int) -> None:
     """From now on a subvolume has a group for what is nested in it, with the limit that it has. May be repeated."""
     group = of(subvolume)

@@ -86,7 +86,9 @@ class Disks(Protocol):
         """Where the mark of a disk is, if it has one."""
 
     async def is_changed(self, name: str, *, untouched: int = 0) -> bool:
-        """Whether anything was written since the mark. Costs microseconds. Raises NotFound.
+        """Whether anything was written since the mark, on the disk by now or not. Costs microseconds. Raises NotFound.
+
+        It is of a moment: what is on its way to the disk just then is seen a moment later.
 
         Without a mark: since it was `untouched`; True where nobody knows when that was.
         """
@@ -343,8 +345,7 @@ class BtrfsDisks:
         return groups.counts(disk, btrfs.subvolume_id(disk))
 
     def _write_out(self, disk: int) -> None:
-        (reserved,) = groups.shown(disk, btrfs.subvolume_id(disk), "rsv_data")
-        if reserved >= MUCH_UNWRITTEN:
+        if groups.reserved(disk, btrfs.subvolume_id(disk)) >= MUCH_UNWRITTEN:
             btrfs.write_out(disk)
 
     def _snapshot(self, name: str, to: str) -> Path:
@@ -371,7 +372,7 @@ class BtrfsDisks:
         made = self._marked_at(name)
         if made is None:
             return self.untouched(name) != untouched or not untouched
-        return self._with_disk(name, btrfs.generations).changed > made
+        return self._with_disk(name, lambda disk: _is_newer(disk, made))
 
     def _which_changed(self, untouched: Mapping[str, int]) -> frozenset[str]:
         found = set()
@@ -434,6 +435,13 @@ class BtrfsDisks:
             hint = "its files are kept; nobody is given them"
             raise StorageFailed(f"the record of disk {name} cannot be read", code="corrupt", hint=hint)
         return record
+
+
+def _is_newer(disk: int, made: int) -> bool:
+    """A write into a file that is there changes its inode only when the kernel brings it to the disk, after half a
+    minute perhaps; until then what is reserved for it tells."""
+    now = btrfs.generations(disk)
+    return now.changed > made or groups.reserved(disk, now.subvolume) > 0
 
 
 def _touched(disk: int, since: int, most: int, most_content: int) -> list[Touched] | None:
