@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -18,18 +16,11 @@ from dovecote.model.records import Session
 from dovecote.model.serving import Sharing
 from dovecote.model.sizes import TIERS, NetworkPolicy
 from dovecote.model.states import SessionState
-from tests.unit.control_world import START, World, world_on
-from tests.unit.memory_host import Clock, MemoryHost
+from tests.unit.control_world import START, World
 
 pytestmark = pytest.mark.anyio
 S = SessionState
 MINUTE = timedelta(minutes=1)
-
-
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    async with world_on(MemoryHost(Clock()), tmp_path, monkeypatch) as world:
-        yield world
 
 
 async def _opened(world: World, **wishes: object) -> Session:

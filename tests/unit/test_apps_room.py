@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
@@ -16,26 +14,14 @@ from dovecote.control.apps.apps import surplus
 from dovecote.control.sessions import replicas
 from dovecote.errors import Conflict, Failed, NoCapacity, NotFound
 from dovecote.model.records import App, Start
-from tests.unit.control_world import START, Load, World, until, world_on
+from tests.unit.control_world import START, Load, MakeWorld, World, until
 from tests.unit.failing_hosts import DiesOnStart
 from tests.unit.memory_host import Clock, MemoryHost
 from tests.unit.memory_instance import NOW, MemoryInstance
 
 pytestmark = pytest.mark.anyio
 
-MakeWorld = Callable[[MemoryHost], AbstractAsyncContextManager[World]]
 NEXT = Start("python3 next.py", 9000)
-
-
-@pytest.fixture
-def on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeWorld:
-    return lambda host: world_on(host, tmp_path, monkeypatch)
-
-
-@pytest.fixture
-async def world(on: MakeWorld) -> AsyncIterator[World]:
-    async with on(MemoryHost(Clock())) as world:
-        yield world
 
 
 async def publish(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
 from dovecote.control.chats import Chats
@@ -12,14 +9,7 @@ from dovecote.control.snapshots import Snapshots
 from dovecote.errors import Conflict, NotFound, StorageFailed
 from dovecote.model.records import Chat, Session, Turn
 from dovecote.model.states import SnapshotCause
-from tests.unit.control_world import World, world_on
-from tests.unit.memory_host import Clock, MemoryHost
-
-
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    async with world_on(MemoryHost(Clock()), tmp_path, monkeypatch) as world:
-        yield world
+from tests.unit.control_world import World
 
 
 @pytest.fixture

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import pytest
 
 from dovecote.control import sandboxes
-from dovecote.control.sessions import keeping
 from dovecote.errors import DovecoteError, Failed, NoCapacity, NotFound
 from dovecote.host.instances import Connection
 from dovecote.model.records import Session
 from dovecote.model.states import SessionState
-from tests.unit.control_world import START, World, world_on
-from tests.unit.memory_host import Clock, MemoryHost
+from tests.unit.control_world import START, World
 from tests.unit.memory_instance import MemoryInstance
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("lost_sessions_are_tried_at_once")]
 
 S = SessionState
-
-
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr(keeping, "RETRY_LOST_AFTER", 0.0)
-    async with world_on(MemoryHost(Clock()), tmp_path, monkeypatch) as world:
-        yield world
 
 
 def its(world: World, session: Session) -> MemoryInstance:

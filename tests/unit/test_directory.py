@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
 from dovecote.errors import Gone, NotFound
@@ -13,16 +10,9 @@ from dovecote.gateway.question import Answer, Ask, Headers
 from dovecote.model.naming import Found
 from dovecote.model.records import Function
 from dovecote.model.serving import Affinity, Mode, Sharing
-from tests.unit.control_world import START, World, world_on
-from tests.unit.memory_host import Clock, MemoryHost
+from tests.unit.control_world import START, World
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    async with world_on(MemoryHost(Clock()), tmp_path, monkeypatch) as world:
-        yield world
 
 
 async def public(world: World, mode: Mode, *, refuses_reuse: bool = False) -> Function:

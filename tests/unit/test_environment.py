@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
 from dovecote.errors import Invalid
 from dovecote.model.environment import MOST_BYTES, parse_env
-from tests.unit.control_world import World, world_on
-from tests.unit.memory_host import Clock, MemoryHost
+from tests.unit.control_world import World
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    async with world_on(MemoryHost(Clock()), tmp_path, monkeypatch) as world:
-        yield world
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
@@ -15,16 +13,9 @@ from dovecote.gateway.directory import Directory
 from dovecote.gateway.question import render_note
 from dovecote.model.ids import random_text
 from dovecote.model.serving import PUBLIC_USER, Affinity, Mode
-from tests.unit.control_world import START, World, world_on
-from tests.unit.memory_host import Clock, MemoryHost
+from tests.unit.control_world import START, World
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    async with world_on(MemoryHost(Clock()), tmp_path, monkeypatch) as world:
-        yield world
 
 
 class Calls:

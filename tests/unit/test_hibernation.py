@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
 from dovecote.control.fleet import Command
 from dovecote.control.references import living_trees
-from dovecote.control.sessions import keeping
 from dovecote.control.snapshots import Snapshots
 from dovecote.errors import Conflict, Failed, StorageFailed, Unsupported
 from dovecote.model.records import Session
 from dovecote.model.states import InstanceState, Park, SessionState
-from tests.unit.control_world import World, world_on
-from tests.unit.memory_host import Clock, MemoryHost
+from tests.unit.control_world import World
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("lost_sessions_are_tried_at_once")]
 
 S = SessionState
-
-
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr(keeping, "RETRY_LOST_AFTER", 0.0)
-    async with world_on(MemoryHost(Clock()), tmp_path, monkeypatch) as world:
-        yield world
 
 
 async def counting(world: World, **wishes: object) -> Session:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -14,19 +12,12 @@ from dovecote.model.past import HookRun
 from dovecote.model.records import Session, Start
 from dovecote.model.serving import Hook, Hooks, Sharing
 from dovecote.model.states import SessionState
-from tests.unit.control_world import START, World, until, world_on
-from tests.unit.memory_host import Clock, MemoryHost
+from tests.unit.control_world import START, World, until
 
 pytestmark = pytest.mark.anyio
 
 ALL = Hooks(initialize=Hook(command="begin"), pre_freeze=Hook(command="rest"), pre_stop=Hook(command="leave"))
 KEY = "k1"
-
-
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    async with world_on(MemoryHost(Clock()), tmp_path, monkeypatch) as world:
-        yield world
 
 
 async def _visited(world: World, *, hooks: Hooks = ALL, start: Start | None = START) -> Session:

@@ -3,38 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
-from dovecote.control.sessions import keeping
 from dovecote.errors import Failed, NotFound
 from dovecote.model.records import Session
 from dovecote.model.states import LIVE_SESSION, SessionState
-from tests.unit.control_world import AT_ONCE, START, World, until, world_on
+from tests.unit.control_world import AT_ONCE, START, MakeWorld, World, until
 from tests.unit.failing_hosts import FailsSave, FreezeFails
 from tests.unit.memory_host import Clock, MemoryHost
 from tests.unit.memory_instance import Left
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("lost_sessions_are_tried_at_once")]
 
-MakeWorld = Callable[[MemoryHost], AbstractAsyncContextManager[World]]
 S = SessionState
-
-
-@pytest.fixture
-def on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeWorld:
-    monkeypatch.setattr(keeping, "RETRY_LOST_AFTER", 0.0)
-    return lambda host: world_on(host, tmp_path, monkeypatch)
-
-
-@pytest.fixture
-async def world(on: MakeWorld) -> AsyncIterator[World]:
-    async with on(MemoryHost(Clock())) as world:
-        yield world
 
 
 # -- after a restart

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -18,8 +16,7 @@ from dovecote.model.records import Session, User
 from dovecote.model.serving import Sharing
 from dovecote.model.sizes import GIB, MIB, SPECS
 from dovecote.model.states import Park, SessionState
-from tests.unit.control_world import START, World, world_on
-from tests.unit.memory_host import Clock, MemoryHost
+from tests.unit.control_world import START, World
 
 pytestmark = pytest.mark.anyio
 S = SessionState
@@ -27,10 +24,9 @@ LIMIT = SPECS["small"].limits.memory_bytes  # of a sandbox, when nobody says oth
 
 
 @pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    async with world_on(MemoryHost(Clock()), tmp_path, monkeypatch) as world:
-        world.host.reserve = 1 * GIB
-        yield world
+def world(world: World) -> World:
+    world.host.reserve = 1 * GIB
+    return world
 
 
 async def _opened(world: World, tier: str, *, uses: int = 0, **wishes: object) -> Session:

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
 from dovecote.control.metering import APART, MOST, Metering
 from dovecote.errors import Failed, NotFound
-from tests.unit.control_world import World, world_on
-from tests.unit.memory_host import Clock, MemoryHost
+from tests.unit.control_world import World
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    async with world_on(MemoryHost(Clock()), tmp_path, monkeypatch) as world:
-        yield world
 
 
 @pytest.fixture

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import pytest
 
-from dovecote.control.sessions import keeping
 from dovecote.errors import Conflict, Failed, StorageFailed
 from dovecote.model.states import SessionState
-from tests.unit.control_world import AT_ONCE, START, MakeWorld, World, until, world_on
+from tests.unit.control_world import AT_ONCE, START, MakeWorld, World, until
 from tests.unit.failing_hosts import (
     Corrupt,
     FailsSave,
@@ -19,19 +17,7 @@ from tests.unit.failing_hosts import (
 )
 from tests.unit.memory_host import Clock, MemoryHost
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeWorld:
-    monkeypatch.setattr(keeping, "RETRY_LOST_AFTER", 0.0)
-    return lambda host: world_on(host, tmp_path, monkeypatch)
-
-
-@pytest.fixture
-async def world(on: MakeWorld) -> AsyncIterator[World]:
-    async with on(MemoryHost(Clock())) as world:
-        yield world
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("lost_sessions_are_tried_at_once")]
 
 
 # -- parking

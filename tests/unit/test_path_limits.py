@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -14,8 +12,7 @@ from dovecote.control.volumes import Volumes, limits
 from dovecote.errors import Conflict, DeadlineExceeded, Forbidden, Invalid, NotFound
 from dovecote.model.records import Volume
 from dovecote.model.volumes import Mount, parents, touches
-from tests.unit.control_world import HOST_ID, World, world_on
-from tests.unit.memory_host import Clock, MemoryHost
+from tests.unit.control_world import HOST_ID, World
 
 pytestmark = pytest.mark.anyio
 
@@ -25,10 +22,9 @@ CHAT = "anna/chat7"
 
 
 @pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    async with world_on(MemoryHost(Clock()), tmp_path, monkeypatch) as world:
-        monkeypatch.setattr(limits, "time", world.clock)
-        yield world
+def world(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(limits, "time", world.clock)
+    return world
 
 
 def rooms(world: World) -> Volumes:

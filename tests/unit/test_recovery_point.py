@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -26,14 +24,7 @@ from dovecote.host.instances.checkpoints import (
 from dovecote.model.sizes import TIERS
 from dovecote.model.states import SessionState
 from dovecote.model.trees import LagState
-from tests.unit.control_world import World, world_on
-from tests.unit.memory_host import Clock, MemoryHost
-
-
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    async with world_on(MemoryHost(Clock()), tmp_path, monkeypatch) as world:
-        yield world
+from tests.unit.control_world import World
 
 
 @given(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -15,16 +13,9 @@ from dovecote.errors import Invalid, StorageFailed
 from dovecote.model.records import Session
 from dovecote.model.rules import Reinstall, ReinstallState, SaveRules
 from dovecote.model.states import SessionState
-from tests.unit.control_world import START, World, until, world_on
-from tests.unit.memory_host import Clock, MemoryHost
+from tests.unit.control_world import START, World, until
 
 MODULES = "/home/user/app/node_modules"
-
-
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    async with world_on(MemoryHost(Clock()), tmp_path, monkeypatch) as world:
-        yield world
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -13,14 +11,7 @@ from dovecote.control.snapshots import Snapshots
 from dovecote.errors import Conflict, NotFound, StorageFailed
 from dovecote.model.ids import new_id
 from dovecote.model.states import SessionState, SnapshotCause
-from tests.unit.control_world import START, World, world_on
-from tests.unit.memory_host import Clock, MemoryHost
-
-
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    async with world_on(MemoryHost(Clock()), tmp_path, monkeypatch) as world:
-        yield world
+from tests.unit.control_world import START, World
 
 
 @pytest.fixture

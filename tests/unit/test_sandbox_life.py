@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
-from dovecote.control.sessions import keeping
 from dovecote.control.snapshots import Snapshots
 from dovecote.errors import Conflict, Gone, Invalid, NotFound
 from dovecote.model.records import Session
 from dovecote.model.sizes import NetworkPolicy
 from dovecote.model.states import AtTimeout, Desired, SessionState
-from tests.unit.control_world import World, world_on
-from tests.unit.memory_host import Clock, MemoryHost
+from tests.unit.control_world import World
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("lost_sessions_are_tried_at_once")]
 
 S = SessionState
 MINUTE = timedelta(minutes=1)
 PASSED = timedelta(microseconds=1)
-
-
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr(keeping, "RETRY_LOST_AFTER", 0.0)
-    async with world_on(MemoryHost(Clock()), tmp_path, monkeypatch) as world:
-        yield world
 
 
 async def now(world: World, session: Session) -> Session:

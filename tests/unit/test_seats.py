@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -25,17 +24,11 @@ from dovecote.model.states import SessionState
 from dovecote.model.volumes import Mount
 from tests.unit.control_world import START, World, until, world_on
 from tests.unit.failing_hosts import DiesOnStart, NoMemory, SlowStart
-from tests.unit.memory_host import Clock, MemoryHost
+from tests.unit.memory_host import Clock
 
 pytestmark = pytest.mark.anyio
 
 NONE = Affinity(modes=(Mode.NONE,))
-
-
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    async with world_on(MemoryHost(Clock()), tmp_path, monkeypatch) as world:
-        yield world
 
 
 async def shared(world: World, sharing: Sharing, affinity: Affinity = Affinity(), hooks: Hooks = Hooks()) -> Function:

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
 from dovecote.control.sessions import tokens
-from tests.unit.control_world import World, world_on
-from tests.unit.memory_host import Clock, MemoryHost
+from tests.unit.control_world import World
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    async with world_on(MemoryHost(Clock()), tmp_path, monkeypatch) as world:
-        yield world
 
 
 async def test_a_session_of_any_tenant_is_found_awake_or_resting_and_not_once_it_ended(world: World) -> None:

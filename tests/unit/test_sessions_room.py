@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from dovecote.control.fleet import Command
-from dovecote.control.sessions import Routed, keeping
+from dovecote.control.sessions import Routed
 from dovecote.errors import Conflict, DovecoteError, Failed, Gone, NotFound
 from dovecote.model.records import Session, Start
 from dovecote.model.serving import Sharing
 from dovecote.model.sizes import NetworkPolicy
 from dovecote.model.states import SessionState
-from tests.unit.control_world import AT_ONCE, START, MakeWorld, World, world_on
+from tests.unit.control_world import AT_ONCE, START, MakeWorld, World
 from tests.unit.memory_host import Clock, MemoryHost
 from tests.unit.memory_instance import Left
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeWorld:
-    monkeypatch.setattr(keeping, "RETRY_LOST_AFTER", 0.0)
-    return lambda host: world_on(host, tmp_path, monkeypatch)
-
-
-@pytest.fixture
-async def world(on: MakeWorld) -> AsyncIterator[World]:
-    async with on(MemoryHost(Clock())) as world:
-        yield world
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("lost_sessions_are_tried_at_once")]
 
 
 # -- ending

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,12 +23,6 @@ from tests.unit.memory_host import Clock, MemoryHost
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 ONE = Snapshot("snp_0", "ten_a", "ses_a", "", SnapshotCause.ASKED, "t", "d", 1, 0, 0, NOW)
-
-
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    async with world_on(MemoryHost(Clock()), tmp_path, monkeypatch) as world:
-        yield world
 
 
 @pytest.fixture

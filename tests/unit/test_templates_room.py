@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -20,18 +19,11 @@ from dovecote.model.sizes import Limits, NetworkPolicy
 from dovecote.model.states import TemplateState
 from dovecote.model.trees import Inside, Workspace
 from dovecote.model.trees import Template as OwnTemplate
-from tests.unit.control_world import BASE, World, until, world_on
-from tests.unit.memory_host import Clock, MemoryHost
+from tests.unit.control_world import BASE, World, until
 from tests.unit.memory_images import ALPINE
 from tests.unit.test_layers import file, tar
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    async with world_on(MemoryHost(Clock()), tmp_path, monkeypatch) as world:
-        yield world
 
 
 async def test_a_session_runs_as_its_revision_says_whatever_the_template_has_become(world: World) -> None:

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
 from dovecote.control.fleet import Fleet
 from dovecote.control.volumes import Volumes
 from dovecote.errors import Conflict, Forbidden, Invalid, NotFound, StorageFailed
 from dovecote.model.volumes import Mount, covers, parse_at, parse_path
-from tests.unit.control_world import HOST_ID, World, world_on
-from tests.unit.memory_host import Clock, MemoryHost
+from tests.unit.control_world import HOST_ID, World
 
 pytestmark = pytest.mark.anyio
 
 MIB = 1 << 20
 AT = "/home/user/data"
-
-
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    async with world_on(MemoryHost(Clock()), tmp_path, monkeypatch) as world:
-        yield world
 
 
 @pytest.fixture

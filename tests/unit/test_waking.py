@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
-from dovecote.control.sessions import keeping
 from dovecote.errors import Conflict, DeadlineExceeded, Failed, NoCapacity, NotFound
 from dovecote.model.states import SessionState
-from tests.unit.control_world import START, MakeWorld, World, until, world_on
+from tests.unit.control_world import START, MakeWorld, World, until
 from tests.unit.failing_hosts import (
     DiesLater,
     DiesOnStart,
@@ -19,21 +16,9 @@ from tests.unit.failing_hosts import (
     NoMemory,
     SlowStart,
 )
-from tests.unit.memory_host import Clock, MemoryHost
+from tests.unit.memory_host import Clock
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeWorld:
-    monkeypatch.setattr(keeping, "RETRY_LOST_AFTER", 0.0)
-    return lambda host: world_on(host, tmp_path, monkeypatch)
-
-
-@pytest.fixture
-async def world(on: MakeWorld) -> AsyncIterator[World]:
-    async with on(MemoryHost(Clock())) as world:
-        yield world
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("lost_sessions_are_tried_at_once")]
 
 
 # -- waking
