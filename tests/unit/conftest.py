@@ -9,6 +9,7 @@ import pytest
 
 from dovecote.control.sessions import keeping
 from tests.unit.control_world import MakeWorld, World, world_on
+from tests.unit.invocation_world import Calls
 from tests.unit.memory_host import Clock, MemoryHost
 
 
@@ -27,3 +28,11 @@ async def world(on: MakeWorld) -> AsyncIterator[World]:
 @pytest.fixture
 def lost_sessions_are_tried_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeping, "RETRY_LOST_AFTER", 0.0)
+
+
+@pytest.fixture
+async def calls(world: World) -> AsyncIterator[Calls]:
+    """The room of asynchronous calls."""
+    calls = Calls(world.store, world.tenant, world.other)
+    yield calls
+    await calls.dispatching.stop()
