@@ -27,21 +27,9 @@ from dovecote.sdk import AsyncDovecote, BadRequest, Dovecote, DovecoteError, Ses
 from dovecote.sdk._forwards import AsyncForward, Forward
 from dovecote.sdk._settings import Access
 from tests.unit.fake_rooms import KEY, OTHER_KEY, Rooms
-from tests.unit.serving import served
 
 BEARER = {"authorization": f"Bearer {KEY}"}
 END = json.dumps({"type": "end"})
-
-
-@pytest.fixture
-def rooms() -> Rooms:
-    return Rooms()
-
-
-@pytest.fixture
-def url(rooms: Rooms) -> Iterator[str]:
-    with served(rooms.api()) as found:
-        yield found
 
 
 @pytest.fixture

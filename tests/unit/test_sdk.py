@@ -21,17 +21,6 @@ from tests.unit.serving import served
 
 
 @pytest.fixture
-def rooms() -> Rooms:
-    return Rooms()
-
-
-@pytest.fixture
-def url(rooms: Rooms) -> Iterator[str]:
-    with served(rooms.api()) as address:
-        yield address
-
-
-@pytest.fixture
 def client(url: str) -> Iterator[Dovecote]:
     with Dovecote(KEY, url) as made:
         yield made

@@ -18,22 +18,10 @@ from dovecote.control.sandboxes import LOGIN_SHELL, Dropped, Exited, Output, Sta
 from dovecote.errors import DovecoteError, Failed, Forbidden, Invalid, NoCapacity, Unauthenticated
 from dovecote.model.ids import new_id
 from tests.unit.fake_rooms import KEY, NOW, OTHER_KEY, Rooms
-from tests.unit.serving import served
 
 Frame = str | bytes
 PATH = "/v1/sessions/x/terminal"
 BEARER = {"authorization": f"Bearer {KEY}"}
-
-
-@pytest.fixture
-def rooms() -> Rooms:
-    return Rooms()
-
-
-@pytest.fixture
-def url(rooms: Rooms) -> Iterator[str]:
-    with served(rooms.api()) as found:
-        yield found
 
 
 @pytest.fixture
