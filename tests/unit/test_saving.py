@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 
 from dovecote.errors import Failed, NotFound, StorageFailed
+from dovecote.host.instances import saving
 from dovecote.host.instances.instance import Claim, Instance
 from dovecote.host.instances.instances import Instances
 from dovecote.host.instances.preparing import IdRanges, Parts, Preparing
@@ -198,6 +199,21 @@ async def test_the_first_save_after_a_rewind_that_the_log_does_not_have_is_newer
     newest = await world.saving.newest("ses_1")
     assert newest is not None
     assert saved.generation == newest.generation == 3
+
+
+async def test_the_logs_of_those_who_save_stay_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many others were seen since the first time: opening a log costs listing it."""
+    world, opened = World(), []
+
+    def log(owner: str) -> SlotLog:
+        opened.append(owner)
+        return SlotLog(world.bucket, owner)
+
+    monkeypatch.setattr(saving, "KNOWN_LOGS", 2)
+    room = Saving(world.parts, slots=log)
+    for owner in ("ses_1", "ses_2", "ses_1", "ses_3", "ses_1"):
+        await room.seal(replace(claim_of(1), owner=owner))
+    assert opened == ["ses_1", "ses_2", "ses_3"]
 
 
 async def test_whatever_rules_a_function_may_have_fit_into_the_record_of_a_disk(world: World) -> None:

@@ -78,6 +78,7 @@ class Saving:
     def _slots(self, owner: str) -> SlotLog:
         slots = self._logs.get(owner) or self._open_log(owner)
         self._logs[owner] = slots
+        self._logs.move_to_end(owner)
         while len(self._logs) > KNOWN_LOGS:
             self._logs.popitem(last=False)
         return slots
