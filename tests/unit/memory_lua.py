@@ -19,6 +19,19 @@ for _, class in ipairs({Headers, Told, Chunk, Handle}) do class.__index = class 
 function Headers:get(name)
   for _, field in ipairs(self) do if field[1] == name then return field[2] end end
 end
+function Headers:getAtIndex(name, index)
+  for _, field in ipairs(self) do
+    if field[1] == name then
+      if index == 0 then return field[2] end
+      index = index - 1
+    end
+  end
+end
+function Headers:getNumValues(name)
+  local count = 0
+  while self:getAtIndex(name, count) do count = count + 1 end
+  return count
+end
 function Headers:add(name, value) self[#self + 1] = {name, tostring(value)} end
 function Headers:remove(name)
   for at = #self, 1, -1 do if self[at][1] == name then table.remove(self, at) end end

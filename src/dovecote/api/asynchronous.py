@@ -15,9 +15,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dovecote.api import errors, metrics
+from dovecote.api.cookies import render_cookie
 from dovecote.control.functions import Functions
 from dovecote.control.invocations import Invocations, Wanted
-from dovecote.control.sessions import find_caller, key_in, render_cookie
+from dovecote.control.sessions import cookie_of, cookie_seconds, find_caller, key_in
 from dovecote.control.tenancy import Tenancy
 from dovecote.errors import DovecoteError, Invalid
 from dovecote.model.ids import new_id
@@ -132,8 +133,9 @@ class Asynchronous:
         if _wants_cookie(affinity, named, made):
             with contextlib.suppress(DovecoteError):  # the call is kept, whatever becomes of its session
                 session = await self._invocations.session(function, made)
+                seconds = cookie_seconds(affinity, session, datetime.now(UTC))
                 told["set-cookie"] = render_cookie(
-                    affinity, session, datetime.now(UTC), is_secure=is_secure(headers), prefix=prefix
+                    cookie_of(session), seconds, is_secure=is_secure(headers), prefix=prefix
                 )
         return 202, told, _render(made)
 

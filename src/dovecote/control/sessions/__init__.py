@@ -2,7 +2,7 @@
 
 from dovecote.control.sessions.activity import Activity
 from dovecote.control.sessions.callers import Caller, find_caller
-from dovecote.control.sessions.cookies import cookie_of, cookie_seconds, key_in, render_cookie
+from dovecote.control.sessions.cookies import cookie_of, cookie_seconds, key_in
 from dovecote.control.sessions.hook_runs import HookRuns
 from dovecote.control.sessions.keeping import Keeping
 from dovecote.control.sessions.live import InstanceView, Live
@@ -31,7 +31,6 @@ __all__ = [
     "find_caller",
     "inside_of",
     "key_in",
-    "render_cookie",
     "start_server",
     "stop_replica",
     "wait_for_port",

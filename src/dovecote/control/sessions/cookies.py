@@ -6,7 +6,6 @@ import hmac
 from datetime import datetime
 from hashlib import blake2b
 
-from dovecote.model.naming import cookie_name
 from dovecote.model.records import Session
 from dovecote.model.serving import Affinity
 from dovecote.model.sizes import TIERS
@@ -37,11 +36,3 @@ def cookie_seconds(affinity: Affinity, session: Session, now: datetime) -> int:
         return max(1, int((session.expires_at - now).total_seconds()))
     idle = session.idle_after or affinity.idle_after or TIERS[session.tier].idle_after
     return max(1, int(idle.total_seconds()))
-
-
-def render_cookie(affinity: Affinity, session: Session, now: datetime, *, is_secure: bool, prefix: str) -> str:
-    """As `set-cookie` has it. `prefix` is the path that the function was called by, empty where that is its name."""
-    name = cookie_name(is_secure=is_secure, is_by_path=bool(prefix))
-    seconds = cookie_seconds(affinity, session, now)
-    secure = "; Secure" if is_secure else ""
-    return f"{name}={cookie_of(session)}; Max-Age={seconds}; Path={prefix or '/'}; HttpOnly; SameSite=Lax{secure}"
